@@ -1,0 +1,90 @@
+"""Frozen dataclasses as configuration: described fields, and mappings turned into them.
+
+Every module that can be configured owns a frozen dataclass, the only place of its defaults and of
+its checks (`__post_init__`). This file is what they share. It knows nothing of YAML, Hydra or the
+command line.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from normlab.registry import unknown
+
+C = TypeVar("C")
+
+
+def knob(default: Any, description: str) -> Any:
+    """A dataclass field with a default and the line that `--help` prints for it."""
+    if callable(default):  # a nested config, or what makes one
+        return dataclasses.field(default_factory=default, metadata={"help": description})
+    return dataclasses.field(default=default, metadata={"help": description})
+
+
+def build(cls: type[C], values: Mapping[str, Any], path: str = "") -> C:
+    """`cls` from a (nested) mapping, which may leave out what has a default.
+
+    Args:
+        cls: a dataclass. Where it has a classmethod `variant(values)`, that chooses the subclass.
+        values: field names to values; nested dataclasses as nested mappings.
+        path: where `values` sits in the whole, for messages ("model.").
+
+    Raises:
+        UnknownNameError: a key that no field has, with the nearest one.
+        TypeError: a value of the wrong type, with its path, the value and what was expected.
+        ValueError: what the dataclass itself refuses.
+    """
+    chosen: Any = cls.variant(values) if hasattr(cls, "variant") else cls  # type: ignore[attr-defined]
+    fields = {f.name: f for f in dataclasses.fields(chosen)}
+    for key in values:
+        if key not in fields:
+            raise unknown(f"key of {path[:-1] or 'the config'}", key, fields)
+    hints = typing.get_type_hints(chosen)
+    built = {k: _convert(hints[k], v, f"{path}{k}") for k, v in values.items()}
+    return chosen(**built)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (a for a in args if a is not type(None))
+        return _convert(hint, value, path)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if isinstance(value, Mapping):
+            return build(hint, value, f"{path}.")  # type: ignore[arg-type]
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    raise TypeError(f"{path} = {value!r}: expected {expected}, got {type(value).__name__}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain dictionaries, from which `build` makes it again."""
+    return dataclasses.asdict(config)
+
+
+def describe(config: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Each leaf field of a config as (dotted path, value, description), nested ones included."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from describe(value, f"{path}{f.name}.")
+        else:
+            yield f"{path}{f.name}", value, f.metadata.get("help", "")
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless `condition`; for a dataclass's `__post_init__`."""
+    if not condition:
+        raise ValueError(message)

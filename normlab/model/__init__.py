@@ -1,0 +1,15 @@
+"""The transformer: where norms sit, attention, MLP, blocks."""
+
+from normlab.model.config import ModelConfig
+from normlab.model.context import Context
+from normlab.model.placement import Placement, PlacementConfig, placements
+from normlab.model.transformer import Transformer
+
+__all__ = [
+    "Context",
+    "ModelConfig",
+    "Placement",
+    "PlacementConfig",
+    "Transformer",
+    "placements",
+]

@@ -1,0 +1,115 @@
+"""Causal self-attention."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from normlab.model.config import ModelConfig
+from normlab.model.context import Context
+from normlab.model.linear import Linear
+from normlab.model.placement import MakeNorm
+from normlab.norms import Norm
+
+
+def rotate(
+    x: Float[Array, "b l h k"], theta: float, divisors: Sequence[float] = ()
+) -> Float[Array, "b l h k"]:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), element i paired with i + k/2.
+
+    This is the pairing of GPT-NeoX and of Llama's published weights in Hugging Face's layout.
+    `divisors` stretch the frequencies one by one, as models for long contexts have it.
+    """
+    half = x.shape[-1] // 2
+    # In float64, once: an error of a frequency is multiplied by the position.
+    frequency = theta ** (-np.arange(half) / half) / np.array(divisors or 1.0)
+    angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency.astype(np.float32)
+    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def soft_cap(x: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
+    """c·tanh(x/c), within ±c (Gemma 2, arXiv:2408.00118, section 2); `x` without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def capped_attention(
+    q: Float[Array, "b l h k"],
+    k: Float[Array, "b l g k"],
+    v: Float[Array, "b l g k"],
+    mask: Bool[Array, "l l"],
+    scale: float,
+    cap: float,
+) -> Float[Array, "b l h k"]:
+    """Attention whose scores are soft-capped, which `jax.nn.dot_product_attention` can't do."""
+    k, v = (jnp.repeat(t, q.shape[2] // t.shape[2], axis=2) for t in (k, v))
+    scores = soft_cap(jnp.einsum("bqhk,bshk->bhqs", q, k) * scale, cap)
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhqs,bshk->bqhk", weights, v)
+
+
+class Attention(nnx.Module):
+    """softmax(QKᵀ/√k) V P, with as many key/value heads as the config has.
+
+    Weights are stored as maps of rows: queries [d, h·k], keys and values [d, g·k], out [h·k, d].
+    A `local` one attends to the config's window, itself included, with its own rotary base.
+    """
+
+    def __init__(
+        self, config: ModelConfig, make_norm: MakeNorm, name: str, local: bool, rngs: nnx.Rngs
+    ):
+        c, k = config, config.head_size
+        out_std = c.init_std / math.sqrt(2 * c.layers)
+        bias = c.bias if c.qkv_bias is None else c.qkv_bias
+        self.config, self.local = c, local
+        self.query = Linear(c.width, c.heads * k, bias=bias, std=c.init_std, rngs=rngs)
+        self.key = Linear(c.width, c.kv * k, bias=bias, std=c.init_std, rngs=rngs)
+        self.value = Linear(c.width, c.kv * k, bias=bias, std=c.init_std, rngs=rngs)
+        self.out = Linear(c.heads * k, c.width, bias=c.bias, std=out_std, rngs=rngs)
+        self.norm_q = make_norm("norm_qk", f"{name}.query", k, c.heads)
+        self.norm_k = make_norm("norm_qk", f"{name}.key", k, c.kv)
+
+    def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
+        """The branch's output."""
+        c, (b, length, _) = self.config, x.shape
+        q = self.query(x).reshape(b, length, c.heads, c.head_size)
+        k = self.key(x).reshape(b, length, c.kv, c.head_size)
+        v = self.value(x).reshape(b, length, c.kv, c.head_size)
+        q, k = self._normed(self.norm_q, q, context), self._normed(self.norm_k, k, context)
+        if c.positions == "rotary":
+            q, k = self._rotated(q), self._rotated(k)
+        return self.out(self._attend(q, k, v).reshape(b, length, c.heads * c.head_size))
+
+    def _normed(self, norm: Norm | None, x: Array, context: Context) -> Array:
+        if norm is None or norm.width == x.shape[-1]:
+            return context.norm(norm, x)
+        return context.norm(norm, x.reshape(*x.shape[:-2], norm.width)).reshape(x.shape)
+
+    def _rotated(self, x: Float[Array, "b l h k"]) -> Float[Array, "b l h k"]:
+        c = self.config
+        if self.local and c.local_rope_theta is not None:
+            return rotate(x, c.local_rope_theta)
+        return rotate(x, c.rope_theta, c.rope_divisors)
+
+    def _attend(
+        self, q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], v: Float[Array, "b l g k"]
+    ) -> Float[Array, "b l h k"]:
+        c = self.config
+        scale = c.attention_scale or 1.0 / math.sqrt(c.head_size)
+        if c.attention_softcap is not None:
+            mask = self._mask(q.shape[1])
+            return capped_attention(q, k, v, mask, scale, c.attention_softcap)
+        window = (c.window - 1, 0) if self.local else None
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=scale, is_causal=c.causal, local_window_size=window
+        )
+
+    def _mask(self, length: int) -> Bool[Array, "l l"]:
+        age = jnp.arange(length)[:, None] - jnp.arange(length)
+        seen = age < (self.config.window if self.local else length)
+        return seen & (age >= 0) if self.config.causal else seen

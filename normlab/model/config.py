@@ -1,0 +1,118 @@
+"""The size and shape of a transformer."""
+
+from dataclasses import dataclass
+
+from normlab.config import check, knob
+from normlab.registry import choice
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+POSITIONS = ("learned", "rotary", "none")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder, GPT-2-like or Llama-like or between. Widths are in elements, lengths in tokens."""
+
+    layers: int = knob(4, "number of blocks, each one attention and one MLP")
+    width: int = knob(128, "d, elements of the residual stream")
+    heads: int = knob(4, "query heads")
+    kv_heads: int | None = knob(None, "key/value heads (grouped queries); null: as many as heads")
+    head_dim: int | None = knob(None, "elements of one head; null: width / heads")
+    hidden: int | None = knob(None, "elements inside the MLP; null: 4·width, gated 8/3·width")
+    activation: str = knob("silu", f"the MLP's non-linearity: {', '.join(ACTIVATIONS)}")
+    gated: bool = knob(True, "gated MLP, F(xE) ⊙ xB, then G (as in Llama); false: F(xE), then G")
+    positions: str = knob("rotary", f"how positions enter: {', '.join(POSITIONS)}")
+    max_length: int = knob(1024, "longest sequence (rows of the learned table; a bound otherwise)")
+    rope_theta: float = knob(10000.0, "base of the rotary frequencies")
+    rope_divisors: tuple[float, ...] = knob((), "one divisor per rotary frequency (long contexts)")
+    causal: bool = knob(True, "attend to earlier tokens only; false: an encoder")
+    window: int | None = knob(None, "tokens that a local block attends to; null: no local blocks")
+    global_every: int | None = knob(None, "each n-th block is global beside local ones; null: none")
+    local_rope_theta: float | None = knob(None, "rope_theta of local blocks; null: the same")
+    attention_scale: float | None = knob(None, "factor on qk; null: 1/√(head size)")
+    attention_softcap: float | None = knob(None, "c in c·tanh(qk/c) before the softmax; null: none")
+    logit_softcap: float | None = knob(None, "c in c·tanh(logit/c) behind the head; null: none")
+    embed_factor: float = knob(1.0, "constant factor on the embedding (Gemma: √d)")
+    tied: bool = knob(True, "the head is the embedding, transposed")
+    bias: bool = knob(False, "linear maps have biases")
+    qkv_bias: bool | None = knob(None, "queries, keys and values have biases; null: as bias says")
+    dropout: float = knob(0.0, "probability of dropping an element of embedding and branches")
+    init_std: float = knob(
+        0.02, "standard deviation of initial weights (output maps: /√(2·layers))"
+    )
+
+    def __post_init__(self) -> None:
+        choice("model.activation", self.activation, ACTIVATIONS)
+        choice("model.positions", self.positions, POSITIONS)
+        for name in ("layers", "width", "heads", "max_length"):
+            value = getattr(self, name)
+            check(value >= 1, f"model.{name} = {value}: expected a whole number ≥ 1")
+        self._check_heads()
+        self._check_attention()
+        check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: expected 0 ≤ p < 1")
+        check(self.init_std > 0, f"model.init_std = {self.init_std}: expected a number > 0")
+
+    def _check_heads(self) -> None:
+        if self.head_dim is None and self.width % self.heads:
+            near = min(_divisors(self.width), key=lambda n: abs(n - self.heads))
+            raise ValueError(
+                f"model.width = {self.width} is not divisible by model.heads = {self.heads}; "
+                f"the nearest number of heads that divides it is {near}"
+            )
+        if self.heads % self.kv:
+            near = min(_divisors(self.heads), key=lambda n: abs(n - self.kv))
+            raise ValueError(
+                f"model.heads = {self.heads} is not divisible by model.kv_heads = {self.kv}; "
+                f"the nearest number of key/value heads that divides it is {near}"
+            )
+        check(
+            self.positions != "rotary" or self.head_size % 2 == 0,
+            f"head size {self.head_size} (model.width / model.heads) is odd: rotary positions turn "
+            f"pairs; set model.head_dim={self.head_size + 1}, or model.positions=learned",
+        )
+
+    def _check_attention(self) -> None:
+        for name in ("window", "attention_scale", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"model.{name} = {value}: expected a number > 0")
+        for name in ("global_every", "local_rope_theta"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"model.{name} = {value}: expected a number > 0")
+            check(
+                value is None or self.window is not None,
+                f"model.{name} = {value} means nothing without model.window",
+            )
+        check(self.causal or self.window is None, "model.window needs model.causal=true")
+        pairs = self.head_size // 2
+        check(
+            len(self.rope_divisors) in (0, pairs),
+            f"model.rope_divisors has {len(self.rope_divisors)} values: expected none or {pairs}, "
+            "half the head size",
+        )
+
+    def local(self, layer: int) -> bool:
+        """Whether block `layer` (from 0) attends to the window only."""
+        if self.window is None:
+            return False
+        return self.global_every is None or (layer + 1) % self.global_every != 0
+
+    @property
+    def kv(self) -> int:
+        """Key/value heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """Elements of one head."""
+        return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def hidden_size(self) -> int:
+        """Elements inside the MLP; a gated one gets 8/3·width, up to a multiple of 8 (Llama)."""
+        if self.hidden is not None:
+            return self.hidden
+        return -(-8 * self.width // 24) * 8 if self.gated else 4 * self.width
+
+
+def _divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]

@@ -1,0 +1,98 @@
+"""The decoder: embedding, blocks, head."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from normlab.model.attention import soft_cap
+from normlab.model.block import Block
+from normlab.model.config import ModelConfig
+from normlab.model.context import Context
+from normlab.model.linear import Linear
+from normlab.model.placement import PlacementConfig, norm_maker
+from normlab.norms import NormConfig, norms
+
+
+class Transformer(nnx.Module):
+    """A causal language model of one norm type and one placement.
+
+    Its state holds parameters only: dropout keys and precisions come with each call (`Context`), so
+    `nnx.split(model)` gives a structure and a pytree of arrays for `jax.jit`. A tied head calls the
+    embedding; no Variable is shared.
+
+    Args:
+        config: size and shape.
+        norm: type and settings of every norm.
+        placement: where norms sit.
+        vocab_size: rows of the embedding.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        norm: NormConfig,
+        placement: PlacementConfig,
+        vocab_size: int,
+        seed: int = 0,
+    ):
+        rngs = nnx.Rngs(seed)
+        normal = jax.nn.initializers.normal(config.init_std)
+        kind = norms[norm.type]
+        make_norm = norm_maker(kind, norm, placement)
+        self.config, self.norm, self.placement = config, norm, placement
+
+        def table(rows: int) -> nnx.Embed:
+            return nnx.Embed(rows, config.width, embedding_init=normal, rngs=rngs)
+
+        def head() -> Linear:
+            return Linear(config.width, vocab_size, bias=False, std=config.init_std, rngs=rngs)
+
+        self.embed = table(vocab_size)
+        self.positions = table(config.max_length) if config.positions == "learned" else None
+        scale, gain = kind.embed_scale(norm, config.width), kind.branch_gain(norm)
+        self.embed_scale = None if scale is None else nnx.Param(jnp.float32(scale))
+        self.norm_embed = make_norm("norm_embed", "", config.width)
+        self.blocks = nnx.List(
+            [Block(config, make_norm, f"blocks.{i}", gain, rngs) for i in range(config.layers)]
+        )
+        self.norm_final = make_norm("norm_final", "", config.width)
+        self.head = None if config.tied else head()
+
+    def __call__(
+        self, tokens: Int[Array, "b l"], context: Context | None = None
+    ) -> Float[Array, "b l v"]:
+        """Logits of the token after each position.
+
+        Raises:
+            ValueError: a sequence longer than `max_length`.
+        """
+        context = context or Context()
+        x = self.stem(tokens, context)
+        for block in self.blocks:
+            x = block(x, context)
+        return self.logits(context.norm(self.norm_final, x))
+
+    def stem(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
+        """The residual stream before the first block."""
+        length = tokens.shape[1]
+        if length > self.config.max_length:
+            raise ValueError(
+                f"{length} tokens are more than model.max_length = {self.config.max_length}"
+            )
+        x = self.embed(tokens) * self.config.embed_factor
+        if self.positions is not None:
+            x = x + self.positions(jnp.arange(length))
+        if self.embed_scale is not None:
+            x = x * self.embed_scale[...]
+        return context.dropout(context.norm(self.norm_embed, x), self.config.dropout)
+
+    def logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        """The head: the embedding transposed, or a matrix of its own."""
+        if self.head is not None:
+            logits = self.head(x)
+        else:
+            rows = self.embed.attend(x.reshape(-1, x.shape[-1]))
+            logits = rows.reshape(*x.shape[:-1], -1)
+        return soft_cap(logits, self.config.logit_softcap)

@@ -1,0 +1,64 @@
+"""Progress as a bar on a terminal and as plain lines in a pipe."""
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+LINE_EVERY = 10.0
+"""Seconds between two plain lines."""
+
+console = Console(soft_wrap=True)
+"""Where the applications print."""
+
+
+class Progress:
+    """How far a loop has come, what it shows beside it, and how long it still takes.
+
+    Args:
+        title: what is under way.
+        total: steps of the loop.
+        start: steps done before (a resumed run).
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0):
+        self.title, self.total = title, total
+        self._start, self._began = start, time.monotonic()
+        self._line = self._began
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._bars = Bars(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bars.add_task(title, total=total, completed=start, shown="")
+
+    def __enter__(self) -> "Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def update(self, done: int, shown: str) -> None:
+        """`done` steps are behind us; `shown` says how it goes ("loss 3.21, 41,000 tokens/s")."""
+        self._bars.update(self._task, completed=done, shown=shown)
+        now = time.monotonic()
+        due = now - self._line >= LINE_EVERY or done == self.total
+        if not console.is_terminal and due and done > self._start:
+            self._line = now
+            left = (now - self._began) / (done - self._start) * (self.total - done)
+            print(f"{self.title}: {done}/{self.total}  {shown}  {left:.0f} s left", flush=True)

@@ -1,0 +1,133 @@
+"""A training run's directory: what is in it, and the model that came out of it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+from flax import nnx
+
+from normlab.checkpoint import Checkpoints
+from normlab.config import build
+from normlab.data.tokenizer import Tokenizer
+from normlab.language_model import LanguageModel
+from normlab.model import ModelConfig, PlacementConfig, Transformer
+from normlab.norms import NormConfig
+
+FINAL = ("finished", "stopped early", "diverged")
+"""States in which a run has ended; "running" is any other."""
+
+
+class Run:
+    """A run directory and the files in it.
+
+    asked.yaml (overrides as given), config.yaml (everything, resolved), provenance.json (code,
+    packages, device, text), tokenizer/, metrics.jsonl (a line a logged step), checkpoints/,
+    record.json (state, and once it has ended its results).
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+
+    def __getitem__(self, name: str) -> Path:
+        return self.directory / name
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a JSON or YAML file at once or not at all."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".json"):
+            text = json.dumps(content, indent=1)
+        else:
+            text = yaml.safe_dump(content, sort_keys=False)
+        half = self[f".{name}.{os.getpid()}"]
+        half.write_text(text)
+        half.replace(self[name])
+
+    def read(self, name: str) -> Any:
+        """A JSON or YAML file's content; an empty dictionary where there is no such file."""
+        if not self[name].exists():
+            return {}
+        text = self[name].read_text()
+        return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How the run stands."""
+        return self.read("record.json")
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.record.get("state") in FINAL
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged, without the half line that a kill may leave at the end."""
+        if not self["metrics.jsonl"].exists():
+            return []
+        lines = self["metrics.jsonl"].read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory is a run's."""
+    return (directory / "config.yaml").exists()
+
+
+def open_run(directory: str | Path) -> Run:
+    """An existing run.
+
+    Raises:
+        FileNotFoundError: the directory is not one that `python -m train` has written.
+    """
+    path = Path(directory)
+    if is_run(path):
+        return Run(path)
+    near = sorted(str(p.parent) for p in path.parent.glob("*/config.yaml"))[:3]
+    hint = f" Beside it: {', '.join(near)}." if near else ""
+    raise FileNotFoundError(
+        f"{path} is no run directory (it has no config.yaml, which `python -m train` writes).{hint}"
+    )
+
+
+def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
+    """The transformer that a run's config.yaml describes, freshly initialized."""
+    return Transformer(
+        build(ModelConfig, config["model"], "model."),
+        build(NormConfig, config["norm"], "norm."),
+        build(PlacementConfig, config["placement"], "placement."),
+        vocab_size,
+        config["seed"],
+    )
+
+
+def load(directory: str | Path) -> LanguageModel:
+    """The model of a run at its best validation point.
+
+    Raises:
+        FileNotFoundError: no run there, or one without a checkpoint yet.
+    """
+    run = open_run(directory)
+    config, tokenizer = run.read("config.yaml"), Tokenizer.load(run["tokenizer"])
+    shape = nnx.eval_shape(lambda: build_model(config, tokenizer.vocab_size))
+    graphdef, params = nnx.split(shape)
+    with Checkpoints(run["checkpoints"]) as checkpoints:
+        step = checkpoints.best()
+        if step is None:
+            raise FileNotFoundError(f"{run.directory} has no checkpoint yet")
+        loaded = checkpoints.load(step, params=params)["params"]
+    facts = {
+        "source": str(run.directory),
+        "step": step,
+        "config": config,
+        "training": run.record,
+        "training_provenance": run.read("provenance.json"),
+    }
+    return LanguageModel(run.directory.name, nnx.merge(graphdef, loaded), tokenizer, facts)
+
+
+def parameters(model: nnx.Module) -> int:
+    """How many numbers a model has learned."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model)))

@@ -1,0 +1,236 @@
+"""The training loop: steps, validations, checkpoints, and where to go on after a stop."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from normlab.checkpoint import Checkpoints
+from normlab.config import to_dict
+from normlab.data import Batches, Tokenized, load_tokens
+from normlab.model import Transformer
+from normlab.progress import Progress, console
+from normlab.provenance import provenance
+from normlab.run import Run, parameters
+from train.config import TrainConfig, run_name
+from train.metrics import MetricsLog
+from train.optimizer import groups, make_optimizer
+from train.step import make_step, make_validate
+
+
+class Diverged(Exception):
+    """A loss that is no number any more."""
+
+
+def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None = None) -> Run:
+    """Train until the end, or go on where an earlier call was stopped.
+
+    Args:
+        config: what to train.
+        asked: the overrides as they were given, for the record.
+        stop_after: leave after so many steps of this call, as a kill would (for tests).
+
+    Returns:
+        The run, whose record says how it ended. A run that has ended before is returned as it is.
+    """
+    tokens = load_tokens(config.data)
+    name = run_name(config, tokens.corpus.name)
+    run = Run(config.run or Path(config.runs) / name)
+    if run.ended:
+        console.print(f"{run.directory}: {run.record['state']} already")
+        return run
+    trainer = Trainer(config, tokens, run)
+    trainer.sign(asked)
+    trainer.fit(stop_after)
+    return run
+
+
+class Trainer:
+    """One run: its model, its batches, its directory."""
+
+    def __init__(self, config: TrainConfig, tokens: Tokenized, run: Run):
+        c = config
+        self.config, self.tokens, self.run = config, tokens, run
+        self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
+        model = Transformer(c.model, c.norm, c.placement, tokens.tokenizer.vocab_size, c.seed)
+        graphdef, self.params = nnx.split(model)
+        optimizer = make_optimizer(c.optimizer, c.steps, self.params)
+        self.state = optimizer.init(self.params)
+        self.step = make_step(graphdef, optimizer, c.seed)
+        self.validate_batch = make_validate(graphdef)
+        self.size = parameters(model)
+        self.log = MetricsLog(run)
+
+    def sign(self, asked: Sequence[str]) -> None:
+        """Write down what is about to happen; refuse a directory that holds another run.
+
+        Raises:
+            ValueError: the directory's config or text is not this one's.
+        """
+        config = to_dict(self.config)
+        papers = provenance() | {"text": self.tokens.corpus.sha256("train")}
+        papers |= {"tokenizer": self.tokens.tokenizer.hash}
+        before, text = self.run.read("config.yaml"), self.run.read("provenance.json")
+        same = run_name(self.config, self.tokens.corpus.name)
+        if before and self.run.read("record.json").get("name") != same:
+            difference = _differing(before, config)
+            raise ValueError(
+                f"{self.run.directory} holds a run of another config ({difference}); give another "
+                "run=DIR, or the config that is in its config.yaml"
+            )
+        for key in ("text", "tokenizer"):
+            if text and text[key] != papers[key]:
+                raise ValueError(
+                    f"the {key} has changed since {self.run.directory} began (SHA-256 "
+                    f"{text[key][:12]}… then, {papers[key][:12]}… now); give another run=DIR"
+                )
+        if not before:
+            self.run.write("asked.yaml", list(asked))
+            self.run.write("config.yaml", config)
+            self.run.write("provenance.json", papers)
+            self.tokens.tokenizer.save(self.run["tokenizer"])
+            self.run.write("record.json", {"name": same, "state": "running"})
+
+    def fit(self, stop_after: int | None = None) -> None:
+        """Train to the end and write the record."""
+        with Checkpoints(self.run["checkpoints"]) as checkpoints:
+            start = self._restore(checkpoints)
+            last = self.config.steps
+            try:
+                state = self._steps(checkpoints, start, min(last, start + (stop_after or last)))
+            except Diverged as end:
+                state = "diverged"
+                console.print(f"{self.run.directory}: {end}")
+        if state is not None:
+            self._finish(state)
+
+    def _restore(self, checkpoints: Checkpoints) -> int:
+        """Load the newest checkpoint; the number of steps that are behind us."""
+        step = checkpoints.latest()
+        if step is not None:
+            loaded = checkpoints.load(step, params=self.params, optimizer=self.state)
+            self.params, self.state = loaded["params"], loaded["optimizer"]
+        self.log.rewind(step)
+        return step or 0
+
+    def _steps(self, checkpoints: Checkpoints, start: int, stop: int) -> str | None:
+        """Steps start … stop − 1; how the run ended, or None where it goes on after `stop`."""
+        c, pending = self.config, None
+        if start == 0:
+            self._validate(checkpoints, 0)
+        with Progress(self._title(), c.steps, start) as progress:
+            for step in range(start, stop):
+                inputs, targets = self.batches.at(step)
+                self.params, self.state, metrics = self.step(
+                    self.params, self.state, np.int32(step), inputs, targets
+                )
+                if pending is not None:  # the device is busy with the next step meanwhile
+                    self._note(progress, *pending)
+                pending = (step + 1, metrics)
+                if (step + 1) % c.eval_every == 0 or step + 1 == c.steps:
+                    self._note(progress, *pending)
+                    pending = None
+                    self._validate(checkpoints, step + 1)
+                    if c.patience is not None and self.log.stale() >= c.patience:
+                        return "finished" if step + 1 == c.steps else "stopped early"
+            if pending is not None:
+                self._note(progress, *pending)
+        return "finished" if stop == c.steps else None
+
+    def _note(self, progress: Progress, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Fetch a step's metrics, show them, and log them when their turn has come."""
+        values = {k: float(v) for k, v in metrics.items()}
+        if not all(math.isfinite(v) for v in values.values()):
+            self.log.write(step, diverged=True, **{k: repr(v) for k, v in values.items()})
+            raise Diverged(f"diverged at step {step}: loss {values['loss']}")
+        rate = self.log.rate(step, self.config.batch * self.config.window)
+        progress.update(step, f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s")
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self.log.write(step, tokens_per_second=round(rate), **values)
+
+    def _validate(self, checkpoints: Checkpoints, step: int) -> None:
+        """Mean loss over the validation windows, logged, and a checkpoint that bears it."""
+        began = time.monotonic()
+        inputs, targets = validation_windows(self.tokens.split("valid"), self.config)
+        total = 0.0
+        for i in range(0, len(inputs), self.config.batch):
+            rows = slice(i, i + self.config.batch)
+            total += float(self.validate_batch(self.params, inputs[rows], targets[rows]))
+        loss = total / targets.size
+        if not math.isfinite(loss):
+            raise Diverged(f"diverged at step {step}: validation loss {loss}")
+        self.log.write(step, valid_loss=loss, valid_perplexity=math.exp(min(loss, 700.0)))
+        checkpoints.save(step, self.params, self.state, loss)
+        self.log.pause(time.monotonic() - began)
+
+    def _finish(self, state: str) -> None:
+        rows, best = self.run.metrics, self.log.best()
+        last = rows[-1]["step"] if rows else 0
+        record: dict[str, Any] = self.run.record | {
+            "state": state,
+            "norm": self.config.norm.type,
+            "placement": self.config.placement.type,
+            "seed": self.config.seed,
+            "steps": last,
+            "tokens_seen": last * self.config.batch * self.config.window,
+            "train_loss": next((r["loss"] for r in reversed(rows) if "loss" in r), None),
+            "best_step": best.get("step"),
+            "best_valid_loss": best.get("valid_loss"),
+            "best_valid_perplexity": best.get("valid_perplexity"),
+            "parameters": self.size,
+            "groups": _sizes(self.params),
+            "seconds": self.log.seconds(),
+        }
+        self.run.write("record.json", record)
+        reached = f", best validation perplexity {best['valid_perplexity']:.2f}" if best else ""
+        console.print(f"{self.run.directory}: {state} after {record['steps']} steps{reached}")
+
+    def _title(self) -> str:
+        return f"{self.config.norm.type} {self.config.placement.type} seed {self.config.seed}"
+
+
+def validation_windows(tokens: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The first disjoint windows of the validation split as (inputs, targets), [windows, window].
+
+    The count is cut to a multiple of the batch where that leaves any: one shape is compiled.
+    """
+    width = config.window
+    count = (len(tokens) - 1) // width
+    if config.eval_windows is not None:
+        count = min(count, config.eval_windows)
+    count = count // config.batch * config.batch or count
+    if count == 0:
+        raise ValueError(
+            f"the validation split has {len(tokens)} tokens, fewer than one window = {width}"
+        )
+    inputs = np.asarray(tokens[: count * width]).reshape(count, width)
+    targets = np.asarray(tokens[1 : count * width + 1]).reshape(count, width)
+    return inputs, targets
+
+
+def _sizes(params: Any) -> dict[str, dict[str, int]]:
+    """For each optimizer group its tensors and their elements."""
+    named = groups(params)
+    sizes: dict[str, dict[str, int]] = {}
+    for name, leaf in zip(named.values(), jax.tree.leaves(params), strict=True):
+        entry = sizes.setdefault(name, {"tensors": 0, "elements": 0})
+        entry["tensors"] += 1
+        entry["elements"] += leaf.size
+    return sizes
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any], path: str = "") -> str:
+    """The first key in which two nested dictionaries differ, with both values."""
+    for key in now:
+        a, b = before.get(key), now[key]
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := _differing(a, b, f"{path}{key}."):
+                return found
+        elif a != b and key not in ("runs", "run", "log_every"):
+            return f"{path}{key} = {a!r} there, {b!r} here"
+    return ""
