@@ -1,0 +1,41 @@
+"""Corpora, tokenizers and batches: from the name of a text to the integers that a step reads."""
+
+from normlab.data.batches import Batch, Batches
+from normlab.data.config import DataConfig
+from normlab.data.corpus import (
+    SPLITS,
+    Corpus,
+    CorpusDamagedError,
+    CorpusUnavailableError,
+    load_corpus,
+)
+from normlab.data.tokenizer import (
+    BPETokenizer,
+    Encoding,
+    PretrainedTokenizer,
+    Tokenizer,
+    TokenizerDamagedError,
+    WordTokenizer,
+    load_tokenizer,
+)
+from normlab.data.tokens import Tokenized, load_tokens
+
+__all__ = [
+    "SPLITS",
+    "BPETokenizer",
+    "Batch",
+    "Batches",
+    "Corpus",
+    "CorpusDamagedError",
+    "CorpusUnavailableError",
+    "DataConfig",
+    "Encoding",
+    "PretrainedTokenizer",
+    "Tokenized",
+    "Tokenizer",
+    "TokenizerDamagedError",
+    "WordTokenizer",
+    "load_corpus",
+    "load_tokenizer",
+    "load_tokens",
+]

@@ -1,0 +1,62 @@
+"""Batches: where in a long row of tokens each step of training reads."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from normlab.config import check
+
+
+class Batch(NamedTuple):
+    """Windows of tokens, and for each token the one that follows it."""
+
+    inputs: Int32[np.ndarray, "batch window"]
+    targets: Int32[np.ndarray, "batch window"]
+
+
+class Batches:
+    """Batches of windows of one split, each a pure function of (seed, step).
+
+    An epoch cuts the tokens into windows that don't overlap, from a random offset, and takes
+    them in a random order; what doesn't fill a batch is left out, other windows in each epoch.
+    There is no state: step k can be had without the steps before it.
+
+    Args:
+        tokens: the split.
+        batch_size: windows in a batch.
+        window: tokens in a window.
+        seed: another seed, another order.
+
+    Raises:
+        ValueError: sizes below 1, or a split shorter than one batch.
+    """
+
+    def __init__(
+        self, tokens: Int32[np.ndarray, " tokens"], batch_size: int, window: int, seed: int
+    ):
+        check(batch_size >= 1, f"batch_size = {batch_size}: expected at least 1")
+        check(window >= 1, f"window = {window}: expected at least 1")
+        check(seed >= 0, f"seed = {seed}: expected 0 or more")
+        needed = batch_size * window + 1  # each input has a target
+        check(
+            len(tokens) >= needed,
+            f"the split has {len(tokens):,} tokens, one batch of {batch_size} windows of {window} "
+            f"takes {needed:,}: use a smaller batch_size or window",
+        )
+        self.tokens, self.batch_size, self.window, self.seed = tokens, batch_size, window, seed
+        # Where there is more than one batch, up to a window of tokens is kept for the offset.
+        self.steps_per_epoch = max(1, (len(tokens) - window) // (batch_size * window))
+        used = self.steps_per_epoch * batch_size * window
+        self._offsets = min(window, len(tokens) - used)
+
+    def at(self, step: int) -> Batch:
+        """The batch of `step`, counted from 0 and on through the epochs."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng((self.seed, epoch))
+        offset = int(rng.integers(self._offsets))
+        windows = (len(self.tokens) - 1 - offset) // self.window
+        chosen = rng.permutation(windows)[place * self.batch_size :][: self.batch_size]
+        starts = offset + chosen * self.window
+        rows = self.tokens[starts[:, None] + np.arange(self.window + 1)].astype(np.int32)
+        return Batch(rows[:, :-1], rows[:, 1:])

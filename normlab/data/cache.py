@@ -1,0 +1,83 @@
+"""Folders of computed files, found by what they were computed from."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def cached(
+    root: Path, kind: str, made_from: Mapping[str, Any], make: Callable[[Path], None]
+) -> Path:
+    """The folder `root/kind/<hash of made_from>`, filled by `make` if it isn't there yet.
+
+    Each use compares the folder's manifest with `made_from` and every file with its hash; a
+    folder that doesn't fit is made anew, with a notice. A folder appears under its name only
+    when it is whole, so processes that race, or one that is killed, leave nothing half done.
+
+    Args:
+        root: the cache.
+        kind: a word that sorts entries, such as "tokens".
+        made_from: everything that the files depend on; plain JSON.
+        make: writes the files into the empty folder that it is given.
+
+    Raises:
+        OSError: the cache can't be written.
+    """
+    wanted = json.loads(json.dumps(made_from))
+    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
+    folder = root / kind / key
+    if folder.exists():
+        fault = _fault(folder, wanted)
+        if fault is None:
+            return folder
+        log.warning("the cached %s in %s can't be used (%s); making them anew", kind, folder, fault)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{key}-") as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir()
+        make(fresh)
+        files = {f.name: _sha256(f) for f in sorted(fresh.iterdir())}
+        manifest = {"made_from": wanted, "files": files}
+        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _put(fresh, folder, Path(scratch) / "old", wanted)
+    return folder
+
+
+def _put(fresh: Path, folder: Path, old: Path, wanted: Any) -> None:
+    if folder.exists() and _fault(folder, wanted) is None:  # another process was faster
+        return
+    try:
+        if folder.exists():
+            os.rename(folder, old)  # whoever still reads it keeps it
+        os.rename(fresh, folder)
+    except OSError:
+        if _fault(folder, wanted) is not None:  # not another process's, then
+            raise
+
+
+def _fault(folder: Path, wanted: Any) -> str | None:
+    """What is wrong with a cached folder; None if it may be used."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["made_from"] != wanted:
+            return "made from something else"
+        for name, expected in manifest["files"].items():
+            if _sha256(folder / name) != expected:
+                return f"{name} has changed"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,47 @@
+"""Which text a run reads, how it is cut into tokens, and where both are kept."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from normlab.config import check, knob
+from normlab.registry import choice
+
+CORPORA = ("auto", "wikitext2", "wikitext2-raw", "embedded")
+TOKENIZERS = ("bpe", "word")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text and its tokens. Unset folders come from the environment, so that a config that
+    is stored with a run names no machine.
+    """
+
+    corpus: str = knob(
+        "auto", "auto (wikitext2, else embedded), wikitext2, wikitext2-raw or embedded"
+    )
+    root: str | None = knob(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
+    tokenizer: str = knob("bpe", "bpe (byte-level, trained on the training split) or word")
+    vocab_size: int = knob(4096, "entries of the bpe vocabulary, the 256 bytes included")
+    cache: str | None = knob(
+        None, "folder for tokens; else the variable NORMLAB_CACHE, else ~/.cache/normlab"
+    )
+
+    def __post_init__(self) -> None:
+        choice("corpus", self.corpus, CORPORA)
+        choice("tokenizer", self.tokenizer, TOKENIZERS)
+        check(
+            self.vocab_size >= 257,
+            f"vocab_size = {self.vocab_size}: a byte-level vocabulary holds the 256 bytes and at "
+            "least one merge, so 257 is the smallest",
+        )
+
+    def root_folder(self) -> Path | None:
+        """Where WikiText-2 lies on this machine, if anyone said so. It may not exist."""
+        root = self.root or os.environ.get("NORMLAB_DATA")
+        return Path(root).expanduser() if root else None
+
+    def cache_folder(self) -> Path:
+        """Where tokens are kept between runs. It may not exist yet."""
+        cache = self.cache or os.environ.get("NORMLAB_CACHE") or "~/.cache/normlab"
+        return Path(cache).expanduser()

@@ -1,0 +1,99 @@
+"""A corpus: three named splits of text, and what a record must say about them."""
+
+import hashlib
+import logging
+import platform
+from dataclasses import dataclass, field
+
+from normlab.data import embedded, wikitext
+from normlab.data.config import DataConfig
+from normlab.data.wikitext import CorpusDamagedError, CorpusUnavailableError, Reader
+from normlab.registry import choice
+
+__all__ = [
+    "SPLITS",
+    "Corpus",
+    "CorpusDamagedError",
+    "CorpusUnavailableError",
+    "load_corpus",
+]
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text in three splits, read when asked for and kept.
+
+    Args:
+        name: wikitext2, wikitext2-raw or embedded.
+        revision: which version of it.
+        title: what a table's head says.
+        read: a split's name to its whole text.
+    """
+
+    name: str
+    revision: str
+    title: str
+    read: Reader = field(repr=False, compare=False)
+    _texts: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def text(self, split: str) -> str:
+        """The whole split as one string, each line with its newline.
+
+        Raises:
+            UnknownNameError: a split other than train, valid and test.
+            CorpusUnavailableError: this split isn't where the others are.
+            CorpusDamagedError: the text isn't the published one.
+        """
+        choice("split", split, SPLITS)
+        if split not in self._texts:
+            self._texts[split] = self.read(split)
+        return self._texts[split]
+
+    def sha256(self, split: str) -> str:
+        """Hash of the split's UTF-8 bytes."""
+        return hashlib.sha256(self.text(split).encode()).hexdigest()
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """The corpus that `config` names; for `auto`, WikiText-2 or else the embedded one.
+
+    Nothing but the place of the text is looked up here: a split is read when it is asked for.
+
+    Raises:
+        CorpusUnavailableError: WikiText-2 was asked for by name and can't be had.
+    """
+    if config.corpus == "embedded":
+        return _embedded()
+    if config.corpus != "auto":
+        return _wikitext(config.corpus, config)
+    try:
+        return _wikitext("wikitext2", config)
+    except CorpusUnavailableError as error:
+        corpus = _embedded()
+        log.warning("data=auto uses %s. %s", corpus.title, error)
+        return corpus
+
+
+def _embedded() -> Corpus:
+    return Corpus(
+        name="embedded",
+        revision=f"Python {platform.python_version()}",
+        title=f"{embedded.TITLE}, not WikiText-2",
+        read=embedded.read,
+    )
+
+
+def _wikitext(name: str, config: DataConfig) -> Corpus:
+    published = wikitext.CONFIGS[name]
+    known = [split for split in SPLITS if (name, split) in wikitext.FACTS]
+    unknown = [split for split in SPLITS if split not in known]
+    return Corpus(
+        name=name,
+        revision=published + "".join(f", {split} split unverified" for split in unknown),
+        title=f"WikiText-2 ({published})",
+        read=wikitext.find(name, config.root_folder()),
+    )

@@ -1,0 +1,293 @@
+"""Tokenizers: text to ids and back, each with the hash of what defines it."""
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from normlab.config import check
+from normlab.registry import choice
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HFTokenizer
+
+CARD = "tokenizer_card.json"
+
+
+class Encoding(NamedTuple):
+    """Tokens of a text, and where they end in it.
+
+    `ends[i]` is the offset, in characters, behind token i. The tokens a … b−1 stand for
+    `text[ends[a-1]:ends[b-1]]` (from 0 for a = 0), white space between words included, so that
+    bytes and words of any span of tokens can be counted. Of tokens that share a character (a
+    byte-level token may be part of one) each ends behind it.
+    """
+
+    ids: Int32[np.ndarray, " tokens"]
+    ends: Int64[np.ndarray, " tokens"]
+
+
+class TokenizerDamagedError(ValueError):
+    """A stored tokenizer that isn't the one that was saved."""
+
+
+class Tokenizer(ABC):
+    """What models, batches and perplexities need of a tokenizer.
+
+    Attributes:
+        name: what a table says ("bpe-4096").
+        vocab_size: ids are 0 … vocab_size − 1.
+        bos: the id that begins a text, for tokenizers that have one.
+        hash: SHA-256 of all that defines it. Two tokenizers of one hash encode alike.
+        definition: what `file` holds in the folder of a saved one.
+    """
+
+    kind: ClassVar[str]
+    file: ClassVar[str]
+    definition: str
+    name: str
+    vocab_size: int
+    bos: int | None
+    hash: str
+
+    @abstractmethod
+    def encode(self, text: str) -> Encoding:
+        """The whole text; nothing is added to it, BOS included."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
+        """The text of `ids`."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, definition: str, name: str, bos: int | None) -> "Tokenizer":
+        """The tokenizer that had this definition, name and BOS."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`, for `load_tokenizer`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / self.file).write_bytes(self.definition.encode())
+        card = {"kind": self.kind, "name": self.name, "bos": self.bos, "hash": self.hash}
+        (folder / CARD).write_text(json.dumps(card, indent=1))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote into `folder`; needs no training text.
+
+    Raises:
+        FileNotFoundError: there is none.
+        TokenizerDamagedError: the files have changed since.
+    """
+    card = json.loads((folder / CARD).read_text())
+    cls = _KINDS[choice("kind of tokenizer", card["kind"], _KINDS)]
+    definition = (folder / cls.file).read_bytes().decode()
+    got = _hash(definition, card["bos"])
+    if got != card["hash"]:
+        raise TokenizerDamagedError(
+            f"the tokenizer in {folder} has changed since it was saved: hash {got}, "
+            f"expected {card['hash']}"
+        )
+    return cls.restore(definition, card["name"], card["bos"])
+
+
+def _hash(definition: str, bos: int | None) -> str:
+    return hashlib.sha256(f"{bos}\n{definition}".encode()).hexdigest()
+
+
+# --- words
+
+
+UNK, EOS = "<unk>", "<eos>"
+_WORD = re.compile(r"\n|\S+")
+
+
+class WordTokenizer(Tokenizer):
+    """WikiText's own words: what stands between white space, and `<eos>` at each line's end.
+
+    Words that aren't in the vocabulary become `<unk>`.
+
+    Args:
+        words: the vocabulary; the place is the id. Begins with `<unk>`, `<eos>`.
+    """
+
+    kind = "word"
+    file = "words.txt"
+    bos = None
+
+    def __init__(self, words: Sequence[str]):
+        first, (twice, times) = list(words[:2]), Counter(words).most_common(1)[0]
+        check(first == [UNK, EOS], f"words begin with {first!r}: expected {[UNK, EOS]!r}")
+        check(times == 1, f"words hold {twice!r} {times} times: expected each word once")
+        self.words = tuple(words)
+        self.vocab_size = len(words)
+        self.name = f"word-{self.vocab_size}"
+        self.definition = "\n".join(words)
+        self.hash = _hash(self.definition, None)
+        self._ids = {word: i for i, word in enumerate(words)}
+        self._ids["\n"] = 1
+
+    @classmethod
+    def train(cls, text: str) -> "WordTokenizer":
+        """The vocabulary of all words of `text`: the most frequent first, ties by the alphabet."""
+        counts = Counter(text.split())
+        counts.pop(UNK, None)
+        counts.pop(EOS, None)
+        return cls([UNK, EOS, *sorted(counts, key=lambda word: (-counts[word], word))])
+
+    def encode(self, text: str) -> Encoding:
+        """Each word and each newline is a token; white space belongs to the token behind it."""
+        size = text.count("\n") + len(text.split())
+        ids, ends = np.empty(size, np.int32), np.empty(size, np.int64)
+        for i, match in enumerate(_WORD.finditer(text)):
+            ids[i] = self._ids.get(match[0], 0)
+            ends[i] = match.end()
+        return Encoding(ids, ends)
+
+    def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
+        """In WikiText's layout, a space before each word and each newline.
+
+        Exact for WikiText's own known words; other texts come back with their white space changed.
+        """
+        return "".join(" \n" if i == 1 else f" {self.words[i]}" for i in ids)
+
+    @classmethod
+    def restore(cls, definition: str, name: str, bos: int | None) -> "WordTokenizer":
+        return cls(definition.split("\n"))
+
+
+# --- subwords
+
+
+class PretrainedTokenizer(Tokenizer):
+    """Any tokenizer that Hugging Face's `tokenizers` can read.
+
+    Args:
+        definition: the content of a `tokenizer.json`.
+        name: what a table says.
+        bos: the id that begins a text; None where the model was trained without one.
+    """
+
+    kind = "pretrained"
+    file = "tokenizer.json"
+
+    def __init__(self, definition: str, name: str, bos: int | None = None):
+        from tokenizers import Tokenizer as HFTokenizer
+
+        self.definition = definition
+        self._tokenizer: HFTokenizer = HFTokenizer.from_str(definition)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.name = name
+        self.bos = bos
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        self.hash = _hash(definition, bos)
+
+    @classmethod
+    def from_file(cls, file: Path, name: str, bos: str | None = None) -> "PretrainedTokenizer":
+        """From a `tokenizer.json`; `bos` is the token's own text (`"<bos>"`).
+
+        Raises:
+            ValueError: a `bos` that isn't in the vocabulary.
+        """
+        tokenizer = cls(file.read_bytes().decode(), name)
+        if bos is None:
+            return tokenizer
+        number = tokenizer._tokenizer.token_to_id(bos)
+        check(number is not None, f"bos = {bos!r}: expected a token of {file.name}")
+        return cls(tokenizer.definition, name, number)
+
+    def encode(self, text: str) -> Encoding:
+        """The text as one string, as perplexities of pretrained models take it."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ends = np.array([end for _, end in encoding.offsets], np.int64)
+        return Encoding(np.array(encoding.ids, np.int32), ends)
+
+    def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
+        """The text of `ids`, special tokens included."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @classmethod
+    def restore(cls, definition: str, name: str, bos: int | None) -> "PretrainedTokenizer":
+        return cls(definition, name, bos)
+
+
+class BPETokenizer(PretrainedTokenizer):
+    """Byte-level BPE in the manner of GPT-2: any text, back again exactly, no unknowns.
+
+    R. Sennrich, B. Haddow, A. Birch, *Neural Machine Translation of Rare Words with Subword
+    Units*, 2016; A. Radford et al., *Language Models are Unsupervised Multitask Learners*, 2019,
+    §2.2. No token reaches beyond a newline, so lines can be encoded one by one.
+    """
+
+    kind = "bpe"
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
+        """Merges learned from `text`: the 256 bytes and up to `vocab_size` − 256 of them."""
+        from tokenizers.pre_tokenizers import ByteLevel
+        from tokenizers.trainers import BpeTrainer
+
+        tokenizer = _untrained_bpe()
+        trainer = BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=sorted(ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_lines(text), trainer)
+        return cls(tokenizer.to_str(), f"bpe-{tokenizer.get_vocab_size()}")
+
+    def encode(self, text: str) -> Encoding:
+        """The whole text, its lines in parallel."""
+        lines = list(_lines(text))
+        encodings = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        ids = np.fromiter((i for e in encodings for i in e.ids), np.int32)
+        last_byte = np.cumsum(self._bytes[ids])
+        # A character begins at each byte that doesn't continue one (10xxxxxx).
+        raw = np.frombuffer(text.encode(), np.uint8)
+        begun = np.cumsum((raw & 0xC0) != 0x80)
+        return Encoding(ids, begun[last_byte - 1])
+
+    @cached_property
+    def _bytes(self) -> Int64[np.ndarray, " vocabulary"]:
+        # Byte-level vocabularies write each byte as one printable character.
+        vocabulary = self._tokenizer.get_vocab()
+        lengths = np.zeros(self.vocab_size, np.int64)
+        lengths[list(vocabulary.values())] = [len(token) for token in vocabulary]
+        return lengths
+
+
+def _untrained_bpe() -> "HFTokenizer":
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import decoders, models, pre_tokenizers
+
+    tokenizer = HFTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", behavior="merged_with_previous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines with their newline; unlike `splitlines`, at newlines only."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+_KINDS: dict[str, type[Tokenizer]] = {
+    cls.kind: cls for cls in (WordTokenizer, BPETokenizer, PretrainedTokenizer)
+}

@@ -1,0 +1,114 @@
+import json
+import multiprocessing
+import threading
+
+import pytest
+
+from normlab.data.cache import MANIFEST, cached
+
+
+def write(content: str):
+    return lambda folder: (folder / "a.txt").write_text(content)
+
+
+def never(folder):
+    raise AssertionError("made again")
+
+
+def test_made_once_and_found_again(tmp_path):
+    folder = cached(tmp_path, "thing", {"text": "x", "size": 3}, write("one"))
+    assert folder.parent == tmp_path / "thing"
+    assert (folder / "a.txt").read_text() == "one"
+    assert cached(tmp_path, "thing", {"size": 3, "text": "x"}, never) == folder
+
+
+def test_every_setting_makes_another_folder(tmp_path):
+    settings = [{"text": "x", "size": 3}, {"text": "y", "size": 3}, {"text": "x", "size": 4}, {}]
+    assert len({cached(tmp_path, "thing", s, write("one")) for s in settings}) == len(settings)
+
+
+@pytest.mark.parametrize("damage", ["file", "missing", "no manifest", "other manifest", "garbage"])
+def test_a_damaged_folder_is_made_anew_with_a_notice(tmp_path, caplog, damage):
+    folder = cached(tmp_path, "thing", {"size": 3}, write("one"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if damage == "file":
+        (folder / "a.txt").write_text("two")
+    elif damage == "missing":
+        (folder / "a.txt").unlink()
+    elif damage == "no manifest":
+        (folder / MANIFEST).unlink()
+    elif damage == "other manifest":
+        (folder / MANIFEST).write_text(json.dumps(manifest | {"made_from": {"size": 4}}))
+    else:
+        (folder / MANIFEST).write_text("[1")
+    assert cached(tmp_path, "thing", {"size": 3}, write("three")) == folder
+    assert (folder / "a.txt").read_text() == "three"
+    assert "can't be used" in caplog.text
+    caplog.clear()
+    cached(tmp_path, "thing", {"size": 3}, never)
+    assert not caplog.text
+
+
+def test_a_failed_make_leaves_nothing(tmp_path):
+    def fail(folder):
+        (folder / "a.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path, "thing", {}, fail)
+    assert list((tmp_path / "thing").iterdir()) == []
+
+
+def test_the_slower_of_two_takes_the_result_of_the_faster(tmp_path):
+    def slow(folder):
+        cached(tmp_path, "thing", {}, write("fast"))
+        (folder / "a.txt").write_text("slow")
+
+    folder = cached(tmp_path, "thing", {}, slow)
+    assert (folder / "a.txt").read_text() == "fast"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_damage_that_another_process_has_repaired_meanwhile(tmp_path):
+    folder = cached(tmp_path, "thing", {}, write("one"))
+    (folder / "a.txt").write_text("damaged")
+
+    def slow(fresh):
+        cached(tmp_path, "thing", {}, write("fast"))
+        (fresh / "a.txt").write_text("slow")
+
+    cached(tmp_path, "thing", {}, slow)
+    assert (folder / "a.txt").read_text() == "fast"
+
+
+def race(root, barrier, number):
+    for turn in range(20):
+        barrier.wait()
+        folder = cached(root, "thing", {"turn": turn}, write(f"{number}" * 10_000))
+        assert len(set((folder / "a.txt").read_text())) == 1
+
+
+def test_processes_that_race_all_find_one_whole_folder(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    racers = [context.Process(target=race, args=(tmp_path, barrier, n)) for n in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+        assert racer.exitcode == 0
+    assert len(list((tmp_path / "thing").iterdir())) == 20
+
+
+def test_threads_that_race_share_a_folder(tmp_path):
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(cached(tmp_path, "thing", {}, write("one"))))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from normlab.data import DataConfig
+from normlab.registry import UnknownNameError
+
+
+def test_bad_values_name_the_nearest_right_one():
+    with pytest.raises(UnknownNameError, match=r"'wikitext'.*Did you mean 'wikitext2'"):
+        DataConfig(corpus="wikitext")
+    with pytest.raises(UnknownNameError, match="Did you mean 'word'"):
+        DataConfig(tokenizer="words")
+    with pytest.raises(ValueError, match=r"vocab_size = 256.*257"):
+        DataConfig(vocab_size=256)
+    assert DataConfig(vocab_size=257).vocab_size == 257
+
+
+def test_folders_come_from_the_config_then_the_environment(monkeypatch):
+    monkeypatch.setenv("NORMLAB_DATA", "/from/environment")
+    monkeypatch.setenv("NORMLAB_CACHE", "/cache/of/environment")
+    assert DataConfig().root_folder() == Path("/from/environment")
+    assert DataConfig(root="/said").root_folder() == Path("/said")
+    assert DataConfig().cache_folder() == Path("/cache/of/environment")
+    assert DataConfig(cache="/said").cache_folder() == Path("/said")
+    monkeypatch.delenv("NORMLAB_DATA")
+    monkeypatch.delenv("NORMLAB_CACHE")
+    assert DataConfig().root_folder() is None
+    assert DataConfig().cache_folder() == Path.home() / ".cache" / "normlab"

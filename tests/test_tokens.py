@@ -1,0 +1,141 @@
+import logging
+import os
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from normlab.data import (
+    Corpus,
+    CorpusUnavailableError,
+    DataConfig,
+    Tokenized,
+    WordTokenizer,
+    load_tokens,
+)
+from normlab.data import tokens as tokens_file
+
+REAL = pytest.mark.skipif("NORMLAB_DATA" not in os.environ, reason="NORMLAB_DATA is not set")
+
+
+def toy(**changes: str) -> Corpus:
+    texts = {"train": "a b c\n" * 50, "valid": "a b\n", "test": "c d\n"} | changes
+    return Corpus("toy", "1", "Toy", texts.__getitem__)
+
+
+def config(tmp_path, **settings) -> DataConfig:
+    return DataConfig(corpus="embedded", cache=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "word"])
+def test_splits_are_the_text_in_tokens(tokenizer, tmp_path):
+    tokenized = load_tokens(config(tmp_path, tokenizer=tokenizer, vocab_size=500))
+    assert tokenized.tokenizer.kind == tokenizer
+    for split in ("valid", "test"):
+        text = tokenized.corpus.text(split)
+        ids, ends = tokenized.encoding(split)
+        fresh = tokenized.tokenizer.encode(text)
+        np.testing.assert_array_equal(ids, fresh.ids)
+        np.testing.assert_array_equal(ends, fresh.ends)
+        np.testing.assert_array_equal(tokenized.split(split), ids)
+        assert len(text) - 1 <= ends[-1] <= len(text)
+
+
+def test_splits_are_mapped_and_read_only(tmp_path):
+    ids = load_tokens(config(tmp_path, tokenizer="word")).split("valid")
+    assert isinstance(ids, np.memmap)
+    assert ids.dtype == np.int32
+    with pytest.raises(ValueError, match="read-only"):
+        ids[0] = 1
+
+
+def test_the_second_time_nothing_is_computed(tmp_path, monkeypatch):
+    first = load_tokens(config(tmp_path, vocab_size=500))
+    ids = first.split("valid")
+    for cls in (tokens_file.BPETokenizer, tokens_file.WordTokenizer):
+        monkeypatch.setattr(cls, "train", None)
+        monkeypatch.setattr(cls, "encode", None)
+    again = load_tokens(config(tmp_path, vocab_size=500))
+    np.testing.assert_array_equal(again.split("valid"), ids)
+    assert again.tokenizer.hash == first.tokenizer.hash
+
+
+def entries(tmp_path, kind):
+    return {p.name for p in (tmp_path / kind).iterdir()}
+
+
+def test_another_setting_is_another_entry(tmp_path):
+    for settings in ({"vocab_size": 500}, {"vocab_size": 501}, {"tokenizer": "word"}):
+        load_tokens(config(tmp_path, **settings)).split("valid")
+    assert len(entries(tmp_path, "tokenizers")) == len(entries(tmp_path, "tokens")) == 3
+    load_tokens(config(tmp_path, tokenizer="word", vocab_size=999)).split("valid")
+    assert len(entries(tmp_path, "tokenizers")) == 3  # vocab_size is nothing to a word tokenizer
+
+
+def test_another_text_or_version_is_another_entry(tmp_path, monkeypatch):
+    word = WordTokenizer.train("a b c\n")
+    old = Tokenized(toy(), word, tmp_path).split("valid")
+    new = Tokenized(toy(valid="b a\n"), word, tmp_path).split("valid")
+    assert old.tolist() != new.tolist()
+    monkeypatch.setattr(tokens_file, "FORMAT", 2)
+    Tokenized(toy(), word, tmp_path).split("valid")
+    monkeypatch.setattr(tokens_file, "version", lambda package: "0.0.1")
+    Tokenized(toy(), word, tmp_path).split("valid")
+    assert len(entries(tmp_path, "tokens")) == 4
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, caplog):
+    tokenized = Tokenized(toy(), WordTokenizer.train("a b c\n"), tmp_path)
+    expected = tokenized.split("train").tolist()
+    (file,) = (tmp_path / "tokens").glob("*/ids.npy")
+    file.write_bytes(file.read_bytes()[:-4] + b"\7\0\0\0")
+    assert tokenized.split("train").tolist() == expected
+    assert "ids.npy has changed" in caplog.text
+
+
+def test_a_damaged_tokenizer_is_trained_anew(tmp_path, caplog):
+    first = load_tokens(config(tmp_path, tokenizer="word")).tokenizer
+    (file,) = (tmp_path / "tokenizers").glob("*/words.txt")
+    file.write_text("<unk>\n<eos>\n")
+    assert load_tokens(config(tmp_path, tokenizer="word")).tokenizer.hash == first.hash
+    assert "words.txt has changed" in caplog.text
+
+
+def test_a_tokenizer_at_hand_needs_no_training_text(tmp_path):
+    def read(split):
+        if split == "train":
+            raise CorpusUnavailableError("no training split")
+        return "a b x\n"
+
+    tokenized = Tokenized(Corpus("toy", "1", "Toy", read), WordTokenizer.train("a b\n"), tmp_path)
+    assert tokenized.split("test").tolist() == [2, 3, 0, 1]
+    with pytest.raises(CorpusUnavailableError):
+        tokenized.split("train")
+    assert list((tmp_path / "tokens").glob("**/ids.npy"))  # the test split's, and no half entry
+    assert len(entries(tmp_path, "tokens")) == 1
+
+
+def test_words_that_are_not_as_many_as_published_are_refused(tmp_path):
+    forged = Corpus("wikitext2", "?", "?", lambda split: "a b\n")
+    with pytest.raises(ValueError, match=r"3 words, expected 217,646"):
+        Tokenized(forged, WordTokenizer.train("a b\n"), tmp_path).split("valid")
+
+
+@REAL
+def test_wikitext2_has_the_published_counts(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    tokenized = load_tokens(DataConfig(corpus="wikitext2", tokenizer="word", cache=str(tmp_path)))
+    assert tokenized.tokenizer.vocab_size == 33_278
+    counts = {split: len(tokenized.split(split)) for split in ("train", "valid", "test")}
+    assert counts == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
+    assert not caplog.text
+
+
+@REAL
+def test_bpe_on_wikitext2_counts_every_byte_and_word(tmp_path):
+    tokenized = load_tokens(DataConfig(corpus="wikitext2", cache=str(tmp_path)))
+    assert tokenized.tokenizer.name == "bpe-4096"
+    text, (ids, ends) = tokenized.corpus.text("test"), tokenized.encoding("test")
+    assert tokenized.tokenizer.decode(ids) == text
+    cuts = [0, *ends[999::1000].tolist(), len(text)]
+    assert sum(len(text[a:b].encode()) for a, b in pairwise(cuts)) == 1_256_449
