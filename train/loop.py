@@ -121,7 +121,7 @@ class Trainer:
     def _steps(self, checkpoints: Checkpoints, start: int, stop: int) -> str | None:
         """Steps start … stop − 1; how the run ended, or None where it goes on after `stop`."""
         c, pending = self.config, None
-        if start == 0:
+        if checkpoints.latest() is None:
             self._validate(checkpoints, 0)
         with Progress(self._title(), c.steps, start) as progress:
             for step in range(start, stop):

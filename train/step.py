@@ -32,7 +32,7 @@ def make_step(
     def step_once(params: Params, state: Any, step: jax.Array, inputs: jax.Array, targets: Any):
         value, gradients = jax.value_and_grad(loss)(params, step, inputs, targets)
         updates, state = optimizer.update(gradients, state, params)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
         return optax.apply_updates(params, updates), state, metrics
 
     return jax.jit(step_once, donate_argnums=(0, 1))

@@ -1,0 +1,36 @@
+# Two commands need nothing but python3 and a package index:
+#   make table    train ten small models and print the table of their perplexities
+#   make test     the tests
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+ASK    ?=
+
+.PHONY: table test check clean
+
+table: $(VENV)/.core
+	$(RUN) -m train experiment=table $(ASK)
+	$(RUN) -m train experiment=table norm=none placement=pre $(ASK)
+	$(RUN) -m evaluate runs=runs/table out=results/table max_windows=128
+
+test: $(VENV)/.test
+	$(RUN) -m pytest
+
+check: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) build *.egg-info

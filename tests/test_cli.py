@@ -1,0 +1,141 @@
+"""The command line: what composes, what is refused, what help explains."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from evaluate.config import EvaluateConfig
+from normlab import cli
+from normlab.config import build, describe, knob
+from normlab.norms import Norm, norms
+from train.config import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
+
+
+def composed(app, *overrides):
+    """What `python -m app overrides` hands to its main."""
+    cli.register(app, SCHEMAS[app])
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
+        values = compose(app, list(overrides))
+    return build(SCHEMAS[app], OmegaConf.to_container(values, resolve=True))
+
+
+def run(capsys, monkeypatch, app, *arguments):
+    """(exit status, what was printed) of the command line with a main that does nothing."""
+    monkeypatch.setattr(sys, "argv", [app, *arguments])
+    status = 0
+    try:
+        cli.launch(app, SCHEMAS[app], lambda config, asked: print(config))
+    except SystemExit as end:
+        status = end.code
+    printed = capsys.readouterr()
+    return status, printed.out + printed.err
+
+
+FILES = sorted(p.relative_to(cli.CONFIGS) for p in cli.CONFIGS.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes(file):
+    override = f"{file.parent}={file.stem}"
+    override = f"+{override}" if str(file.parent) == "experiment" else override
+    assert composed("train", override.removeprefix("+")) is not None
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_opens_with_a_line_of_what_it_is(file):
+    assert (cli.CONFIGS / file).read_text().startswith("# ")
+
+
+def test_the_defaults_are_the_dataclasses():
+    small = composed("train", "model=small")
+    assert small.optimizer == TrainConfig().optimizer
+    assert small.norm == norms["rmsnorm"].Config()
+
+
+@pytest.mark.parametrize("name", norms)
+def test_every_norm_and_its_fields_can_be_asked_for(name):
+    config = composed("train", f"norm={name}")
+    assert config.norm == norms[name].Config()
+
+
+def test_a_file_changes_what_it_says_and_nothing_else():
+    config = composed("train", "norm=layernorm-nobias")
+    assert config.norm == norms["layernorm"].Config(bias=False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("norm=rmsnrom", "unknown norm 'rmsnrom'. Did you mean 'rmsnorm'"),
+        ("placement=perry", "unknown placement 'perry'. Did you mean 'peri'"),
+        ("norm.epz=1", "unknown key of norm 'epz'. Did you mean 'eps'"),
+        ("stepz=1", "unknown key 'stepz'. Did you mean 'steps'"),
+        ("optimizer.lr=fast", "optimizer.lr = 'fast': expected float, got str"),
+        ("model.heads=3", "model.width = 128 is not divisible by model.heads = 3"),
+        ("window=99999", "window = 99999 tokens is longer than model.max_length"),
+        ("data=wikitext3", "unknown data 'wikitext3'. Did you mean 'wikitext2'"),
+        ("steps==1", "=1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line_or_two(capsys, monkeypatch, argument, message):
+    status, printed = run(capsys, monkeypatch, "train", argument)
+    assert status == 2
+    assert message in printed
+    assert "Traceback" not in printed
+    assert printed.strip().count("\n") <= 2
+
+
+def test_the_traceback_is_behind_a_flag(capsys, monkeypatch):
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(ValueError, match="not divisible"):
+        run(capsys, monkeypatch, "train", "model.heads=3")
+
+
+@pytest.mark.parametrize("app", SCHEMAS)
+def test_help_explains_every_field(capsys, monkeypatch, app):
+    status, printed = run(capsys, monkeypatch, app, "--help")
+    assert status == 0
+    for path, _, text in describe(SCHEMAS[app]()):
+        assert text, f"{path} has no description"
+        assert path in printed
+        assert text in printed
+
+
+@pytest.mark.parametrize("name", norms)
+def test_every_norms_fields_have_a_description(name):
+    assert all(text for _, _, text in describe(norms[name].Config()))
+
+
+def test_a_norm_in_one_file_is_known_at_once(capsys, monkeypatch):
+    @norms.register("toy")
+    class Toy(Norm):
+        """A norm that exists in this test only."""
+
+    try:
+        assert composed("train", "norm=toy").norm.type == "rmsnorm"  # it has no config of its own
+        _, printed = run(capsys, monkeypatch, "train", "--help")
+        assert "toy" in printed
+    finally:
+        norms.remove("toy")
+
+
+def test_knob_and_describe_agree():
+    assert knob(3, "three").metadata["help"] == "three"
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_each_in_turn(tmp_path):
+    arguments = [
+        "-m", "norm=rmsnorm,none", "model=tiny", "data=embedded", "data.vocab_size=300", "steps=4",
+        "optimizer.warmup=1", "window=32", "eval_every=4", "eval_windows=4", f"runs={tmp_path}",
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "train", *arguments], cwd=ROOT, check=False)
+    assert done.returncode == 0
+    assert sorted(p.name.split("-")[0] for p in tmp_path.glob("*-pre-*")) == ["none", "rmsnorm"]

@@ -1,0 +1,233 @@
+"""Training: it learns, it goes on where it stopped, and it tells what happened."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import same_trees, tiny_config
+from flax import nnx
+
+import normlab.run
+from normlab.model import placements
+from normlab.norms import norms
+from train.config import TrainConfig, identity
+from train.loop import train
+
+
+def weights(run):
+    return nnx.state(normlab.run.load(run.directory).model)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run left alone."""
+    return train(tiny_config(tmp_path_factory.mktemp("runs")), asked=["steps=12"])
+
+
+def test_a_run_directory_holds_everything(finished):
+    record, config = finished.record, finished.read("config.yaml")
+    assert finished.read("asked.yaml") == ["steps=12"]
+    assert config["model"]["width"] == 32
+    assert config["norm"]["eps"] == 1e-5  # a default, resolved
+    assert record["state"] == "finished"
+    assert record["steps"] == 12
+    assert record["tokens_seen"] == 12 * 4 * 32
+    sizes = record["groups"]
+    assert sizes["decay"]["elements"] + sizes["no_decay"]["elements"] == record["parameters"]
+    papers = finished.read("provenance.json")
+    assert {"normlab", "code", "python", "packages", "device", "text", "tokenizer"} <= set(papers)
+    rows = finished.metrics
+    assert [r["step"] for r in rows if "loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in rows if "valid_loss" in r] == [0, 4, 8, 12]
+    assert record["best_valid_loss"] == min(r["valid_loss"] for r in rows if "valid_loss" in r)
+
+
+def test_the_loaded_model_is_the_best_one(finished):
+    from normlab.data import load_tokens
+    from train.loop import validation_windows
+    from train.step import make_validate
+
+    loaded = normlab.run.load(finished.directory)
+    config = tiny_config(finished.directory)
+    tokens = load_tokens(config.data).split("valid")
+    inputs, targets = validation_windows(tokens, config)
+    graphdef, params = nnx.split(loaded.model)
+    loss = make_validate(graphdef)(params, inputs, targets) / targets.size
+    assert float(loss) == pytest.approx(finished.record["best_valid_loss"], rel=1e-6)
+    assert loaded.facts["step"] == finished.record["best_step"]
+    assert loaded.tokenizer.vocab_size == 300
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_stopping_and_going_on_gives_the_same_bits(finished, tmp_path, stop):
+    config = tiny_config(tmp_path)
+    run = train(config, stop_after=stop)
+    assert not run.ended
+    run = train(config)
+    assert run.record["state"] == "finished"
+    assert same_trees(weights(run), weights(finished))
+    for a, b in zip(run.metrics, finished.metrics, strict=True):
+        timing = {"seconds", "tokens_per_second"}
+        assert {k: v for k, v in a.items() if k not in timing} == {
+            k: v for k, v in b.items() if k not in timing
+        }
+
+
+def test_dropout_too_goes_on_with_the_same_bits(tmp_path):
+    model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64, "dropout": 0.3}
+    alone = train(tiny_config(tmp_path / "a", model=model, steps=6))
+    config = tiny_config(tmp_path / "b", model=model, steps=6)
+    train(config, stop_after=5)
+    assert same_trees(weights(train(config)), weights(alone))
+
+
+def test_a_finished_run_is_not_run_again(finished, capsys):
+    before = finished["record.json"].stat().st_mtime_ns
+    again = train(tiny_config(finished.directory.parent))
+    assert again.directory == finished.directory
+    assert finished["record.json"].stat().st_mtime_ns == before
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_another_config_in_the_same_directory_is_refused(finished):
+    config = tiny_config("unused", run=str(finished.directory), steps=13)
+    (finished.directory / "record.json").replace(finished.directory / "kept.json")
+    try:
+        finished.write("record.json", {"name": "other", "state": "running"})
+        with pytest.raises(ValueError, match=r"another config \(steps = 12 there, 13 here\)"):
+            train(config)
+    finally:
+        (finished.directory / "kept.json").replace(finished.directory / "record.json")
+
+
+def test_a_text_that_changed_under_a_run_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    run = train(config, stop_after=1)
+    run.write("provenance.json", run.read("provenance.json") | {"text": "0" * 64})
+    with pytest.raises(ValueError, match="the text has changed since"):
+        train(config)
+
+
+def test_a_half_line_at_the_end_of_the_log_is_dropped(tmp_path):
+    config = tiny_config(tmp_path)
+    run = train(config, stop_after=5)
+    with open(run["metrics.jsonl"], "a") as file:
+        file.write('{"step": 6, "lo')
+    train(config)
+    steps = [json.loads(line)["step"] for line in run["metrics.jsonl"].read_text().splitlines()]
+    assert sorted(steps) == steps
+    assert steps.count(5) == 1
+
+
+def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path):
+    optimizer = {"lr": 1e30, "warmup": 5, "clip": 1e30}
+    run = train(tiny_config(tmp_path, optimizer=optimizer, eval_every=2))
+    assert run.record["state"] == "diverged"
+    assert run.metrics[-1]["diverged"] is True
+    loaded = normlab.run.load(run.directory)
+    assert all(bool((abs(x) < 1e9).all()) for x in jax.tree.leaves(nnx.state(loaded.model)))
+
+
+def test_early_stopping(tmp_path):
+    optimizer = {"lr": 1e-12, "warmup": 0}
+    run = train(tiny_config(tmp_path, optimizer=optimizer, steps=40, eval_every=1, patience=3))
+    assert run.record["state"] in ("stopped early", "finished")
+    rows = [r for r in run.metrics if "valid_loss" in r]
+    best = rows.index(min(rows, key=lambda r: r["valid_loss"]))
+    if run.record["state"] == "stopped early":
+        assert len(rows) - 1 - best == 3
+
+
+def test_a_rate_that_is_too_high_stops_early(tmp_path):
+    optimizer = {"lr": 3.0, "warmup": 0, "clip": 1e9}
+    run = train(tiny_config(tmp_path, optimizer=optimizer, steps=60, eval_every=1, patience=2))
+    assert run.record["state"] == "stopped early"
+    rows = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
+    assert len(rows) - 1 - rows.index(min(rows)) == 2
+    assert run.record["best_step"] < run.record["steps"] < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", placements)
+@pytest.mark.parametrize("norm", norms)
+def test_every_norm_learns_at_every_placement(norm, placement, tmp_path):
+    run = train(
+        tiny_config(
+            tmp_path, norm={"type": norm}, placement={"type": placement}, steps=120, eval_every=40
+        )
+    )
+    valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
+    assert valid[-1] < valid[0] - 1.0
+    assert valid[0] == pytest.approx(math.log(300), abs=1.0)
+
+
+@pytest.mark.parametrize(("norm", "placement"), [("none", "pre"), ("dyt", "post")])
+def test_norms_without_a_statistic_learn(norm, placement, tmp_path):
+    placed = {"norm": {"type": norm}, "placement": {"type": placement}}
+    run = train(tiny_config(tmp_path, steps=60, eval_every=60, **placed))
+    valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
+    assert valid[-1] < valid[0] - 0.5
+
+
+CHILD = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from conftest import tiny_config
+from train.loop import train
+train(tiny_config(sys.argv[1], steps=40, eval_every=4))
+"""
+
+
+@pytest.mark.slow
+def test_five_kills_leave_the_same_parameters(tmp_path):
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(here), str(here.parent)]
+    chance, kills = random.Random(0), 0
+    alone = train(tiny_config(tmp_path / "alone", steps=40, eval_every=4))
+    while kills < 5:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(3.0, 12.0))
+        if child.poll() is not None:
+            break
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        kills += 1
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert kills >= 1
+    run = train(tiny_config(tmp_path / "killed", steps=40, eval_every=4))
+    assert run.record["state"] == "finished"
+    assert same_trees(weights(run), weights(alone))
+
+
+def test_what_a_number_depends_on_is_in_the_name_of_its_run():
+    base = tiny_config("runs")
+    assert identity(base, "embedded") == identity(tiny_config("elsewhere", log_every=7), "embedded")
+    assert identity(base, "embedded") != identity(base, "wikitext2")
+    assert identity(base, "embedded") != identity(tiny_config("runs", seed=1), "embedded")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"window": 65}, "window = 65 tokens is longer than model.max_length = 64"),
+        ({"steps": 0}, "steps = 0: expected a whole number ≥ 1"),
+        ({"steps": 2}, "optimizer.warmup = 2 steps leaves none of steps = 2"),
+        ({"patience": 0}, "patience = 0: expected null or a number ≥ 1"),
+        ({"seed": -1}, "seed = -1"),
+    ],
+)
+def test_bad_values_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config("runs", **fields)
+
+
+def test_the_defaults_are_a_config():
+    assert TrainConfig().norm.type == "rmsnorm"

@@ -1,0 +1,37 @@
+import pytest
+
+from normlab.run import Run, open_run
+
+
+def test_files_come_back_as_they_were_written(tmp_path):
+    run = Run(tmp_path / "new")
+    for name in ("a.json", "a.yaml"):
+        assert run.read(name) == {}
+        run.write(name, {"x": [1, None, "ä"], "y": {"z": 1e-5}})
+        assert run.read(name) == {"x": [1, None, "ä"], "y": {"z": 1e-5}}
+    assert sorted(p.name for p in run.directory.iterdir()) == ["a.json", "a.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"),
+    [("finished", True), ("stopped early", True), ("diverged", True), ("running", False)],
+)
+def test_a_run_has_ended_when_its_record_says_so(tmp_path, state, ended):
+    run = Run(tmp_path)
+    assert not run.ended
+    run.write("record.json", {"state": state})
+    assert run.ended == ended
+
+
+def test_a_half_written_line_is_no_metric(tmp_path):
+    run = Run(tmp_path)
+    assert run.metrics == []
+    run["metrics.jsonl"].write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert run.metrics == [{"step": 1}, {"step": 2}]
+
+
+def test_what_is_no_run_directory_is_refused_and_the_ones_beside_it_named(tmp_path):
+    Run(tmp_path / "rmsnorm-pre-1").write("config.yaml", {})
+    with pytest.raises(FileNotFoundError, match=r"is no run directory .*rmsnorm-pre-1"):
+        open_run(tmp_path / "rmsnorm-pre-2")
+    assert open_run(tmp_path / "rmsnorm-pre-1").directory.name == "rmsnorm-pre-1"
