@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,9 @@ from normlab.protocols import Windows
 
 LOGITS_BYTES = 64 * 2**20
 """What a batch's float32 logits may take where no batch size is asked for."""
+
+BATCH_TOKENS = 8192
+"""How many positions it may have then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +77,19 @@ def exp(x: float) -> float:
 
 
 def default_batch(windows: Windows, vocab_size: int) -> int:
-    """As many windows as keep the logits under `LOGITS_BYTES`, but at least one."""
-    return max(1, min(len(windows), LOGITS_BYTES // (4 * vocab_size * windows.inputs.shape[1])))
+    """As many windows as fit into `LOGITS_BYTES` and `BATCH_TOKENS`, but at least one.
+
+    All batches are about equally large, so that little of the last one is padding.
+    """
+    n, length = windows.inputs.shape
+    most = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * vocab_size)) // length)
+    return -(-n // -(-n // most))
+
+
+def unit_scales(model: Transformer) -> dict[str, Float[Array, ""]]:
+    """Scale 1 at every site with a statistic."""
+    found = (node for _, node in nnx.iter_graph(model) if isinstance(node, Norm))
+    return {norm.site.name: jnp.float32(1) for norm in found if norm.has_statistic}
 
 
 def score(
@@ -104,21 +118,32 @@ def score(
     graphdef, params = nnx.split(model)
     size = batch or default_batch(windows, model.embed.num_embeddings)
     arithmetic = dataclasses.replace(precision, rule=None, pow2=False)
-    run = partial(_batch_nll, graphdef, arithmetic, params, dict(scales or {}))
-    nll, seen, waiting = [], [], []
+    # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
+    given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
+    run = partial(_batch_nll, graphdef, arithmetic, params, given)
+    outs = list(_batches(run, windows, size, on_batch or (lambda done: None)))
+    tokens = np.concatenate([nll for nll, _ in outs])[: len(windows)]
+    real, total = int(windows.lengths.sum()), len(outs) * size * windows.inputs.shape[1]
+    sites = {s: _merged([seen[s] for _, seen in outs], real, total) for s in outs[0][1]}
+    return Scores(tokens.sum(axis=1, dtype=np.float64), tokens, windows.counts, sites)
+
+
+Out = tuple[Float[Array, "b l"], dict[str, Observed]]
+"""Each position's NLL, 0 where it isn't scored, and what each norm saw."""
+
+
+def _batches(
+    run: Callable[..., Out], windows: Windows, size: int, on_batch: Callable[[int], None]
+) -> Iterator[Out]:
+    """Each batch's results on the host, fetched when the next batch is under way."""
+    waiting = []
     for start in range(0, len(windows), size):
         waiting.append(run(*_padded(windows[start : start + size], size)))
-        if start:  # fetch a batch only when the next one is under way
-            _fetch(waiting.pop(0), nll, seen)
-            if on_batch:
-                on_batch(start)
-    _fetch(waiting.pop(), nll, seen)
-    if on_batch:
-        on_batch(len(windows))
-    tokens = np.concatenate(nll)[: len(windows)]
-    real = int(windows.lengths.sum()), len(nll) * size * windows.inputs.shape[1]
-    sites = {site: _merged([s[site] for s in seen], *real) for site in seen[0]}
-    return Scores(tokens.sum(axis=1, dtype=np.float64), tokens, windows.counts, sites)
+        if start:
+            yield jax.device_get(waiting.pop(0))
+            on_batch(start)
+    yield jax.device_get(waiting.pop())
+    on_batch(len(windows))
 
 
 def _padded(windows: Windows, size: int) -> tuple[np.ndarray, ...]:
@@ -139,7 +164,7 @@ def _batch_nll(
     targets: Int[Array, "b l"],
     scored: Bool[Array, "b l"],
     real: Bool[Array, "b l"],
-) -> tuple[Float[Array, "b l"], dict[str, Observed]]:
+) -> Out:
     context = _RealRows(precision, scales, real)
     logits = nnx.merge(graphdef, params)(inputs, context)
     return jnp.where(scored, token_nll(logits, targets), 0.0), context.observed
@@ -164,19 +189,20 @@ class _RealRows(Context):
         return jnp.where(real, y, 0.0)  # with ε = 0, a row of zeros becomes NaN
 
 
-def _fetch(out: tuple[Array, dict[str, Observed]], nll: list, seen: list) -> None:
-    tokens, observed = jax.device_get(out)
-    nll.append(tokens)
-    seen.append(observed)
-
-
 def _merged(parts: list[Observed], real: int, total: int) -> SiteRows:
-    """Batches together, in whole numbers of any size; of `total` positions `real` are no padding."""
+    """Batches together; of `total` positions `real` are no padding."""
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(part, name) for part in parts])
 
-    counts = (int(column(n).sum(dtype=np.int64)) for n in ("overflowed", "subnormal", "zero"))
-    rows = int(column("rows").sum(dtype=np.int64)) * real // total
-    largest = math.sqrt(column("max_square").max())
-    return SiteRows(rows, *counts, float(column("max_abs").max()), largest)
+    def count(name: str) -> int:
+        return int(column(name).sum(dtype=np.int64))
+
+    return SiteRows(
+        rows=count("rows") * real // total,
+        overflowed=count("overflowed"),
+        subnormal=count("subnormal"),
+        zero=count("zero"),
+        max_abs=float(column("max_abs").max()),
+        max_norm=math.sqrt(column("max_square").max()),
+    )

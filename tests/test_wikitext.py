@@ -72,8 +72,11 @@ def test_a_folder_of_both_sets_or_one_of_them(name, inner, tmp_path, facts):
     assert [read(split) for split in ("train", "valid", "test")] == [facts] * 3
 
 
-def test_a_copy_of_the_hubs_folder(tmp_path, facts):
-    rows = dict.fromkeys(wikitext.HUB_NAMES, LINES)
+@pytest.mark.parametrize("blank", [" \n", ""])
+def test_a_copy_of_the_hubs_folder(tmp_path, facts, blank):
+    assert " \n" in LINES
+    lines = [blank if line == " \n" else line for line in LINES]
+    rows = dict.fromkeys(wikitext.HUB_NAMES, lines)
     publish_parquet(tmp_path / "wikitext-2-v1", rows)
     read = wikitext.find("wikitext2", tmp_path)
     assert [read(split) for split in ("train", "valid", "test")] == [facts] * 3

@@ -151,8 +151,12 @@ def _read_files(files: list[Path]) -> str:
     return _joined(batch["text"] for batch in rows.iter(10_000))
 
 
+BLANK = " \n"
+"""A blank line of the published files, which some copies of the hub's rows give as ""."""
+
+
 def _joined(batches: Iterable[list[str]]) -> str:
-    return "".join(line for batch in batches for line in batch)
+    return "".join(line or BLANK for batch in batches for line in batch)
 
 
 # --- from the Hugging Face cache and the hub

@@ -1,0 +1,178 @@
+"""One model in one precision after another, each result written down as soon as it is there."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evaluate import papers
+from evaluate.config import EvaluateConfig
+from evaluate.measures import compared, measures
+from evaluate.subjects import Subject, subjects
+from evaluate.texts import Texts, calibration_tokens
+from normlab.language_model import LanguageModel
+from normlab.norms import norms
+from normlab.numerics import Precision
+from normlab.perplexity import Scores, score
+from normlab.progress import Progress
+from normlab.protocols import Windows
+from normlab.results import Record, RecordFile
+from normlab.results.record import NOT_APPLICABLE, OK
+from normlab.scaling import needs_calibration, scales
+
+REFERENCE = "fp32"
+"""What Δ refers to."""
+
+
+def evaluate(config: EvaluateConfig) -> list[Record]:
+    """The records that were asked for, those made earlier reused, in the order of the table.
+
+    Raises:
+        ValueError, FileNotFoundError: what can't be evaluated, before anything is loaded.
+    """
+    found = subjects(config)
+    file, texts = RecordFile(Path(config.out) / "records.jsonl"), Texts()
+    done = {record.key: record for record in file.read()}
+    for subject in found:
+        texts.corpus(subject)
+    asked = [str(Precision.parse(text)) for text in config.precision]
+    records = []
+    for subject in found:
+        bench = Bench(config, subject, texts, file, done)
+        rows = {p: bench.record(p) for p in dict.fromkeys([REFERENCE, *asked])}
+        records += [rows[p] for p in dict.fromkeys(asked)]
+    return records
+
+
+@dataclass
+class Bench:
+    """One model on the bench: what all its records share is worked out once."""
+
+    config: EvaluateConfig
+    subject: Subject
+    texts: Texts
+    file: RecordFile
+    done: dict[str, Record]
+    _scales: dict[tuple[str, bool], Mapping[str, Any]] = field(default_factory=dict)
+
+    def record(self, text: str) -> Record:
+        """The record of one precision, from the file or made now."""
+        precision = Precision.parse(text)
+        key = self._key(precision)
+        if key in self.done and self._tokens_kept(self.done[key]):
+            return self.done[key]
+        record = Record(key=key, precision=text, **self._known)
+        if self.subject.status != OK:
+            record = dataclasses.replace(record, status=self.subject.status)
+        elif not self._applies(precision):
+            record = dataclasses.replace(record, status=NOT_APPLICABLE)
+        else:
+            record = self._evaluated(record, precision)
+            record = compared(record, record if text == REFERENCE else self.record(REFERENCE))
+        self.file.add(record)
+        self.done[key] = record
+        return record
+
+    @cached_property
+    def _lm(self) -> LanguageModel:
+        return self.subject.load()
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        """The fields that don't depend on the precision."""
+        ready = self.subject.status == OK
+        make = (lambda: self._lm.tokenizer) if ready else self.subject.tokenizer
+        known = papers.of_model(self._lm) if ready else papers.of_run(self.subject)
+        if make is None:
+            return known
+        return known | papers.of_text(self.config, self.subject, self.texts, make())
+
+    @cached_property
+    def _windows(self) -> Windows:
+        return self.texts.windows(self.subject, self.config, self._lm.tokenizer)
+
+    def _applies(self, precision: Precision) -> bool:
+        """Whether the precision can change anything: not where no norm has a statistic."""
+        return str(precision) == REFERENCE or norms[self._lm.model.norm.type].has_statistic
+
+    def _key(self, precision: Precision) -> str:
+        """Hash of all that the result depends on; the scales follow from rule, weights and code."""
+        known = {k: v for k, v in self._known.items() if k != "facts"}
+        known |= {"precision": str(precision), "status": self.subject.status}
+        if precision.rule and needs_calibration(precision.rule):
+            known["calibration"] = self.config.calibration_windows
+        text = json.dumps(known, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def _evaluated(self, record: Record, precision: Precision) -> Record:
+        found, calibration = self._rule(precision)
+        began = time.monotonic()
+        scores = self._score(precision, found, record)
+        seconds = time.monotonic() - began
+        return dataclasses.replace(
+            record,
+            order="native float32" if precision.plain else str(precision.summation),
+            scale_rule=precision.rule,
+            scales_sha256=papers.sha256(jax.tree.leaves(found)) if precision.rule else None,
+            calibration=calibration,
+            seconds=seconds,
+            tokens_per_second=float(scores.counts.sum()) / seconds,
+            token_nll_file=self._keep_tokens(scores, record.key),
+            **measures(scores, self._windows, found),
+        )
+
+    def _score(self, precision: Precision, found: Mapping[str, Any], record: Record) -> Scores:
+        windows, began = self._windows, time.monotonic()
+        behind = np.cumsum(windows.counts)
+        with Progress(f"{record.model} {record.precision}", len(windows)) as progress:
+
+            def on_batch(done: int) -> None:
+                rate = behind[done - 1] / (time.monotonic() - began)
+                progress.update(done, f"{rate:,.0f} tokens/s")
+
+            return score(
+                self._lm.model, windows, precision, found, batch=record.batch, on_batch=on_batch
+            )
+
+    def _rule(self, precision: Precision) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
+        """The scales of a precision's rule, each rule applied once to a model."""
+        if precision.rule is None:
+            return {}, None
+        tokens, facts = None, None
+        if needs_calibration(precision.rule):
+            corpus, window = self.texts.corpus(self.subject), self._known["window"]
+            given, facts = calibration_tokens(
+                corpus, self._lm.tokenizer, window, self.config.calibration_windows
+            )
+            tokens = jnp.asarray(given)
+        rule, pow2 = asked = precision.rule, precision.pow2
+        if asked not in self._scales:
+            found = scales(self._lm.model, rule, pow2=pow2, calibration=tokens)
+            self._scales[asked] = found
+        return self._scales[asked], facts
+
+    def _keep_tokens(self, scores: Scores, key: str) -> str | None:
+        """Scored tokens and their NLL, in the order of the text, in a file beside the records."""
+        if not self.config.per_token:
+            return None
+        name, scored = f"tokens/{key}.npz", self._windows.scored
+        path = Path(self.config.out) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, nll=scores.token_nll[scored], tokens=self._windows.targets[scored])
+        return name
+
+    def _tokens_kept(self, record: Record) -> bool:
+        """Whether a record has all that was asked for."""
+        if not self.config.per_token or record.status != OK:
+            return True
+        name = record.token_nll_file
+        return name is not None and (Path(self.config.out) / name).exists()

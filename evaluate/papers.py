@@ -1,0 +1,90 @@
+"""What a record says before anything is computed: the model, the text, the code."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from evaluate.config import EvaluateConfig
+from evaluate.subjects import Subject
+from evaluate.texts import Texts
+from normlab.config import to_dict
+from normlab.data import Tokenizer
+from normlab.language_model import LanguageModel
+from normlab.numerics.precision import DEFAULT_ORDER
+from normlab.perplexity import default_batch
+from normlab.provenance import provenance
+
+
+def of_model(lm: LanguageModel) -> dict[str, Any]:
+    """The fields of a record that tell which model it is, down to its weights' hash."""
+    weights = jax.tree.leaves(nnx.state(lm.model))
+    return {
+        "model": lm.name,
+        "norm": lm.model.norm.type,
+        "placement": lm.model.placement.type,
+        "weights_sha256": sha256(weights),
+        "parameters": sum(leaf.size for leaf in weights),
+        "model_config": to_dict(lm.model.config),
+        "norm_config": to_dict(lm.model.norm),
+        "placement_config": to_dict(lm.model.placement),
+        "seed": lm.facts.get("config", {}).get("seed"),
+        "facts": lm.facts,
+        "provenance": provenance(),
+    }
+
+
+def of_run(subject: Subject) -> dict[str, Any]:
+    """The same for a run that has no model to be evaluated."""
+    config = subject.config
+    return {
+        "model": subject.name,
+        "norm": config["norm"]["type"],
+        "placement": config["placement"]["type"],
+        "model_config": config["model"],
+        "norm_config": config["norm"],
+        "placement_config": config["placement"],
+        "seed": config["seed"],
+        "facts": {"config": config},
+        "provenance": provenance(),
+    }
+
+
+def of_text(
+    config: EvaluateConfig, subject: Subject, texts: Texts, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The fields that tell what is read, and how."""
+    protocol, corpus = subject.protocol(config.protocol), texts.corpus(subject)
+    windows = texts.windows(subject, config, tokenizer)
+    return {
+        "protocol": protocol.name,
+        "protocol_version": protocol.version,
+        "reported": protocol.reported,
+        "window": subject.window(protocol, config.window),
+        "max_windows": config.max_windows,
+        "dataset": corpus.name,
+        "dataset_title": corpus.title,
+        "dataset_revision": corpus.revision,
+        "split": config.split,
+        "text_sha256": corpus.sha256(config.split),
+        "tokenizer": tokenizer.name,
+        "tokenizer_hash": tokenizer.hash,
+        "windows": len(windows),
+        "tokens_scored": int(windows.counts.sum()),
+        "words": int(windows.words.sum()),
+        "bytes": int(windows.bytes.sum()),
+        "batch": config.batch or default_batch(windows, tokenizer.vocab_size),
+        "default_order": str(DEFAULT_ORDER),
+    }
+
+
+def sha256(arrays: Iterable[Any]) -> str:
+    """Hash of arrays: their shapes, types and bytes, in order."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

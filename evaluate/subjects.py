@@ -1,0 +1,130 @@
+"""What is to be evaluated: models, known by their papers before their weights are loaded."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluate.config import EvaluateConfig
+from normlab.config import build
+from normlab.data import DataConfig, Tokenizer, load_tokenizer
+from normlab.language_model import LanguageModel
+from normlab.protocols import Protocol, protocols
+from normlab.results.record import OK
+from normlab.run import FINAL, Run, is_run, load, open_run
+
+PRETRAINED_DATA = DataConfig(corpus="wikitext2-raw")
+"""What a pretrained model reads where nothing is asked for."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be evaluated.
+
+    Args:
+        name: its row's name.
+        status: "ok", or why there is nothing to evaluate.
+        data: the text to be read: the one asked for, a run's own, or the default.
+        max_length: the longest sequence that it reads.
+        load: loads it.
+        tokenizer: loads its tokenizer only; None where a run stopped before it had one.
+        config: a run's config.yaml; empty for a pretrained model.
+        trained_text: SHA-256 of the text that a run was trained on.
+    """
+
+    name: str
+    status: str
+    data: DataConfig
+    max_length: int
+    load: Callable[[], LanguageModel]
+    tokenizer: Callable[[], Tokenizer] | None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trained_text: str | None = None
+
+    def protocol(self, asked: str | None) -> Protocol:
+        """The protocol asked for, or its own."""
+        word_level = self.config.get("data", {}).get("tokenizer") == "word"
+        return protocols[asked or ("word" if word_level else "window")]
+
+    def window(self, protocol: Protocol, asked: int | None) -> int:
+        """L, checked against what it can read."""
+        window = asked or protocol.default_window(self.max_length, self.config.get("window"))
+        protocol.check_window(window, self.max_length)
+        return window
+
+
+def subjects(config: EvaluateConfig) -> list[Subject]:
+    """All models that were asked for, their protocols and windows checked.
+
+    Raises:
+        FileNotFoundError: no such file or directory, or no run in it.
+        ValueError: a window or a protocol that doesn't fit one of them.
+    """
+    source = config.source
+    if source == "checkpoint":
+        found = [_run(open_run(str(config.checkpoint)), config)]
+    elif source == "runs":
+        found = [_run(run, config) for run in _runs(Path(str(config.runs)))]
+    else:
+        found = [_pretrained(str(config.model), config)]
+    for subject in found:
+        protocol = subject.protocol(config.protocol)
+        subject.window(protocol, config.window)
+        if subject.tokenizer is not None and protocol.words_only:
+            protocol.check_tokenizer(subject.tokenizer())
+    return found
+
+
+def _runs(directory: Path) -> list[Run]:
+    if not directory.is_dir():
+        near = sorted(str(p) for p in directory.parent.glob("*") if p.is_dir())[:3]
+        raise FileNotFoundError(
+            f"runs={directory}: no such directory." + f" Beside it: {', '.join(near)}." * bool(near)
+        )
+    found = [Run(path) for path in sorted(directory.iterdir()) if is_run(path)]
+    if not found:
+        raise FileNotFoundError(
+            f"runs={directory} holds no run directory (one has a config.yaml, which "
+            "`python -m train` writes); for a single run say checkpoint=DIR"
+        )
+    return found
+
+
+def _run(run: Run, config: EvaluateConfig) -> Subject:
+    resolved = run.read("config.yaml")
+    tokenizer = None
+    if run["tokenizer"].is_dir():
+        tokenizer = lambda: load_tokenizer(run["tokenizer"])  # noqa: E731
+    return Subject(
+        name=run.directory.name,
+        status=_status(run, config),
+        data=_asked(build(DataConfig, resolved["data"], "data."), config),
+        max_length=resolved["model"]["max_length"],
+        load=lambda: load(run.directory),
+        tokenizer=tokenizer,
+        config=resolved,
+        trained_text=run.read("provenance.json").get("text"),
+    )
+
+
+def _status(run: Run, config: EvaluateConfig) -> str:
+    """Of many runs, those that haven't ended well are rows that say so; a single one is tried."""
+    state = run.record.get("state", "unfinished")
+    if config.checkpoint is not None or (state in FINAL and state != "diverged"):
+        return OK
+    return "unfinished" if state == "running" else state
+
+
+def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
+    from normlab.pretrained import describe  # reads formats that nothing else here needs
+
+    found = describe(spec)
+    longest = found.configs.model.max_length
+    data = _asked(PRETRAINED_DATA, config)
+    return Subject(found.name, OK, data, longest, found.load, found.tokenizer)
+
+
+def _asked(own: DataConfig, config: EvaluateConfig) -> DataConfig:
+    given = {k: v for k, v in dataclasses.asdict(config.data).items() if v is not None}
+    return dataclasses.replace(own, **given)

@@ -1,0 +1,206 @@
+"""`python -m evaluate` from end to end, on tiny runs of the embedded text."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate.__main__ import main
+from evaluate.config import EvaluateConfig, TextConfig
+from evaluate.job import evaluate
+from normlab.config import build
+from normlab.data import DataConfig
+from normlab.model import ModelConfig, PlacementConfig
+from normlab.norms import norms
+from normlab.results import RecordFile
+from normlab.run import Run
+from train.config import TrainConfig
+from train.loop import train
+from train.optimizer import OptimizerConfig
+
+PRECISIONS = ("fp32", "fp16:sequential", "fp16:pairwise+slanc")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs of two steps (LayerNorm, DyT, words), one diverged, one killed."""
+    folder = tmp_path_factory.mktemp("runs")
+    os.environ["NORMLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    for name, norm, tokenizer in (("a", "layernorm", "bpe"), ("b", "dyt", "bpe")):
+        train(_config(folder / name, norm, tokenizer))
+    for name, state in (("c", "diverged"), ("d", "running")):
+        shutil.copytree(folder / "a", folder / name)
+        run = Run(folder / name)
+        run.write("record.json", run.record | {"state": state})
+    yield folder
+    del os.environ["NORMLAB_CACHE"]
+
+
+def _config(run, norm, tokenizer, window=16):
+    return TrainConfig(
+        model=ModelConfig(layers=1, width=16, heads=2, max_length=64),
+        norm=norms[norm].Config(),
+        placement=PlacementConfig(),
+        data=DataConfig(corpus="embedded", tokenizer=tokenizer, vocab_size=300),
+        optimizer=OptimizerConfig(warmup=0),
+        steps=2, batch=2, window=window, eval_every=2, eval_windows=2, run=str(run),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def word_run(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words") / "w"
+    train(_config(folder, "rmsnorm", "word"))
+    return folder
+
+
+def ask(out, **fields):
+    given = {"precision": PRECISIONS, "max_windows": 6, "batch": 4, "out": str(out)}
+    return EvaluateConfig(**(given | fields))
+
+
+def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
+    main(ask(tmp_path, runs=str(runs)))
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    found = {(r["model"], r["precision"]): r for r in records}
+    assert len(found) == len(records) == 4 * 3
+    assert [found[m, PRECISIONS[1]]["status"] for m in "abcd"] == [
+        "ok", "n/a", "diverged", "unfinished",
+    ]  # fmt: skip
+    low = found["a", "fp16:sequential"]
+    assert low["delta"] == low["perplexity"] - found["a", "fp32"]["perplexity"]
+    assert low["perplexity"] == pytest.approx(math.exp(low["sum_nll"] / low["tokens_scored"]))
+    assert low["sum_nll"] == pytest.approx(sum(low["window_nll"]), rel=1e-12)
+    assert low["tokens_scored"] == 6 * 15 == sum(low["window_tokens"])
+    assert low["rows"] == 6 * 15 * 3
+    assert found["a", PRECISIONS[2]]["scales_sha256"]
+    assert found["a", "fp32"]["delta"] == 0.0
+    assert (low["protocol"], low["window"], low["dataset"]) == ("window", 16, "embedded")
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [r["model"] for r in rows] == ["a", "b", "c", "d"]
+    assert [r["fp16:sequential status"] for r in rows] == ["ok", "n/a", "diverged", "unfinished"]
+    for name in ("table.md", "table.tex"):
+        assert "diverged" in (tmp_path / name).read_text()
+
+
+def test_a_second_call_computes_nothing_and_a_new_column_only_itself(runs, tmp_path, monkeypatch):
+    first = evaluate(ask(tmp_path, checkpoint=str(runs / "a")))
+    lines = (tmp_path / "records.jsonl").read_text()
+    monkeypatch.setattr("evaluate.job.score", None)
+    again = evaluate(ask(tmp_path, checkpoint=str(runs / "a")))
+    assert [r.to_json() for r in again] == [r.to_json() for r in first]
+    assert (tmp_path / "records.jsonl").read_text() == lines
+    monkeypatch.undo()
+    more = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp32", "bf16")))
+    assert more[0].to_json() == first[0].to_json()
+    assert len(RecordFile(tmp_path / "records.jsonl").read()) == 4
+
+
+def test_whatever_a_result_depends_on_makes_another_record(runs, tmp_path):
+    asked = {"precision": ("fp32",)}
+    keys = [
+        evaluate(ask(tmp_path, checkpoint=str(runs / "a"), **asked | more))[0].key
+        for more in (
+            {}, {"max_windows": 5}, {"window": 12}, {"split": "valid"}, {"protocol": "stride"},
+            {"batch": 3},
+        )
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+
+
+def test_each_tokens_nll_is_kept_where_it_is_asked_for(runs, tmp_path):
+    evaluate(ask(tmp_path, checkpoint=str(runs / "a")))
+    kept = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), per_token=True))
+    for record in kept:
+        with np.load(tmp_path / str(record.token_nll_file)) as file:
+            assert len(file["nll"]) == len(file["tokens"]) == record.tokens_scored
+            assert file["nll"].sum(dtype=np.float64) == pytest.approx(record.sum_nll)
+
+
+def test_fp32_is_run_even_where_it_is_no_column(runs, tmp_path):
+    (record,) = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp16",)))
+    assert record.precision == "fp16"
+    assert math.isfinite(record.delta_stderr)
+    assert [r.precision for r in RecordFile(tmp_path / "records.jsonl").read()] == ["fp32", "fp16"]
+
+
+def test_a_rule_that_looks_at_text_takes_the_validation_split(runs, tmp_path):
+    asked = ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp16+calibrated",))
+    (record,) = evaluate(asked)
+    assert record.calibration["split"] == "valid"
+    assert (record.calibration["windows"], record.calibration["length"]) == (8, 15)
+    assert record.overflowed_rows == 0
+
+
+def test_a_word_level_model_is_read_by_the_word_protocol(word_run, tmp_path):
+    (record,) = evaluate(ask(tmp_path, checkpoint=str(word_run), precision=("fp32",)))
+    assert record.protocol == "word"
+    assert record.tokenizer.startswith("word-")
+
+
+@pytest.mark.parametrize("protocol", ["gptq", "llamacpp", "lm-eval", "stride"])
+def test_the_other_protocols(runs, tmp_path, protocol):
+    asked = {"protocol": protocol, "window": 20, "precision": ("fp32",)}
+    (record,) = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), **asked))
+    assert record.protocol == protocol
+    assert record.windows == 6
+    assert record.word_perplexity > record.perplexity > 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"checkpoint": "nowhere"}, r"nowhere is no run directory"),
+        ({"runs": "nowhere"}, r"runs=nowhere: no such directory"),
+        ({"model": "smollm2-135n"}, r"smollm2-135n.*Did you mean 'smollm2-135m'"),
+        ({"model": "hf:nowhere"}, "nowhere"),
+        ({"window": 65}, r"window = 65 .*longest window that fits is window=64"),
+        ({"protocol": "gptq"}, r"window = 2048 tokens \(protocol=gptq\).*window=64"),
+        ({"protocol": "word"}, "expected a model of data.tokenizer=word"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_loaded(
+    runs, tmp_path, monkeypatch, fields, message
+):
+    monkeypatch.setattr("evaluate.subjects.load", None)
+    monkeypatch.setattr("evaluate.texts.load_corpus", None)
+    if not {"checkpoint", "runs", "model"} & set(fields):
+        fields = {"checkpoint": str(runs / "a")} | fields
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate(ask(tmp_path, **fields))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_text_may_be_asked_for(runs, tmp_path, monkeypatch):
+    monkeypatch.delenv("NORMLAB_DATA", raising=False)
+    text = TextConfig(corpus="wikitext2", root=str(tmp_path))
+    with pytest.raises(OSError, match="wikitext2"):
+        evaluate(ask(tmp_path, checkpoint=str(runs / "a"), data=text))
+
+
+def test_the_command_line(runs, tmp_path):
+    """As it stands in the design, errors included."""
+    command = [sys.executable, "-m", "evaluate", f"checkpoint={runs / 'a'}", f"out={tmp_path}"]
+    more = ["precision=[fp32,fp16:lanes(8)]", "data=embedded", "split=valid", "max_windows=3"]
+    where = Path(__file__).parent.parent
+    done = subprocess.run([*command, *more], cwd=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "fp16:lanes(8)" in done.stdout
+    assert {"table.md", "table.csv", "table.tex", "records.jsonl"} == set(os.listdir(tmp_path))
+    wrong = [*command, "model=smollm2-135m"]
+    done = subprocess.run(wrong, cwd=where, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected exactly one of" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_config_is_what_yaml_builds():
+    built = build(EvaluateConfig, {"runs": "r", "precision": ["fp32"], "data": {"root": "x"}})
+    assert built == EvaluateConfig(runs="r", precision=("fp32",), data=TextConfig(root="x"))

@@ -1,0 +1,66 @@
+"""What an evaluation refuses before it loads anything."""
+
+import dataclasses
+
+import pytest
+
+from evaluate.__main__ import quoted, without_model
+from evaluate.config import EvaluateConfig, TextConfig
+from normlab.config import describe
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"precision": ("fp32", "fp15")}, r"fp15.*Did you mean 'fp"),
+        ({"precision": ("fp16:pairwse",)}, r"pairwse.*Did you mean 'pairwise'"),
+        ({"precision": ("fp16+slank",)}, r"scale rule 'slank'.*Did you mean 'slanc'"),
+        ({"precision": ()}, r"at least one, such as \[fp32\]"),
+        ({"split": "tset"}, r"split 'tset'.*Did you mean 'test'"),
+        ({"protocol": "lmeval"}, r"protocol 'lmeval'.*Did you mean 'lm-eval'"),
+        ({"data": {"corpus": "wikitxt2"}}, r"corpus 'wikitxt2'.*Did you mean 'wikitext2'"),
+        ({"window": 1}, "window = 1: expected at least 2"),
+        ({"max_windows": 0}, "max_windows = 0"),
+        ({"batch": -1}, "batch = -1"),
+        ({"checkpoint": "a", "runs": "b"}, "checkpoint=a and runs=b: expected exactly one"),
+        ({"checkpoint": "a", "model": "b"}, "checkpoint=a and model=b: expected exactly one"),
+    ],
+)
+def test_bad_values_name_what_was_given_and_what_is_near(fields, message):
+    def make():
+        data = TextConfig(**fields.pop("data", {}))
+        return EvaluateConfig(data=data, **fields)
+
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_something_must_be_evaluated():
+    with pytest.raises(ValueError, match=r"checkpoint=DIR, model=NAME .* runs=DIR"):
+        EvaluateConfig().source  # noqa: B018
+    assert EvaluateConfig(model="x").source == "model"
+
+
+def test_every_field_is_described():
+    assert all(text for _, _, text in describe(EvaluateConfig()))
+    assert len(list(describe(EvaluateConfig()))) >= len(dataclasses.fields(EvaluateConfig))
+
+
+def test_model_is_taken_out_before_hydra_sees_it():
+    assert without_model(["model=hf:/a=b", "split=test"]) == (["split=test"], "hf:/a=b")
+    assert without_model(["checkpoint=x"]) == (["checkpoint=x"], None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("precision=[fp32, fp16:lanes(8)+slanc]", "precision=['fp32','fp16:lanes(8)+slanc']"),
+        ("precision=[fp16+rule(a,b),fp32]", "precision=['fp16+rule(a,b)','fp32']"),
+        ("precision=fp32", "precision=['fp32']"),
+        ("precision=['fp32']", "precision=['fp32']"),
+        ("precision=[]", "precision=[]"),
+        ("out=[a]", "out=[a]"),
+    ],
+)
+def test_precisions_are_quoted_for_hydra(given, expected):
+    assert quoted(given) == expected

@@ -1,0 +1,116 @@
+"""What a table says: rows, columns, cells, its head."""
+
+import math
+
+import pytest
+
+from normlab.results import Record, tables
+from normlab.results.table import difference, number
+
+
+def record(model="a", precision="fp32", **fields):
+    given = {
+        "norm": "rmsnorm", "placement": "pre", "protocol": "window", "protocol_version": 1,
+        "window": 64, "dataset_title": "WikiText-2 (raw)", "split": "test", "tokenizer": "bpe-300",
+        "tokens_scored": 1234567, "default_order": "pairwise", "perplexity": 5.116,
+    }  # fmt: skip
+    return Record(key=f"{model}{precision}", model=model, precision=precision, **(given | fields))
+
+
+def cells(table, precision):
+    return [str(row[precision]) for row in table.rows.values()]
+
+
+def test_models_are_rows_and_precisions_columns_as_they_come():
+    (table,) = tables([record("b"), record("b", "fp16"), record("a"), record("a", "fp16")])
+    assert [subject[0] for subject in table.rows] == ["b", "a"]
+    assert table.precisions == ("fp32", "fp16")
+    assert table.columns == ["model", "norm", "placement", "fp32", "fp16 (Δ)"]
+    (picked,) = tables([record("b"), record("b", "fp16")], ["fp16"])
+    assert picked.lines() == [["b", "rmsnorm", "pre", "5.116"]]
+
+
+def test_a_cell_says_what_happened():
+    made = [
+        record("ok", "fp16", perplexity=19.105, delta=13.989, delta_stderr=0.41),
+        record("over", "fp16", perplexity=9e5, delta=9e5, delta_stderr=3e3, overflowed_rows=1234),
+        record("under", "fp16", perplexity=math.nan, delta=math.nan, delta_stderr=math.nan,
+               overflowed_rows=1, zero_rows=12),
+        record("inf", "fp16", perplexity=math.inf, delta=math.inf, delta_stderr=math.nan),
+        record("dyt", "fp16", perplexity=None, status="n/a"),
+        record("run", "fp16", perplexity=None, status="diverged"),
+    ]  # fmt: skip
+    (table,) = tables(made)
+    assert cells(table, "fp16") == [
+        "19.105 (+13.99 ± 0.41)",
+        "9e+05 (+900000 ± 3000; overflow 1,234)",
+        "nan (overflow 1; zero 12)",
+        "inf",
+        "n/a",
+        "diverged",
+    ]
+
+
+def test_what_does_not_compare_has_tables_of_its_own():
+    found = tables(
+        [
+            record(),
+            record("b", tokens_scored=7),
+            record("c", window=128),
+            record("d", protocol="gptq"),
+            record("e", dataset_title=None),
+        ]
+    )
+    assert [next(iter(t.rows))[0] for t in found] == ["a", "b", "c", "d", "e"]
+    assert found[-1].title == "Not evaluated."
+
+
+def test_the_head_names_text_split_protocol_window_tokens_and_order():
+    (table,) = tables([record()])
+    for part in ("WikiText-2 (raw)", "test split", "window v1", "64 tokens", "1,234,567 tokens"):
+        assert part in table.title
+    assert "sums are pairwise" in table.title
+    assert "first 20 windows" in tables([record(max_windows=20)])[0].title
+
+
+def test_word_perplexity_where_the_protocol_reports_it():
+    (table,) = tables(
+        [
+            record(
+                "a", "fp16", reported="word_perplexity", word_perplexity=23.126, word_delta=0.5,
+                word_delta_stderr=0.25, delta=9.0, delta_stderr=9.0,
+            )
+        ]
+    )  # fmt: skip
+    assert table.title.startswith("Word perplexity")
+    assert cells(table, "fp16") == ["23.126 (+0.50 ± 0.25)"]
+
+
+def test_the_later_of_two_records_counts():
+    (table,) = tables([record(perplexity=1.0), record(perplexity=2.0)])
+    assert cells(table, "fp32") == ["2.000"]
+
+
+@pytest.mark.parametrize(
+    ("delta", "stderr", "text"),
+    [
+        (13.989, 0.4137, "+13.99 ± 0.41"),
+        (-0.000123, 0.0000456, "-0.000123 ± 0.000046"),
+        (5e4, 321.0, "+50000 ± 321"),
+        (0.1, 0.0, "+0.1 ± 0"),
+        (0.1, math.nan, "+0.1 ± nan"),
+        (0.1, None, "+0.1"),
+    ],
+)
+def test_differences_have_as_many_decimals_as_their_error_has(delta, stderr, text):
+    assert difference(delta, stderr) == text
+
+
+def test_numbers():
+    assert [number(x) for x in (5.11649, 9999.0, 12345678.0, math.inf, math.nan)] == [
+        "5.116",
+        "9999.000",
+        "1.235e+07",
+        "inf",
+        "nan",
+    ]
