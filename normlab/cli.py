@@ -4,6 +4,7 @@ Hydra composes YAML and overrides; the schema is the application's dataclass. Be
 nobody sees an object of Hydra's or OmegaConf's.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -96,6 +98,13 @@ def explain(error: BaseException) -> str:
     return str(cause or error).strip().split("\n    full_key")[0]
 
 
+def groups(app: str) -> list[str]:
+    """The groups that configs/{app}.yaml lets one choose from."""
+    listed = yaml.safe_load((CONFIGS / f"{app}.yaml").read_text())["defaults"]
+    names = [key for entry in listed if isinstance(entry, dict) for key in entry]
+    return [name for name in names if not name.startswith("override ")]
+
+
 def options(group: str) -> list[str]:
     """What `group=` can be: files of configs/GROUP, and what is registered."""
     registered: Any = {"norm": norms, "placement": placements}.get(group, ())
@@ -105,21 +114,24 @@ def options(group: str) -> list[str]:
 def print_help(app: str, schema: type) -> None:
     """Every field with its default and its description."""
     print(f"python -m {app} [FIELD=VALUE ...]    each field, its default, what it means\n")
-    groups = [p.name for p in sorted(CONFIGS.iterdir()) if p.is_dir()]
-    groups = [g for g in groups if g in {f.partition(".")[0] for f, _, _ in describe(schema())}]
     for path, value, text in describe(schema()):
-        shown = "null" if value is None else str(value).lower() if value in (True, False) else value
-        print(f"  {path + '=' + str(shown):34} {text}")
+        print(f"  {path + '=' + shown(value):34} {text}")
     print("\nGroups: a name chooses several fields at once")
-    for group in [*groups, "experiment"]:
+    for group in groups(app):
         print(f"  {group}=  {', '.join(options(group))}")
-    for name in norms:
+    for name in norms if "norm" in groups(app) else ():
         fields = [d for d in describe(norms[name].Config()) if d[0] != "type"]
-        if "norm" in groups and fields:
-            print(f"\nFields of norm={name}")
-            for path, value, text in fields:
-                print(f"  {f'norm.{path}={value}':34} {text}")
+        print(f"\nFields of norm={name}" if fields else "")
+        for path, value, text in fields:
+            print(f"  {f'norm.{path}={shown(value)}':34} {text}")
     print(
         f"\nMore of Hydra (sweeps with -m, launchers): python -m {app} --hydra-help\n"
         f"The traceback behind an error: {TRACEBACK}=1"
     )
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(shown, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)

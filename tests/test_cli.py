@@ -126,6 +126,15 @@ def test_a_norm_in_one_file_is_known_at_once(capsys, monkeypatch):
         norms.remove("toy")
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(None, "null"), (True, "true"), (1.0, "1.0"), (0, "0"), (1e-8, "1e-08"), ("a", "a"),
+     (("x", "y"), "[x,y]")],
+)  # fmt: skip
+def test_values_are_shown_as_one_writes_them(value, written):
+    assert cli.shown(value) == written
+
+
 def test_knob_and_describe_agree():
     assert knob(3, "three").metadata["help"] == "three"
 
