@@ -214,6 +214,28 @@ def test_what_a_number_depends_on_is_in_the_name_of_its_run():
     assert identity(base, "embedded") != identity(tiny_config("runs", seed=1), "embedded")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 8), ("batch", 2), ("window", 16), ("seed", 1), ("eval_every", 6),
+     ("eval_windows", 8), ("log_every", 5), ("patience", 1), ("run", "here")],
+)  # fmt: skip
+def test_every_field_of_a_run_changes_something(finished, tmp_path, field, value):
+    value = str(tmp_path / value) if field == "run" else value
+    fast = (
+        {"lr": 3.0, "warmup": 0, "clip": 1e9} if field == "patience" else {"lr": 1e-2, "warmup": 2}
+    )
+    base = tiny_config(tmp_path / "base", optimizer=fast)
+    changed = tiny_config(tmp_path / "base", optimizer=fast, **{field: value})
+    assert told(train(base)) != told(train(changed))
+
+
+def told(run):
+    """Where a run lies, and what it logged but for times."""
+    rows = [{k: v for k, v in r.items() if not k.startswith(("sec", "tok"))} for r in run.metrics]
+    return run.directory.parent.name, run.record["state"], rows
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,5 +1,7 @@
 """Every registered norm: formula against float64, gradients, and the property of its kind."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,29 @@ def test_gradients_against_float64_differences(name):
         up, down = reference(norm, x + step), reference(norm, x - step)
         slope = ((up - down) * weight).sum() / 2e-6
         assert abs(gradient[index] - slope) < 1e-4 * max(1, abs(slope))
+
+
+CHANGES = {"eps": 0.5, "alpha": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(n, f) for n in norms for f in norms[n].Config.__dataclass_fields__ if f != "type"],
+)
+def test_every_field_of_a_config_changes_something(name, field):
+    """The output, the parameters, or what the type asks of the model around it."""
+    default = norms[name].Config()
+    value = getattr(default, field)
+    changed = CHANGES.get(field, (not value) if isinstance(value, bool) else 1.0)
+    assert effect(default) != effect(dataclasses.replace(default, **{field: changed}))
+
+
+def effect(config):
+    kind = norms[config.type]
+    norm = randomized(kind(48, SITE, config))
+    shapes = [p.shape for p in jax.tree.leaves(nnx.state(norm))]
+    y = np.asarray(norm(row(), Accumulator())).tobytes()
+    return shapes, y, kind.embed_scale(config, 48), kind.branch_gain(config)
 
 
 @pytest.mark.parametrize("name", norms)

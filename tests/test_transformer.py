@@ -103,7 +103,7 @@ def test_rotation_keeps_norms_and_sees_only_distances():
     rng = np.random.default_rng(0)
     q, k = (np.float32(rng.normal(size=(1, 12, 1, 8))) for _ in range(2))
     q[:], k[:] = q[:, :1], k[:, :1]
-    frequencies = dict(theta=100.0)
+    frequencies = {"theta": 100.0}
     rq, rk = rotate(jnp.asarray(q), **frequencies), rotate(jnp.asarray(k), **frequencies)
     np.testing.assert_allclose(np.linalg.norm(rq, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
     scores = np.einsum("bqhd,bkhd->qk", rq, rk)
