@@ -1,0 +1,115 @@
+"""How wrong is 1/RMS: the table (format × order × d) of its mean and worst relative error.
+
+    python benchmarks/numerics_error.py                    # Gaussian rows, d = 128 … 8192
+    python benchmarks/numerics_error.py --rows inputs.npy  # rows recorded from a model, [n, d]
+
+Rows are divided by s = 2^round(log2 median ‖x‖), so that Σx² is about 1: what remains is the error
+of the accumulation, not of the range. The reference is float64. Writes NAME.csv, NAME.md and
+NAME.png into benchmarks/results.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from normlab.numerics import FloatFormat, sum_of_squares
+
+FORMATS = ("fp16", "bf16", "fp8_e5m2", "fp8_e4m3")
+ORDERS = ("sequential", "lanes(8)", "lanes(64)", "pairwise", "blocks(4)", "blocks(16)", "rounded")
+WIDTHS = (128, 256, 576, 1024, 2048, 4096, 8192)
+FIELDS = ("d", "format", "order", "rows", "mean", "worst", "overflowed", "subnormal", "zero")
+
+total = jax.jit(sum_of_squares, static_argnums=1)
+
+
+def measure(x: np.ndarray, name: str, order: str) -> dict:
+    """The errors of 1/RMS over the rows x [n, d] that stay in range, and how many do not."""
+    s = 2.0 ** np.round(np.log2(np.median(np.linalg.norm(x, axis=-1))))
+    z = np.float32(x / s)
+    got = np.asarray(total(z, f"{name}:{order}"), np.float64)
+    fits = np.isfinite(got) & (got > 0)
+    exact = (z.astype(np.float64) ** 2).sum(-1)
+    error = np.sqrt(exact[fits] / got[fits]) - 1
+    tiny = FloatFormat.parse(name).smallest_normal
+    return {
+        "d": x.shape[-1],
+        "format": name,
+        "order": order,
+        "rows": len(x),
+        "mean": float(error.mean()) if fits.any() else float("nan"),
+        "worst": float(np.abs(error).max()) if fits.any() else float("nan"),
+        "overflowed": int((~np.isfinite(got)).sum()),
+        "subnormal": int(((got > 0) & (got < tiny)).sum()),
+        "zero": int((got == 0).sum()),
+    }
+
+
+def table(results: list[dict]) -> str:
+    """One table a format in Markdown: mean / worst error by order and d."""
+    lines = []
+    widths = sorted({r["d"] for r in results})
+    for name in FORMATS:
+        lines += [f"\n### {name}\n", f"| order | {' | '.join(f'd = {d}' for d in widths)} |"]
+        lines.append("| --- |" + " --- |" * len(widths))
+        for order in ORDERS:
+            cells = [_cell(r) for r in results if (r["format"], r["order"]) == (name, order)]
+            lines.append(f"| {order} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(r: dict) -> str:
+    if r["zero"] == r["rows"]:
+        return "Σ = 0"
+    out = "".join(f", {r[k]} {k}" for k in ("overflowed", "subnormal", "zero") if r[k])
+    return f"{r['mean']:+.1e} / {r['worst']:.1e}{out}"
+
+
+def plot(results: list[dict], path: Path) -> None:
+    """The worst error over d, a panel a format, a line an order."""
+    figure, axes = plt.subplots(1, len(FORMATS), figsize=(15, 4), sharey=True, layout="constrained")
+    for axis, name in zip(axes, FORMATS, strict=True):
+        for order in ORDERS:
+            chosen = [r for r in results if (r["format"], r["order"]) == (name, order)]
+            axis.loglog([r["d"] for r in chosen], [r["worst"] for r in chosen], "o-", label=order)
+        axis.set(title=name, xlabel="d")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("worst relative error of 1/RMS")
+    axes[-1].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=Path, help=".npy of recorded rows [n, d]; default: Gaussian")
+    parser.add_argument("--count", type=int, default=256, help="rows for each d")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    if args.rows:
+        rows = np.load(args.rows)
+        batches = [rows.reshape(-1, rows.shape[-1])[: args.count]]
+    else:
+        batches = [rng.standard_normal((args.count, d)) for d in WIDTHS]
+    results = [measure(x, name, o) for x in batches for name in FORMATS for o in ORDERS]
+    stem = f"numerics_error_{args.rows.stem if args.rows else 'gaussian'}"
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / f"{stem}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(results)
+    head = f"Relative error of 1/RMS, mean / worst of {args.count} rows, Σx² ≈ 1.\n"
+    (args.out / f"{stem}.md").write_text(head + table(results))
+    plot(results, args.out / f"{stem}.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

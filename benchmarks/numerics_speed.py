@@ -1,0 +1,110 @@
+"""What a precision costs: a whole model's forward pass in each, over the same in fp32.
+
+    python benchmarks/numerics_speed.py --width 576 --layers 8 --batch 4 --length 512
+    python benchmarks/numerics_speed.py --width 4096 --layers 1 --batch 1 --length 512
+
+All variants stay compiled and take turns; a ratio is the median over rounds of (precision / fp32)
+within one round, so that a busy machine slows both. `fp32 again` is the noise of the measurement.
+Rows out of range are counted in every variant, as an evaluation does.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from normlab.config import build
+from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
+from normlab.norms import NormConfig
+from normlab.numerics import Precision
+
+PRECISIONS = (
+    "fp32",
+    "fp32 again",
+    "fp16:sequential",
+    "fp16:pairwise",
+    "fp16:lanes(8)",
+    "fp16:lanes(64)",
+    "fp16:blocks(16)",
+    "fp16:rounded",
+    "bf16:pairwise",
+    "fp8_e5m2:pairwise",
+)
+
+
+def forward(model: Transformer, precision: str, observe: bool):
+    """`f(tokens)`: the mean log-probability of the next token, and what the norms saw."""
+    structure, state = nnx.split(model)
+    chosen = Precision.parse(precision.removesuffix(" again"))
+
+    @jax.jit
+    def run(state, tokens):
+        context = Context(chosen, observe=observe)
+        logits = nnx.merge(structure, state)(tokens, context)
+        chances = jax.nn.log_softmax(logits[:, :-1])
+        return jnp.take_along_axis(chances, tokens[:, 1:, None], -1).mean(), context.observed
+
+    return lambda tokens: run(state, tokens)
+
+
+def ratios(runs: dict, tokens: jax.Array, rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds and median ratio to fp32 of each run, taken in turns."""
+    for run in runs.values():
+        jax.block_until_ready(run(tokens))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[name](tokens))
+            seconds[name].append(time.perf_counter() - start)
+    base = seconds["fp32"]
+    return {
+        name: {
+            "seconds": statistics.median(taken),
+            "ratio": statistics.median(t / b for t, b in zip(taken, base, strict=True)),
+            "ratio of minima": min(taken) / min(base),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--norm", default="rmsnorm")
+    parser.add_argument("--placement", default="pre")
+    for name, default in (("width", 576), ("layers", 8), ("batch", 4), ("length", 512)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--observe", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    config = ModelConfig(layers=args.layers, width=args.width, heads=args.width // 64)
+    norm = build(NormConfig, {"type": args.norm})
+    model = Transformer(config, norm, PlacementConfig(args.placement), args.vocab)
+    tokens = np.random.default_rng(0).integers(0, args.vocab, (args.batch, args.length))
+    runs = {p: forward(model, p, args.observe) for p in PRECISIONS}
+    measured = ratios(runs, jnp.asarray(tokens), args.rounds)
+    for name, row in measured.items():
+        print(f"{name:20s}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
+    machine = f"{jax.default_backend()}, {os.cpu_count()} CPUs, {platform.machine()}"
+    load = os.getloadavg()[0]
+    record = {"settings": settings, "machine": machine, "load": load, "jax": jax.__version__}
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"numerics_speed_{args.norm}_{args.width}_{jax.default_backend()}.json"
+    path.write_text(json.dumps({**record, "measured": measured}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Sums over the last axis, accumulated in a precision."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from normlab.numerics.formats import FloatFormat, rounded
+from normlab.numerics.precision import Precision
+
+
+def accumulate(x: Float[Array, "*batch d"], precision: str | Precision) -> Float[Array, "*batch"]:
+    """Σ x over the last axis as `precision` says: each x rounded, each add rounded; float32.
+
+    With the option `mean` it is the mean: each rounded x times 1/d and rounded before the adds.
+    Its derivative is that of the float32 sum (straight-through).
+    """
+    return _total(jnp.asarray(x, jnp.float32), Precision.parse(precision), square=False)
+
+
+def sum_of_squares(
+    x: Float[Array, "*batch d"], precision: str | Precision
+) -> Float[Array, "*batch"]:
+    """Σ x² over the last axis as `precision` says: q = round(x²), then as `accumulate`; float32.
+
+    x² itself is the float32 product. With the option `mean` it is the mean square.
+    """
+    return _total(jnp.asarray(x, jnp.float32), Precision.parse(precision), square=True)
+
+
+def _total(x: Array, precision: Precision, square: bool) -> Array:
+    if precision.plain:
+        return _float32_sum(x * x if square else x, precision.mean)
+    return _accumulate(x, precision, square)
+
+
+def _float32_sum(terms: Array, mean: bool) -> Array:
+    return jnp.sum(terms / terms.shape[-1] if mean else terms, axis=-1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _accumulate(x: Array, precision: Precision, square: bool) -> Array:
+    to = _adder(precision.format)
+    terms = _separate(x * x if square else x, to)
+    place = lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1)
+    terms = rounded(terms, to, place + jnp.uint32(1 << 30))
+    if precision.mean:
+        terms = rounded(terms * (1.0 / x.shape[-1]), to, place + jnp.uint32(1 << 31))
+    return precision.summation.sum(terms, to)
+
+
+@_accumulate.defjvp
+def _straight_through(precision, square, primals, tangents):
+    (x,), (t,) = primals, tangents
+    moved = 2.0 * x * t if square else t
+    return _accumulate(x, precision, square), _float32_sum(moved, precision.mean)
+
+
+def _adder(given: FloatFormat) -> FloatFormat:
+    """The format of the terms and the carry: one with float32's exponent flushes its subnormals.
+
+    They are float32's own, which XLA flushes on CPUs and keeps on GPUs; so they go everywhere.
+    """
+    flushed = given.exponent == 8 and not given.is_float32 and given.subnormals == "ieee"
+    return given.with_option("flush") if flushed else given
+
+
+def _separate(terms: Array, to: FloatFormat) -> Array:
+    """Keep x² from being contracted with the add that follows, where no rounding parts them."""
+    return lax.optimization_barrier(terms) if to.is_float32 else terms

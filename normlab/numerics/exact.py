@@ -1,0 +1,24 @@
+"""Float32 adds that lose nothing: the sum and what it lost."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The float32 sum of a and b, and what it lost (Knuth, TAOCP 2, 4.2.2, theorem B)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def to_odd(total: Array, rest: Array) -> Array:
+    """Total + rest cut to float32, the last bit set where something was cut off.
+
+    Rounding that to nearest is the same as rounding the sum itself, for formats of up to 21
+    mantissa bits (Boldo & Melquiond 2008). An infinite or NaN total is itself.
+    """
+    near, lost = two_sum(total, rest)
+    bits = lax.bitcast_convert_type(near, jnp.int32)
+    inward = (lost > 0) != (near > 0)
+    odd = lax.bitcast_convert_type((bits - inward) | 1, jnp.float32)
+    return jnp.where(jnp.isfinite(total), jnp.where(lost == 0, near, odd), total)

@@ -1,0 +1,234 @@
+"""Float formats, and rounding float32 values to them bit for bit.
+
+A value of a narrow format is kept as the float32 of the same value, so that every computation is
+float32 arithmetic with an explicit rounding after it. Nothing here relies on a narrowing cast,
+which XLA may drop (`xla_allow_excess_precision`), nor on half arithmetic, which it may contract or
+regroup.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, UInt32
+
+from normlab.config import check
+from normlab.numerics.exact import to_odd
+from normlab.registry import choice, unknown
+
+_NAMED = {
+    "fp32": (8, 23, False),
+    "fp16": (5, 10, False),
+    "bf16": (8, 7, False),
+    "fp8_e4m3": (4, 3, True),
+    "fp8_e5m2": (5, 2, False),
+}
+FORMAT_OPTIONS = ("flush", "saturate", "stochastic(SEED)")
+_FREE = re.compile(r"e([1-9])m(\d{1,2})")
+_SEEDED = re.compile(r"stochastic\((\d+)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatFormat:
+    """A binary floating-point format no wider than float32; rounds to nearest, ties to even.
+
+    `fp8_e4m3` is the format of the OCP 8-bit specification (arXiv:2209.05433): no infinities, its
+    largest value is 448 and an overflow gives NaN. Every `eXmY` is IEEE-like: the top exponent is
+    kept for infinities and NaN.
+    """
+
+    name: str
+    exponent: int  # bits
+    mantissa: int  # explicit bits
+    finite: bool = False  # no infinities: the top exponent holds numbers, its last code is NaN
+    subnormals: str = "ieee"  # or "flush": a result below the smallest normal is zero
+    overflow: str = "inf"  # or "saturate": the largest finite value
+    stochastic: int | None = None  # seed of stochastic rounding; None: to nearest even
+
+    def __post_init__(self):
+        """Refuse what float32 cannot hold."""
+        check(2 <= self.exponent <= 8, f"exponent bits = {self.exponent}: expected 2 to 8")
+        # Of a sum that float32 cannot hold, 21 bits can be got in one rounding and 22 cannot.
+        held = self.mantissa in (*range(1, 22), 23)
+        check(held, f"mantissa bits = {self.mantissa}: expected 1 to 21, or 23")
+        choice("subnormal handling", self.subnormals, ("ieee", "flush"))
+        choice("overflow handling", self.overflow, ("inf", "saturate"))
+
+    @classmethod
+    def parse(cls, text: str) -> "FloatFormat":
+        """The format written `NAME{.OPTION}`: `fp16`, `e4m3.flush`, `bf16.stochastic(7)`."""
+        name, *options = text.split(".")
+        return functools.reduce(
+            lambda made, option: made.with_option(option), options, _named(name)
+        )
+
+    def with_option(self, option: str) -> "FloatFormat":
+        """The same format with `flush`, `saturate` or `stochastic(SEED)` added."""
+        if seeded := _SEEDED.fullmatch(option):
+            return dataclasses.replace(self, stochastic=int(seeded[1]))
+        choice("option of a float format", option, FORMAT_OPTIONS)
+        if option == "flush":
+            return dataclasses.replace(self, subnormals="flush")
+        return dataclasses.replace(self, overflow="saturate")
+
+    def __str__(self) -> str:
+        """The string that `parse` reads."""
+        options = ["flush"] * (self.subnormals == "flush") + ["saturate"] * (
+            self.overflow == "saturate"
+        )
+        if self.stochastic is not None:
+            options.append(f"stochastic({self.stochastic})")
+        return ".".join([self.name, *options])
+
+    @property
+    def min_exponent(self) -> int:
+        """Exponent of the smallest normal value."""
+        return 2 - 2 ** (self.exponent - 1)
+
+    @property
+    def smallest_normal(self) -> float:
+        """The smallest positive value with full precision (fp16: 2^-14)."""
+        return 2.0**self.min_exponent
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The spacing of the values below `smallest_normal` (fp16: 2^-24)."""
+        return 2.0 ** (self.min_exponent - self.mantissa)
+
+    @property
+    def max(self) -> float:
+        """The largest finite value (fp16: 65504)."""
+        top = 2 ** (self.exponent - 1) - (0 if self.finite else 1)
+        fraction = 2.0 - 2.0**-self.mantissa * (2 if self.finite else 1)
+        return fraction * 2.0**top
+
+    @property
+    def is_float32(self) -> bool:
+        """True where rounding to it changes nothing."""
+        return self == _named("fp32")
+
+
+def _named(name: str) -> FloatFormat:
+    if name in _NAMED:
+        exponent, mantissa, finite = _NAMED[name]
+        return FloatFormat(name, exponent, mantissa, finite)
+    if free := _FREE.fullmatch(name):
+        return FloatFormat(name, int(free[1]), int(free[2]))
+    raise unknown("float format", name, [*_NAMED, "eXmY (X exponent bits, Y mantissa bits)"])
+
+
+def as_format(given: "str | FloatFormat") -> FloatFormat:
+    """A format from its string; a format is returned as it is."""
+    return given if isinstance(given, FloatFormat) else FloatFormat.parse(given)
+
+
+def round_to(x: Float[Array, "*shape"], to: str | FloatFormat) -> Float[Array, "*shape"]:
+    """Round each element of x to a float format; the result is float32.
+
+    Signs of zeros are kept, a NaN stays a NaN. Its derivative is that of the identity
+    (straight-through), so that a model with rounded norms can be trained. Stochastic rounding is a
+    function of the seed, of the element's value and of its place on the last axis: a row gives the
+    same result alone and in any batch.
+
+    Args:
+        x: any float array; taken to float32 first.
+        to: a format or its string, `fp16`, `fp8_e4m3.saturate`, `e5m7.flush.stochastic(0)`.
+    """
+    return _round_to(jnp.asarray(x, jnp.float32), as_format(to))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _round_to(x: Array, to: FloatFormat) -> Array:
+    place = lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1) if x.ndim else jnp.uint32(0)
+    return rounded(x, to, place)
+
+
+@_round_to.defjvp
+def _straight_through(to, primals, tangents):
+    return _round_to(primals[0], to), tangents[0]
+
+
+def rounded(x: Array, to: FloatFormat, place: Array | int = 0) -> Array:
+    """`round_to` for float32 x, without its derivative.
+
+    Args:
+        x: float32.
+        to: the format.
+        place: tells apart the roundings of one computation, for stochastic rounding; broadcasts
+            against x.
+    """
+    if to.is_float32:
+        return x
+    r = _stochastic(x, to, place) if to.stochastic is not None else _nearest(x, to)
+    if to.subnormals == "flush":
+        r = jnp.where(jnp.abs(r) < to.smallest_normal, jnp.copysign(0.0, r), r)
+    return _bounded(r, to)
+
+
+def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Array | int = 0) -> Array:
+    """Round(a + b) for a and b that are values of the format already: what one adder does."""
+    if to.stochastic is not None or to.mantissa == 23:
+        return rounded(a + b, to, place)
+    # Twice the precision and two bits make a second rounding harmless: 11 bits in float32's 24.
+    total = a + b if to.mantissa <= 10 else to_odd(a, b)
+    r = lax.reduce_precision(total, 8, to.mantissa)
+    tiny = jnp.abs(total) < to.smallest_normal
+    if to.subnormals == "flush":
+        r = jnp.where(tiny & (jnp.abs(r) < to.smallest_normal), jnp.copysign(0.0, total), r)
+    elif to.exponent < 8:  # a sum of two multiples of the smallest subnormal is one: it is exact
+        r = jnp.where(tiny, total, r)
+    return _bounded(r, to)
+
+
+def rounded_pair(total: Array, rest: Array, to: FloatFormat, place: Array | int = 0) -> Array:
+    """Round(total + rest), in one rounding, for a sum that float32 need not hold."""
+    return rounded(total + rest if to.mantissa == 23 else to_odd(total, rest), to, place)
+
+
+def _bounded(r: Array, to: FloatFormat) -> Array:
+    if to.overflow == "saturate":
+        return jnp.clip(r, -to.max, to.max)
+    if to.exponent == 8 and not to.finite:  # float32 has overflowed by itself
+        return r
+    beyond = jnp.nan if to.finite else jnp.copysign(jnp.inf, r)
+    return jnp.where(jnp.abs(r) > to.max, beyond, r)
+
+
+def _nearest(x: Array, to: FloatFormat) -> Array:
+    r = x if to.mantissa == 23 else lax.reduce_precision(x, 8, to.mantissa)
+    if to.exponent == 8 or to.subnormals == "flush":
+        return r
+    # In steps of the smallest subnormal, exactly: XLA would undo (|x| + c) - c.
+    steps = lax.round(jnp.abs(x) / to.smallest_subnormal, lax.RoundingMethod.TO_NEAREST_EVEN)
+    tiny = jnp.copysign(steps * to.smallest_subnormal, x)
+    return jnp.where(jnp.abs(x) < to.smallest_normal, tiny, r)
+
+
+def _stochastic(x: Array, to: FloatFormat, place: Array | int) -> Array:
+    """Up with the probability of the share that rounding down would cut off."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    noise = _hash(bits, jnp.asarray(place).astype(jnp.uint32), to.stochastic or 0)
+    cut = jnp.uint32((1 << (23 - to.mantissa)) - 1)
+    r = lax.bitcast_convert_type((bits + (noise & cut)) & ~cut, jnp.float32)
+    r = jnp.where(jnp.isfinite(x), r, x)
+    if to.exponent == 8 or to.subnormals == "flush":
+        return r
+    steps = jnp.abs(x) / to.smallest_subnormal
+    share = (noise >> 8).astype(jnp.float32) * 2.0**-24
+    up = share < steps - jnp.floor(steps)
+    tiny = jnp.copysign((jnp.floor(steps) + up) * to.smallest_subnormal, x)
+    return jnp.where(jnp.abs(x) < to.smallest_normal, tiny, r)
+
+
+def _hash(bits: UInt32[Array, "..."], place: UInt32[Array, "..."], seed: int) -> Array:
+    """32 mixed bits (the finalizer of MurmurHash3, twice) of value, place and seed."""
+    return _mixed(bits ^ _mixed(place + jnp.uint32(seed * 0x9E3779B9 & 0xFFFFFFFF)))
+
+
+def _mixed(h: Array) -> Array:
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)

@@ -1,0 +1,163 @@
+"""Orders of summation: which rounded adds a sum over the last axis is made of."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from normlab.config import check
+from normlab.numerics.exact import two_sum
+from normlab.numerics.formats import FloatFormat, rounded_pair, rounded_sum
+from normlab.registry import unknown
+
+_WRITTEN = re.compile(r"([a-z]+)(?:\((\d+)\))?")
+_UNROLL = 8  # steps in one turn of a loop; of 1 to 64, the fastest on a CPU for most k
+_LANES = 64  # accumulators of an exact sum, whose order cannot be seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """An order of summation: `sequential`, `pairwise`, `lanes(k)`, `blocks(k)` or `rounded`."""
+
+    name: str
+    width: int | None = None  # the k of lanes(k) and blocks(k)
+
+    def __post_init__(self):
+        """Refuse an unknown name, a missing width and one too many."""
+        if self.name not in _SUMS:
+            raise unknown("order of summation", self.name, ALL_ORDERS)
+        if self.name in _WIDE:
+            check((self.width or 0) >= 1, f"order {self}: expected {self.name}(k) with k ≥ 1")
+        else:
+            check(self.width is None, f"order {self}: expected {self.name}, which takes no width")
+
+    @classmethod
+    def parse(cls, text: str) -> "Order":
+        """The order written `NAME` or `NAME(k)`."""
+        if not (written := _WRITTEN.fullmatch(text)):
+            raise unknown("order of summation", text, ALL_ORDERS)
+        return cls(written[1], None if written[2] is None else int(written[2]))
+
+    def __str__(self) -> str:
+        """The string that `parse` reads."""
+        return self.name if self.width is None else f"{self.name}({self.width})"
+
+    def sum(self, terms: Array, to: FloatFormat) -> Array:
+        """Sum float32 values of the format over the last axis, in this order, in float32."""
+        return _SUMS[self.name](terms, to, self.width or 1)
+
+
+def _sequential(terms: Array, to: FloatFormat, _: int = 1) -> Array:
+    """Index 0 to d-1, one rounded add at a time."""
+    return _strided(terms, to, 1)[..., 0]
+
+
+def _pairwise(terms: Array, to: FloatFormat, _: int = 1) -> Array:
+    """Add adjacent pairs, and again; an odd one out meets the zero that pads it."""
+    level = 0
+    while terms.shape[-1] > 1:
+        even, odd = _halves(terms)
+        place = jnp.arange(even.shape[-1], dtype=jnp.uint32) + jnp.uint32(level << 24)
+        terms = rounded_sum(even, odd, to, place)
+        level += 1
+    return terms[..., 0]
+
+
+def _lanes(terms: Array, to: FloatFormat, k: int) -> Array:
+    """Strided sequential sums, k of them, then pairwise: a SIMD unit."""
+    return _pairwise(_strided(terms, to, k), to)
+
+
+def _blocks(terms: Array, to: FloatFormat, k: int) -> Array:
+    """Exact inside a block of k, one rounding as it is added to the carry: a matrix unit."""
+    blocks = _exact_sum(_padded(terms, k).reshape(*terms.shape[:-1], -1, k))
+
+    def add(carry, block, index):
+        total, lost = two_sum(carry, block[0])
+        return rounded_pair(total, block[1] + lost, to, index.astype(jnp.uint32))
+
+    return _fold(add, jnp.zeros((*terms.shape[:-1], 1), jnp.float32), blocks, 1)[..., 0]
+
+
+def _rounded(terms: Array, to: FloatFormat, _: int = 1) -> Array:
+    """The exact sum, rounded once."""
+    return rounded_pair(*_exact_sum(terms), to)
+
+
+_SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {
+    "sequential": _sequential,
+    "pairwise": _pairwise,
+    "lanes": _lanes,
+    "blocks": _blocks,
+    "rounded": _rounded,
+}
+_WIDE = ("lanes", "blocks")
+ALL_ORDERS = tuple(f"{name}(k)" if name in _WIDE else name for name in _SUMS)
+
+
+def _padded(terms: Array, multiple: int) -> Array:
+    """`terms` with zeros up to a multiple on the last axis; adding a zero rounds nothing."""
+    missing = -terms.shape[-1] % multiple
+    return jnp.pad(terms, [(0, 0)] * (terms.ndim - 1) + [(0, missing)]) if missing else terms
+
+
+def _halves(terms: Array) -> tuple[Array, Array]:
+    """The even and the odd places. Slices, as a reshape to pairs costs five times the time."""
+    terms = _padded(terms, 2)
+    return terms[..., 0::2], terms[..., 1::2]
+
+
+def _strided(terms: Array, to: FloatFormat, k: int) -> Array:
+    """The k sums of every k-th term, each from left to right."""
+    lane = jnp.arange(k, dtype=jnp.uint32)
+
+    def add(total, piece, index):
+        return rounded_sum(total, piece, to, index.astype(jnp.uint32) * k + lane)
+
+    return _fold(add, jnp.zeros((*terms.shape[:-1], k), jnp.float32), terms, k)
+
+
+def _fold(step: Callable, carry: Any, terms: Any, k: int) -> Any:
+    """Carry = step(carry, terms[..., i*k : (i+1)*k], i) for i = 0, 1, …, the end padded by zeros.
+
+    `terms` is an array or a tuple of them, sliced as they lie in memory: nothing is transposed.
+    """
+    d = jax.tree.leaves(terms)[0].shape[-1]
+    unroll = min(_UNROLL, -(-d // k))
+    turns = -(-d // (k * unroll))
+    terms = jax.tree.map(lambda row: _padded(row, k * unroll), terms)
+
+    def piece(index):
+        return jax.tree.map(lambda row: lax.dynamic_slice_in_dim(row, index * k, k, -1), terms)
+
+    def turn(t, carry):
+        for index in (t * unroll + i for i in range(unroll)):
+            carry = step(carry, piece(index), index)
+        return carry
+
+    return lax.fori_loop(0, turns, turn, carry)
+
+
+def _exact_sum(terms: Array) -> tuple[Array, Array]:
+    """A sum over the last axis as total + rest, to about 48 bits (Ogita, Rump & Oishi 2005, Sum2).
+
+    For fp16 squares that do not overflow it is exact up to 512 terms: the rests are multiples of
+    2^-24 below 2^-9, so that 24 bits hold their sum.
+    """
+    total, rest = terms, jnp.zeros_like(terms)
+    if terms.shape[-1] > _LANES:
+        zeros = jnp.zeros((*terms.shape[:-1], _LANES), jnp.float32)
+        total, rest = _fold(_add_exactly, (zeros, zeros), terms, _LANES)
+    while total.shape[-1] > 1:
+        total, lost = two_sum(*_halves(total))
+        rest = sum(_halves(rest), lost)
+    return total[..., 0], rest[..., 0]
+
+
+def _add_exactly(carry: tuple[Array, Array], piece: Array, _: Array) -> tuple[Array, Array]:
+    total, lost = two_sum(carry[0], piece)
+    return total, carry[1] + lost

@@ -1,0 +1,93 @@
+"""Precision: how a norm accumulates its statistic, written as one string."""
+
+import dataclasses
+import re
+
+from normlab.numerics.formats import FORMAT_OPTIONS, FloatFormat
+from normlab.numerics.orders import Order
+from normlab.registry import choice
+
+_RULE = re.compile(r"[a-z][a-z0-9_-]*(\([^()+.:]*\))?")
+_DOT = re.compile(r"\.(?![^(]*\))")  # not one inside brackets
+FP32 = FloatFormat.parse("fp32")
+DEFAULT_ORDER = Order("pairwise")
+_STATISTIC = ("onepass", "input", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """How a norm accumulates: `FORMAT[:ORDER][+RULE]`, each with options behind dots.
+
+    Hashable, so that it can be a static argument of `jax.jit`. `Precision.parse(str(p)) == p`.
+    """
+
+    format: FloatFormat = FP32
+    order: Order | None = None  # None: the default, and not printed
+    onepass: bool = False  # LayerNorm's variance as Σx²/d - μ² instead of Σ(x-μ)²/d
+    input: bool = False  # the row that enters the norm is rounded to the format too
+    mean: bool = False  # each term is divided by d before it is added
+    rule: str | None = None  # the scale rule, by name; its registry is normlab.scaling's
+    pow2: bool = False  # the rule's scales rounded to powers of two
+
+    def __post_init__(self):
+        """Refuse a rule that could not be read back."""
+        if self.rule is not None and not _RULE.fullmatch(self.rule):
+            raise ValueError(
+                f"scale rule {self.rule!r}: expected a name in lower case, such as 'slanc'"
+            )
+        if self.pow2 and self.rule is None:
+            raise ValueError("option pow2: expected a scale rule before it, such as '+slanc.pow2'")
+
+    @classmethod
+    def parse(cls, text: "str | Precision") -> "Precision":
+        """Read a precision string; a precision is returned as it is.
+
+        Raises:
+            ValueError: naming the part that cannot be read, what was expected and the nearest.
+        """
+        if isinstance(text, Precision):
+            return text
+        try:
+            return cls._read(text)
+        except ValueError as error:
+            raise ValueError(f"precision {text!r}: {error}") from None
+
+    @classmethod
+    def _read(cls, text: str) -> "Precision":
+        body, plus, scaling = text.partition("+")
+        head, colon, tail = body.partition(":")
+        head_options = _DOT.split(head)
+        order, *order_options = _DOT.split(tail)
+        rule, *rule_options = _DOT.split(scaling)
+        for option in head_options[1:]:
+            if not option.startswith("stochastic("):
+                choice("option", option, (*FORMAT_OPTIONS, *_STATISTIC))
+        for option in order_options:
+            choice("option of the order", option, _STATISTIC)
+        for option in rule_options:
+            choice("option of the scale rule", option, ("pow2",))
+        statistic = [o for o in head_options if o in _STATISTIC] + order_options
+        return cls(
+            format=FloatFormat.parse(".".join(o for o in head_options if o not in _STATISTIC)),
+            order=Order.parse(order) if colon else None,
+            **dict.fromkeys(statistic, True),
+            rule=rule if plus else None,
+            pow2=bool(rule_options),
+        )
+
+    def __str__(self) -> str:
+        """The string that `parse` reads, with options in their canonical order."""
+        head = str(self.format) if self.order is None else f"{self.format}:{self.order}"
+        options = [option for option in _STATISTIC if getattr(self, option)]
+        rule = [] if self.rule is None else [f"+{self.rule}{'.pow2' * self.pow2}"]
+        return ".".join([head, *options]) + "".join(rule)
+
+    @property
+    def summation(self) -> Order:
+        """The order of summation, the default where none is written."""
+        return self.order or DEFAULT_ORDER
+
+    @property
+    def plain(self) -> bool:
+        """True where a sum is XLA's own float32 sum: `fp32` with no order written."""
+        return self.format.is_float32 and self.order is None

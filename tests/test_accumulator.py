@@ -1,0 +1,224 @@
+"""What norms make of an accumulator, and what it sees."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from numerics_reference import cast, same, squares, summed
+
+from normlab.numerics import Accumulator, Observed, Precision, sum_of_squares
+
+EPS = 1e-5
+rows = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
+PRECISIONS = ["fp32", "fp16", "fp16:sequential", "bf16:lanes(8)", "fp16:blocks(16).mean"]
+
+
+def normalized(x, precision, scale=1.0, **more):
+    return Accumulator(precision, scale).normalize(x, EPS, **more)
+
+
+@functools.partial(jax.jit, static_argnames=("precision", "center", "first"))
+def rms(x, precision, scale=1.0, **more):
+    return normalized(x, precision, scale, **more)
+
+
+@functools.partial(jax.jit, static_argnames=("precision", "center", "first"))
+def seen(x, precision, scale=1.0, **more) -> Observed:
+    acc = Accumulator(precision, scale, observe=True)
+    acc.normalize(jnp.asarray(x), EPS, **more)
+    return acc.observed
+
+
+def test_fp32_is_the_plain_norm():
+    def plain(x):
+        return x * lax.rsqrt(jnp.sum(x * x, axis=-1)[..., None] / 64 + EPS)
+
+    assert same(jax.jit(lambda x: normalized(x, "fp32"))(rows), jax.jit(plain)(rows)).all()
+    text = str(jax.make_jaxpr(lambda x: normalized(x, "fp32"))(rows))
+    assert "custom" not in text
+    assert "reduce_max" not in text  # nothing is observed unless asked for
+
+
+@pytest.mark.parametrize("text", PRECISIONS)
+def test_rms_norm_is_the_arithmetic_of_the_design(text):
+    precision = Precision.parse(text)
+    s = np.float32(3.0)
+    z = rows * (1 / s)
+    total = np.asarray(sum_of_squares(z, precision))[:, None]
+    mean_square = total / np.float32(1 if precision.mean else 64)
+    want = z / np.sqrt(mean_square + EPS / s**2)
+    np.testing.assert_allclose(rms(rows, text, s), want, rtol=3e-7)
+
+
+@pytest.mark.parametrize("text", PRECISIONS)
+def test_layer_norm_two_pass(text):
+    precision = Precision.parse(text)
+    x = rows + 2
+    d = 1 if precision.mean else 64
+    to = precision.format.name
+    addends = x if to == "fp32" else cast(x, to)
+    if precision.mean:
+        addends = cast(addends * np.float32(1 / 64), to)
+    mean = np.float32(summed(addends, precision))[:, None] / np.float32(d)
+    centred = x - mean
+    variance = np.asarray(sum_of_squares(centred, precision))[:, None] / np.float32(d)
+    want = centred / np.sqrt(variance + EPS)
+    tolerance = 3e-6 if to == "fp32" else 3e-7  # XLA's own order of the plain sum
+    np.testing.assert_allclose(rms(x, text, center=True), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("text", ["fp32", "fp16", "fp16:sequential", "bf16:lanes(8)"])
+@pytest.mark.parametrize("center", [False, True])
+def test_scaling_by_a_power_of_two_changes_nothing_in_range(text, center):
+    """The reason why ε is divided by s²: the same bits, whatever the scale."""
+    alone = rms(rows, text, center=center)
+    for s in (0.25, 2.0, 8.0):
+        assert same(rms(rows, text, s, center=center), alone).all()
+
+
+def test_an_overflow_gives_zero_and_a_scale_cures_it():
+    x = rows * 300
+    assert (np.asarray(rms(x, "fp16")) == 0).all()
+    assert np.abs(rms(x, "fp16", 300.0) - rms(x, "fp32")).max() < 5e-3
+    assert int(seen(x, "fp16").overflowed) == 6
+    assert int(seen(x, "fp16", 300.0).overflowed) == 0
+    assert int(seen(x, "fp32").overflowed) == 0
+
+
+def test_an_underflow_explodes_and_is_counted():
+    x = rows * 0.1
+    y = np.asarray(rms(x, "fp16", 1e5))
+    assert np.abs(y).max() > 5 * np.abs(np.asarray(rms(x, "fp32"))).max()
+    assert int(seen(x, "fp16", 1e5).zero) == 6
+    middling = seen(rows, "fp16", 2.0**9)
+    assert (int(middling.subnormal), int(middling.zero)) == (0, 0)
+    low = seen(rows, "fp16", 2.0**11)
+    assert (int(low.subnormal), int(low.zero), int(low.rows)) == (6, 0, 6)
+
+
+def test_rows_of_zeros_and_constant_rows_are_no_underflow():
+    assert int(seen(np.zeros((3, 8)), "fp16").zero) == 0
+    assert int(seen(np.ones((3, 8)), "fp16", center=True).zero) == 0
+    assert int(seen(np.full((3, 8), 1e-6), "fp16").zero) == 3
+
+
+def test_a_lost_mean_counts_as_an_overflow():
+    x = np.full((2, 64), 3000.0, np.float32)
+    assert int(seen(x, "fp16", center=True).overflowed) == 2
+
+
+def test_saturated_and_nan_sums_count_as_overflows():
+    x = rows * 300
+    assert int(seen(x, "fp16.saturate").overflowed) == 6
+    assert int(seen(x, "fp8_e4m3").overflowed) == 6
+    assert np.isnan(rms(x, "fp8_e4m3")).all()
+    assert np.isfinite(rms(x, "fp8_e4m3.saturate")).all()
+
+
+def test_the_largest_values_are_of_the_unscaled_row():
+    got = seen(rows, "fp16", 100.0)
+    np.testing.assert_allclose(got.max_abs, np.abs(rows).max())
+    np.testing.assert_allclose(got.max_square, (rows.astype(float) ** 2).sum(-1).max(), rtol=1e-6)
+
+
+def test_one_pass_cancels_and_two_passes_do_not():
+    x = rows + 30
+    exact = np.asarray(rms(x, "fp32", center=True))
+    two, one = (np.asarray(rms(x, f"bf16{way}", center=True)) for way in ("", ".onepass"))
+    assert np.abs(two - exact).max() < 0.2
+    assert not np.abs(one - exact).max() < 0.5
+    near = np.asarray(rms(rows, "fp32.onepass", center=True))
+    np.testing.assert_allclose(near, rms(rows, "fp32", center=True), atol=1e-5)
+
+
+def test_one_pass_is_its_formula():
+    x, text = rows + 0.5, "fp16:lanes(8).onepass"
+    precision = Precision.parse(text)
+    mean = np.float32(summed(cast(x, "fp16"), precision))[:, None] / 64
+    total = np.float32(summed(squares(x, precision.format), precision))[:, None]
+    variance = (total - 64 * (mean * mean)) / 64
+    np.testing.assert_allclose(
+        rms(x, text, center=True), (x - mean) / np.sqrt(variance + EPS), rtol=2e-6
+    )
+
+
+def test_a_variance_that_cancels_to_nothing_is_counted():
+    x = rows * np.float32(1e-3) + 30
+    assert int(seen(x, "bf16.onepass", center=True).zero) == 6
+
+
+def test_input_rounds_the_row_and_what_becomes_of_it():
+    x = rows * 1.001
+    assert same(rms(x, "fp16.input"), rms(cast(x, "fp16"), "fp16")).all()
+    assert not same(rms(x, "fp16.input"), rms(x, "fp16")).all()
+    z, _ = Accumulator("fp16.input", 3.0).moments(x, center=True)
+    assert same(z, cast(z, "fp16")).all()
+
+
+def test_first_takes_the_statistic_of_the_first_coordinates():
+    want = rows * lax.rsqrt(jnp.mean(rows[:, :16] ** 2, axis=-1, keepdims=True) + EPS)
+    np.testing.assert_allclose(rms(rows, "fp32", first=16), want, rtol=1e-6)
+    assert float(seen(rows, "fp32", first=16).max_abs) == np.abs(rows[:, :16]).max()
+
+
+def test_a_scale_for_each_row_and_for_each_head():
+    own = np.abs(rows).max(-1, keepdims=True)
+    got = rms(rows, "fp16:lanes(8)", own)
+    for i in range(6):
+        assert same(got[i], rms(rows[i], "fp16:lanes(8)", own[i, 0])).all()
+    heads = rows.reshape(6, 4, 16) * np.float32([1, 10, 100, 1000])[:, None]
+    scales = np.float32([1, 10, 100, 1000])[:, None]
+    observed = seen(heads, "fp16", scales)
+    assert (int(observed.rows), int(observed.overflowed)) == (24, 0)
+    assert int(seen(heads, "fp16").overflowed) == 12
+    for h in range(4):
+        want = rms(heads[:, h], "fp16", scales[h, 0])
+        assert same(rms(heads, "fp16", scales)[:, h], want).all()
+
+
+def test_a_scale_is_an_argument_and_a_precision_is_static():
+    norm = jax.jit(normalized, static_argnums=1)
+    for s in (1.0, 2.0, 3.0):
+        norm(rows, Precision.parse("fp16"), jnp.float32(s))
+    assert norm._cache_size() == 1
+    alone = normalized(rows, "fp16", 3.0)  # the scale a Python number, and no jit
+    np.testing.assert_allclose(norm(rows, Precision.parse("fp16"), 3.0), alone, rtol=3e-7)
+
+
+def test_observed_leaves_a_scan_and_adds_up():
+    x = np.stack([rows, rows * 300, rows * 1e-6])
+
+    def step(total, part):
+        return total + seen(part, "fp16"), None
+
+    total = lax.scan(step, Observed.nothing(), jnp.asarray(x))[0]
+    alone = seen(rows, "fp16") + seen(rows * 300, "fp16") + seen(rows * 1e-6, "fp16")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(a == b), total, alone))
+    assert [int(n) for n in (total.rows, total.overflowed, total.zero)] == [18, 6, 6]
+
+
+def test_two_norms_on_one_accumulator_are_both_seen():
+    acc = Accumulator("fp16", observe=True)
+    acc.normalize(rows, EPS)
+    acc.normalize(rows * 300, EPS)
+    assert (int(acc.observed.rows), int(acc.observed.overflowed)) == (12, 6)
+    assert Accumulator("fp16").observed is None
+
+
+@pytest.mark.parametrize("text", ["fp16", "fp16.mean", "fp32"])
+def test_sums_keep_the_last_axis(text):
+    acc = Accumulator(text)
+    assert acc.sum(rows).shape == acc.mean(rows).shape == (6, 1)
+    np.testing.assert_allclose(acc.sum_of_squares(rows)[:, 0], (rows**2).sum(-1), rtol=3e-3)
+    np.testing.assert_allclose(acc.sum(rows), acc.mean(rows) * 64, rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["fp32", "fp16:lanes(8)"])
+def test_it_trains(text):
+    gradient = jax.grad(lambda x: jnp.sum(rms(x, text, center=True) ** 3))(rows)
+    exact = jax.grad(lambda x: jnp.sum(rms(x, "fp32", center=True) ** 3))(rows)
+    assert np.abs(gradient - exact).max() < 2e-2 * np.abs(exact).max()
+    assert np.abs(gradient).max() > 0

@@ -1,0 +1,214 @@
+"""Orders of summation, bit for bit against loops in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from numerics_reference import ORDERS, cast, extreme_rows, rounded, same, squares, summed
+
+from normlab.numerics import Order, Precision, accumulate, sum_of_squares
+
+LENGTHS = (1, 2, 3, 7, 8, 9, 17, 63, 65, 127, 128, 255, 576, 1000)
+total_of_squares = jax.jit(sum_of_squares, static_argnums=1)
+total = jax.jit(accumulate, static_argnums=1)
+
+
+def wrong(sums, x, text: str) -> int:
+    """The check of this file: in how many rows a sum of squares differs from the loops."""
+    precision = Precision.parse(text)
+    want = summed(squares(x, precision.format), precision)
+    return int((~same(sums(x), want.astype(np.float32))).sum())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@settings(deadline=None, max_examples=6)
+@given(
+    st.sampled_from(LENGTHS),
+    st.floats(0, 14),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["fp16", "fp8_e5m2", "fp8_e4m3", "fp16.flush", "fp16.saturate", "e5m12"]),
+)
+def test_sums_of_squares_of_extreme_rows(order, d, octaves, seed, name):
+    x = extreme_rows(seed, d, octaves)
+    text = f"{name}:{order}"
+    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
+
+
+@settings(deadline=None, max_examples=6)
+@given(
+    st.sampled_from(ORDERS),
+    st.integers(1, 8192),
+    st.floats(0, 12),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_length(order, d, octaves, seed):
+    text = f"fp16:{order}"
+    assert wrong(lambda x: total_of_squares(x, text), extreme_rows(seed, d, octaves, 4), text) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 8192),
+    st.floats(0, 14),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["fp16", "fp8_e5m2", "fp8_e4m3", "fp16.flush", "e4m2", "e6m9", "e5m14"]),
+)
+def test_many_more_of_any_length(order, d, octaves, seed, name):
+    x, text = extreme_rows(seed, d, octaves, 4), f"{name}:{order}"
+    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["fp16", "bf16", "fp8_e4m3"])
+def test_signed_sums(order, name):
+    x = extreme_rows(3, 200, 5.0)
+    precision = Precision.parse(f"{name}:{order}")
+    want = summed(cast(x, name), precision)
+    got = np.asarray(total(x, precision))
+    assert (same(got, want) | ((got == 0) & (want == 0))).all()
+
+
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "lanes(8)"])
+def test_bf16_over_all_of_float32s_range(order):
+    """With float32's exponent, what falls below 2^-126 is zero, on every machine."""
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.standard_normal((64, 90)) * 2.0 ** rng.uniform(-75, 62, (64, 1)))
+    assert (np.abs(x).min(), np.abs(x).max()) < (2.0**-63, np.inf)
+    text = f"bf16:{order}"
+    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
+
+
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "blocks(4)"])
+def test_without_jit(order):
+    x, text = extreme_rows(5, 19, 3.0, 6), f"fp16:{order}"
+    assert wrong(lambda x: sum_of_squares(x, text), x, text) == 0
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_under_vmap_and_inside_scan(order):
+    x, text = extreme_rows(5, 70, 3.0, 6), f"fp16:{order}"
+    assert wrong(jax.jit(jax.vmap(lambda row: sum_of_squares(row, text))), x, text) == 0
+    scan = lambda x: lax.scan(lambda c, row: (c, sum_of_squares(row, text)), 0, x)[1]  # noqa: E731
+    assert wrong(scan, jnp.asarray(x), text) == 0
+    folded = total_of_squares(x.reshape(3, 2, 70), text)
+    assert same(folded.reshape(6), total_of_squares(x, text)).all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_infinities_and_nans(order):
+    x = np.ones((4, 100), np.float32)
+    x[0, 50], x[1, 3], x[2, 99] = np.inf, np.nan, 256.0
+    got = np.asarray(total_of_squares(x, f"fp16:{order}"))
+    assert same(got, [np.inf, np.nan, np.inf, 100]).all()
+    x[0, 51] = -np.inf
+    assert np.isnan(np.asarray(total(x, f"fp16:{order}"))[0])
+
+
+def test_left_to_right_stalls_and_the_others_do_not():
+    ones = np.ones(4096, np.float32)
+    sums = {order: float(total(ones, f"fp16:{order}")) for order in ORDERS}
+    assert sums.pop("sequential") == 2048
+    assert set(sums.values()) == {4096.0}
+
+
+def test_one_lane_and_blocks_of_one_are_sequential():
+    x = extreme_rows(7, 333, 4.0)
+    first = total_of_squares(x, "fp16:sequential")
+    for order in ("lanes(1)", "blocks(1)"):
+        assert same(total_of_squares(x, f"fp16:{order}"), first).all()
+
+
+def test_fp32_in_an_order_is_that_order():
+    """No rounding stands between product and sum here: nothing may contract them."""
+    x = extreme_rows(9, 300, 3.0)
+    carry = np.zeros(16, np.float32)
+    for column in np.moveaxis(x * x, -1, 0):
+        carry = carry + column
+    assert same(total_of_squares(x, "fp32:sequential"), carry).all()
+    exact = np.float32((x * x).astype(np.float64).sum(-1))
+    for order in ("rounded", "blocks(300)"):
+        assert same(total_of_squares(x, f"fp32:{order}"), exact).all()
+
+
+def test_stochastic_sums_do_not_stall():
+    """Left to right, nearest rounding stays at 2048 and stochastic rounding is right on average."""
+    x = np.float32(np.float16(np.random.default_rng(0).uniform(0.5, 1, (400, 4096))))
+    exact = x.astype(np.float64).sum(-1)
+    error = np.asarray(total(x, "fp16.stochastic(3):sequential")) - exact
+    assert abs(error.mean()) < 5 * error.std() / np.sqrt(len(error))
+    assert (np.asarray(total(x, "fp16:sequential")) < exact - 500).all()
+
+
+@pytest.mark.parametrize("text", ["sequential", "pairwise", "lanes(8)", "blocks(16)", "rounded"])
+def test_strings_round_trip(text):
+    assert str(Order.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("pairwize", "Did you mean 'pairwise'"),
+        ("lanes", r"expected lanes\(k\) with k ≥ 1"),
+        ("blocks(0)", r"expected blocks\(k\) with k ≥ 1"),
+        ("rounded(4)", "takes no width"),
+        ("lanes(x)", r"Did you mean 'lanes\(k\)'"),
+    ],
+)
+def test_bad_strings_say_what_was_expected(text, says):
+    with pytest.raises(ValueError, match=says):
+        Order.parse(text)
+
+
+def _fused(x):
+    """A native half fma: the square is not rounded before it is added."""
+    carry = np.zeros(x.shape[0])
+    for column in np.moveaxis(np.float16(x).astype(np.float64), -1, 0):
+        carry = np.float16(carry + column * column).astype(np.float64)
+    return np.float32(carry)
+
+
+def _reduce_precision(x):
+    def add(carry, q):
+        return lax.reduce_precision(carry + q, 5, 10), None
+
+    q = lax.reduce_precision(jnp.asarray(x * x), 5, 10)
+    return lax.scan(add, jnp.zeros(x.shape[0]), q.T)[0]
+
+
+TRAPS = {
+    "jnp.sum": lambda x: jnp.sum(jnp.float16(x * x), axis=-1),
+    "jnp.sum, dtype": lambda x: jnp.sum(jnp.float16(x * x), axis=-1, dtype=jnp.float16),
+    "lax.reduce": lambda x: lax.reduce(jnp.float16(x * x), np.float16(0), lax.add, (1,)),
+    "casts dropped": lambda x: functools.reduce(np.add, np.moveaxis(x * x, -1, 0)),
+    "fused multiply-add": _fused,
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_the_check_catches_a_planted_trap(trap):
+    x = np.float32(np.float16(np.random.default_rng(0).normal(size=(128, 576))))
+    assert wrong(lambda x: total_of_squares(x, "fp16:sequential"), x, "fp16:sequential") == 0
+    assert wrong(TRAPS[trap], x, "fp16:sequential") > 16
+
+
+def test_the_check_catches_reduce_precision_alone():
+    x = np.float32(np.random.default_rng(0).normal(size=(128, 64)) * 2.0**-9)
+    assert wrong(lambda x: total_of_squares(x, "fp16:sequential"), x, "fp16:sequential") == 0
+    assert wrong(_reduce_precision, x, "fp16:sequential") > 16
+
+
+def test_the_reference_itself_adds_as_numpy_halves_do():
+    x = np.float32(np.random.default_rng(2).normal(size=(32, 200)))
+    carry = np.zeros(32, np.float16)
+    for q in np.moveaxis(np.float16(x * x), -1, 0):
+        carry = carry + q
+    precision = Precision.parse("fp16:sequential")
+    assert same(carry, summed(squares(x, precision.format), precision)).all()
+    assert same(rounded(x, precision.format), np.float16(x)).all()

@@ -1,0 +1,125 @@
+"""Precision strings."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normlab.numerics import FloatFormat, Order, Precision
+
+CANONICAL = [
+    "fp32",
+    "fp16",
+    "fp16:sequential",
+    "fp16:lanes(8)+slanc",
+    "bf16:pairwise",
+    "fp8_e5m2+calibrated",
+    "fp16.input",
+    "fp32.onepass",
+    "fp16.saturate.mean+slanc",
+    "e5m7.flush.stochastic(3):blocks(4).onepass.mean",
+    "fp16.flush.saturate:lanes(8).onepass.input+slanc.pow2",
+    "fp16+calibrated(max).pow2",
+]
+
+
+@pytest.mark.parametrize("text", CANONICAL)
+def test_what_is_parsed_is_printed(text):
+    assert str(Precision.parse(text)) == text
+
+
+def test_fields():
+    precision = Precision.parse("fp16.flush:lanes(8).onepass.input+slanc.pow2")
+    assert precision.format == FloatFormat.parse("fp16.flush")
+    assert precision.order == Order("lanes", 8)
+    assert (precision.rule, precision.pow2) == ("slanc", True)
+    assert (precision.onepass, precision.input, precision.mean) == (True, True, False)
+    assert Precision.parse(precision) is precision
+
+
+def test_an_order_that_is_not_written_is_pairwise_and_not_printed():
+    precision = Precision.parse("fp16+slanc")
+    assert precision.order is None
+    assert str(precision.summation) == "pairwise"
+    assert Precision.parse("fp16:pairwise+slanc").summation == precision.summation
+
+
+def test_options_may_come_in_any_order_and_place():
+    assert str(Precision.parse("fp16.mean.saturate.flush.onepass")) == (
+        "fp16.flush.saturate.onepass.mean"
+    )
+    assert str(Precision.parse("fp16.mean:lanes(4).input")) == "fp16:lanes(4).input.mean"
+
+
+def test_only_fp32_with_no_order_is_plain():
+    assert Precision().plain
+    assert Precision.parse("fp32+slanc").plain
+    assert not Precision.parse("fp32:pairwise").plain
+    assert not Precision.parse("fp32.flush").plain
+    assert not Precision.parse("fp16").plain
+
+
+def test_it_can_be_a_key_and_a_static_argument():
+    assert len({Precision.parse(text) for text in CANONICAL * 2}) == len(CANONICAL)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Precision().pow2 = True
+
+
+formats = st.builds(
+    FloatFormat.parse,
+    st.builds(
+        ".".join,
+        st.tuples(
+            st.sampled_from(["fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "e3m9"])
+        ).flatmap(
+            lambda name: st.lists(
+                st.sampled_from(["flush", "saturate", "stochastic(12)"]), unique=True
+            ).map(lambda options: [*name, *options])
+        ),
+    ),
+)
+orders = st.none() | st.sampled_from(
+    [Order("sequential"), Order("pairwise"), Order("lanes", 8), Order("blocks", 16)]
+)
+
+
+@given(
+    formats,
+    orders,
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.none() | st.sampled_from(["slanc", "bound", "inverse_sqrt_d", "calibrated(median)"]),
+    st.booleans(),
+)
+def test_any_precision_round_trips(to, order, onepass, held, mean, rule, pow2):
+    precision = Precision(to, order, onepass, held, mean, rule, pow2 and rule is not None)
+    assert Precision.parse(str(precision)) == precision
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fp17", "unknown float format 'fp17'. Did you mean 'fp16'"),
+        ("", "unknown float format ''"),
+        ("fp16:", "unknown order of summation ''"),
+        ("fp16:pairwyse", "Did you mean 'pairwise'"),
+        ("fp16:lanes", r"expected lanes\(k\)"),
+        ("fp16:lanes(8).flush", "unknown option of the order 'flush'"),
+        ("fp16.onepas", "Did you mean 'onepass'"),
+        ("fp16:pairwise.onepas", "Did you mean 'onepass'"),
+        ("fp16+", "scale rule ''"),
+        ("fp16+Slanc", "scale rule 'Slanc'"),
+        ("fp16+slanc.pow3", "Did you mean 'pow2'"),
+    ],
+)
+def test_a_bad_string_names_itself_its_part_and_the_nearest(text, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        Precision.parse(text)
+    assert str(caught.value).startswith(f"precision {text!r}: ")
+
+
+def test_pow2_needs_a_rule():
+    with pytest.raises(ValueError, match="expected a scale rule"):
+        Precision(pow2=True)
