@@ -66,7 +66,7 @@ class Attention(nnx.Module):
         c, k = config, config.head_size
         out_std = c.init_std / math.sqrt(2 * c.layers)
         bias = c.bias if c.qkv_bias is None else c.qkv_bias
-        self.config, self.local = c, local
+        self.config, self.window = c, c.window if local else None
         self.query = Linear(c.width, c.heads * k, bias=bias, std=c.init_std, rngs=rngs)
         self.key = Linear(c.width, c.kv * k, bias=bias, std=c.init_std, rngs=rngs)
         self.value = Linear(c.width, c.kv * k, bias=bias, std=c.init_std, rngs=rngs)
@@ -92,7 +92,7 @@ class Attention(nnx.Module):
 
     def _rotated(self, x: Float[Array, "b l h k"]) -> Float[Array, "b l h k"]:
         c = self.config
-        if self.local and c.local_rope_theta is not None:
+        if self.window is not None and c.local_rope_theta is not None:
             return rotate(x, c.local_rope_theta)
         return rotate(x, c.rope_theta, c.rope_divisors)
 
@@ -104,12 +104,12 @@ class Attention(nnx.Module):
         if c.attention_softcap is not None:
             mask = self._mask(q.shape[1])
             return capped_attention(q, k, v, mask, scale, c.attention_softcap)
-        window = (c.window - 1, 0) if self.local else None
+        window = None if self.window is None else (self.window - 1, 0)
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=c.causal, local_window_size=window
         )
 
     def _mask(self, length: int) -> Bool[Array, "l l"]:
         age = jnp.arange(length)[:, None] - jnp.arange(length)
-        seen = age < (self.config.window if self.local else length)
+        seen = age < (self.window or length)
         return seen & (age >= 0) if self.config.causal else seen

@@ -120,7 +120,7 @@ class Residual(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this sublayer."""
-        h = self.branch(context.norm(self.norm_in, x), context)  # type: ignore[operator]
+        h = self.branch(context.norm(self.norm_in, x), context)
         h = context.norm(self.norm_out, h)
         if self.branch_gain is not None:
             h = h * self.branch_gain[...]

@@ -55,7 +55,7 @@ class Transformer(nnx.Module):
         self.embed_scale = None if scale is None else nnx.Param(jnp.float32(scale))
         self.norm_embed = make_norm("norm_embed", "", config.width)
         self.blocks = nnx.List(
-            [Block(config, make_norm, f"blocks.{i}", gain, rngs) for i in range(config.layers)]
+            [Block(config, make_norm, i, gain, rngs) for i in range(config.layers)]
         )
         self.norm_final = make_norm("norm_final", "", config.width)
         self.head = None if config.tied else head()

@@ -1,0 +1,389 @@
+"""Model families: a checkpoint's own config → ours, and where each of our weights lies in it.
+
+A GGUF file's metadata is first written in the keys of Hugging Face's config.json (`gguf_config`),
+so that one function per family serves both formats.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normlab.config import build
+from normlab.model import ModelConfig, PlacementConfig
+from normlab.norms import NormConfig
+from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.names import (
+    BERT,
+    GEMMA,
+    GGUF_GPT2,
+    GGUF_LLAMA,
+    GGUF_NAMES,
+    GPT2,
+    LLAMA,
+    Names,
+)
+from normlab.pretrained.source import CheckpointError
+from normlab.registry import choice
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+class Configs(NamedTuple):
+    """What a checkpoint is, in our terms."""
+
+    model: ModelConfig
+    norm: NormConfig
+    placement: PlacementConfig
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family's config is read, and its weights' names in both formats."""
+
+    read: Callable[["Keys"], Configs]
+    folder: Names
+    gguf: Names | None = None
+
+
+class Keys:
+    """A config.json's content, whose missing keys are errors that name them."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self.values = values
+        self.where = where
+
+    def __getitem__(self, key: str) -> Any:
+        if self.values.get(key) is None:
+            raise CheckpointError(f"{self.where} has no {key!r}")
+        return self.values[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` where it is missing or null."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def require(self, key: str, *allowed: Any) -> None:
+        """Refuse a value that we would silently compute otherwise; missing is fine."""
+        value = self.get(key, allowed[0])
+        if value not in allowed:
+            raise CheckpointError(
+                f"{self.where} has {key} = {value!r}, which is not supported (only {allowed[0]!r})"
+            )
+
+
+# --- rotary positions
+
+
+def _rope(c: Keys, kind: str, theta: float) -> dict[str, Any]:
+    """The rotary settings of one kind of layer, in whichever of three spellings."""
+    given = c.get("rope_parameters", {})
+    given = given.get(kind, given)
+    old = c.get("rope_scaling", {}) if kind == "full_attention" else {}
+    return {"rope_theta": c.get("rope_theta", theta), **old, **given}
+
+
+def _divisors(c: Keys, rope: dict[str, Any], head_size: int) -> tuple[float, ...]:
+    kind = choice(
+        f"rope_type in {c.where}",
+        rope.get("rope_type", rope.get("type", "default")),
+        ("default", "linear", "llama3", "listed"),
+    )
+    if kind == "default":
+        return ()
+    if kind == "listed":  # as a GGUF file has them
+        return tuple(float(d) for d in rope["divisors"])
+    if kind == "linear":
+        return (float(rope["factor"]),) * (head_size // 2)
+    return _llama3_divisors(rope, head_size)
+
+
+def _llama3_divisors(rope: dict[str, Any], head_size: int) -> tuple[float, ...]:
+    """Llama 3.1's rule: slow turns are stretched, fast ones kept, those between interpolated."""
+    half, factor = head_size // 2, rope["factor"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    frequency = rope["rope_theta"] ** (-np.arange(half) / half)
+    turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return tuple(float(d) for d in 1.0 / ((1.0 - kept) / factor + kept))
+
+
+# --- configs
+
+
+def _model(c: Keys, head_size: int, **more: Any) -> ModelConfig:
+    """What the config.json of every family but GPT-2 and BERT says in the same words."""
+    rope = _rope(c, "full_attention", 10000.0)
+    act = c.get("hidden_act") or c["hidden_activation"]
+    if (partial := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise CheckpointError(f"{c.where} has partial_rotary_factor = {partial}: not supported")
+    values = {
+        "layers": c["num_hidden_layers"],
+        "width": c["hidden_size"],
+        "heads": c["num_attention_heads"],
+        "kv_heads": c.get("num_key_value_heads", c["num_attention_heads"]),
+        "head_dim": head_size,
+        "hidden": c["intermediate_size"],
+        "activation": ACTIVATIONS[choice(f"activation in {c.where}", act, ACTIVATIONS)],
+        "max_length": c["max_position_embeddings"],
+        "rope_theta": rope["rope_theta"],
+        "rope_divisors": _divisors(c, rope, head_size),
+        "tied": c.get("tie_word_embeddings", False),
+    }
+    return build(ModelConfig, {**values, **more}, "model.")
+
+
+def _norm(c: Keys, kind: str = "rmsnorm", eps: str = "rms_norm_eps") -> NormConfig:
+    return build(NormConfig, {"type": kind, "eps": c[eps]}, "norm.")
+
+
+def _head_size(c: Keys) -> int:
+    given = c.get("head_dim")
+    return c["hidden_size"] // c["num_attention_heads"] if given is None else given
+
+
+def _llama(c: Keys) -> Configs:
+    c.require("pretraining_tp", 1)
+    biased = c.get("attention_bias", False)
+    c.require("mlp_bias", biased)
+    model = _model(c, _head_size(c), bias=biased)
+    return Configs(model, _norm(c), PlacementConfig("pre"), c["vocab_size"])
+
+
+def _qwen2(c: Keys) -> Configs:
+    c.require("use_sliding_window", False)
+    model = _model(c, _head_size(c), qkv_bias=True)
+    return Configs(model, _norm(c), PlacementConfig("pre"), c["vocab_size"])
+
+
+def _qwen3(c: Keys) -> Configs:
+    c.require("use_sliding_window", False)
+    c.require("attention_bias", False)
+    model = _model(c, c["head_dim"])
+    return Configs(model, _norm(c), PlacementConfig("pre", norm_qk=True), c["vocab_size"])
+
+
+def _olmo2(c: Keys) -> Configs:
+    c.require("attention_bias", False)
+    placement = PlacementConfig("reordered", norm_qk=True, norm_qk_full=True)
+    return Configs(_model(c, _head_size(c)), _norm(c), placement, c["vocab_size"])
+
+
+def _gemma(c: Keys, every: int) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common."""
+    c.require("attention_bias", False)
+    c.require("use_bidirectional_attention", False)
+    return {
+        "tied": c.get("tie_word_embeddings", True),
+        "embed_factor": math.sqrt(c["hidden_size"]),
+        "attention_scale": c["query_pre_attn_scalar"] ** -0.5,
+        "attention_softcap": c.get("attn_logit_softcapping"),
+        "logit_softcap": c.get("final_logit_softcapping"),
+        **_windows(c, every),
+    }
+
+
+def _windows(c: Keys, every: int) -> dict[str, Any]:
+    """Local and global layers: `layer_types`, checked to be a pattern that we can say."""
+    layers = c["num_hidden_layers"]
+    every = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", every))
+    default = [
+        "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)
+    ]
+    types = c.get("layer_types", default)
+    if "sliding_attention" not in types:
+        return {}
+    found = types.index("full_attention") + 1 if "full_attention" in types else None
+    config = {"window": c["sliding_window"], "global_every": found}
+    probe = ModelConfig(**config)
+    if [probe.local(i) for i in range(layers)] != [t == "sliding_attention" for t in types]:
+        raise CheckpointError(f"{c.where}: layer_types is not every n-th layer global: {types}")
+    return config
+
+
+def _gemma2(c: Keys) -> Configs:
+    model = _model(c, c["head_dim"], **_gemma(c, every=2))
+    return Configs(model, _norm(c), PlacementConfig("peri"), c["vocab_size"])
+
+
+def _gemma3(c: Keys) -> Configs:
+    shared = _gemma(c, every=6)
+    if "window" in shared:
+        old = c.get("rope_local_base_freq", 10000.0)
+        local = c.get("rope_parameters", {}).get("sliding_attention", {})
+        shared["local_rope_theta"] = local.get("rope_theta", old)
+        if local.get("rope_type", "default") != "default":
+            raise CheckpointError(f"{c.where}: scaled rotary positions in local layers: {local}")
+    model = _model(c, c["head_dim"], **shared)
+    return Configs(model, _norm(c), PlacementConfig("peri", norm_qk=True), c["vocab_size"])
+
+
+def _gpt2(c: Keys) -> Configs:
+    c.require("scale_attn_weights", True)
+    c.require("scale_attn_by_inverse_layer_idx", False)
+    act = c.get("activation_function", "gelu_new")
+    values = {
+        "layers": c["n_layer"],
+        "width": c["n_embd"],
+        "heads": c["n_head"],
+        "hidden": c.get("n_inner", 4 * c["n_embd"]),
+        "activation": ACTIVATIONS[choice(f"activation in {c.where}", act, ACTIVATIONS)],
+        "gated": False,
+        "positions": "learned",
+        "max_length": c["n_positions"],
+        "tied": c.get("tie_word_embeddings", True),
+        "bias": True,
+    }
+    norm = _norm(c, "layernorm", "layer_norm_epsilon")
+    return Configs(build(ModelConfig, values), norm, PlacementConfig("pre"), c["vocab_size"])
+
+
+def _bert(c: Keys) -> Configs:
+    """An encoder: post-norm, a norm on the embedding, no head of its own (tied, for its shape)."""
+    c.require("position_embedding_type", "absolute")
+    c.require("is_decoder", False)
+    act = c["hidden_act"]
+    values = {
+        "layers": c["num_hidden_layers"],
+        "width": c["hidden_size"],
+        "heads": c["num_attention_heads"],
+        "hidden": c["intermediate_size"],
+        "activation": ACTIVATIONS[choice(f"activation in {c.where}", act, ACTIVATIONS)],
+        "gated": False,
+        "positions": "learned",
+        "max_length": c["max_position_embeddings"],
+        "bias": True,
+        "causal": False,
+    }
+    norm = _norm(c, "layernorm", "layer_norm_eps")
+    placement = PlacementConfig("post", norm_embed=True)
+    return Configs(build(ModelConfig, values), norm, placement, c["vocab_size"])
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(_llama, LLAMA, GGUF_LLAMA),
+    "qwen2": Family(_qwen2, LLAMA, GGUF_NAMES),
+    "qwen3": Family(_qwen3, LLAMA, GGUF_NAMES),
+    "olmo2": Family(_olmo2, LLAMA, GGUF_NAMES),
+    "gemma2": Family(_gemma2, GEMMA, GGUF_NAMES),
+    "gemma3_text": Family(_gemma3, GEMMA, GGUF_NAMES),
+    "gpt2": Family(_gpt2, GPT2, GGUF_GPT2),
+    "bert": Family(_bert, BERT),
+}
+"""By `model_type` of config.json."""
+
+GGUF_TYPES = {
+    **{name: name for name, family in FAMILIES.items() if family.gguf is not None},
+    "gemma3": "gemma3_text",
+}
+del GGUF_TYPES["gemma3_text"]
+"""`general.architecture` of a GGUF file → `model_type`."""
+
+
+def configs(config: Mapping[str, Any], where: str) -> tuple[str, Configs]:
+    """The family and the configs that a config.json (or what stands for it) describes.
+
+    Raises:
+        CheckpointError: an unknown architecture, a missing key, or something that isn't supported.
+    """
+    try:
+        name = choice("architecture", config.get("model_type", "none"), FAMILIES)
+        return name, FAMILIES[name].read(Keys(config, where))
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+# --- GGUF metadata as a config.json
+
+_GGUF_KEYS = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_epsilon": "attention.layer_norm_epsilon",
+    "rope_theta": "rope.freq_base",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
+
+
+def gguf_config(file: GGUF) -> dict[str, Any]:
+    """A GGUF file's metadata in the words of a config.json.
+
+    Raises:
+        CheckpointError: an architecture without a family here.
+    """
+    m = file.metadata
+    arch = str(m.get("general.architecture", "none"))
+    try:
+        choice("architecture", arch, GGUF_TYPES)
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+    config = {key: m.get(f"{arch}.{name}") for key, name in _GGUF_KEYS.items()}
+    config |= {
+        "model_type": GGUF_TYPES[arch],
+        "tie_word_embeddings": "output.weight" not in file.shapes,
+        "vocab_size": file.shapes.get("token_embd.weight", (None,))[0],
+        "hidden_act": "gelu_pytorch_tanh" if arch.startswith("gemma") else "silu",
+        "attention_bias": "blk.0.attn_output.bias" in file.shapes,
+        "mlp_bias": "blk.0.ffn_down.bias" in file.shapes,
+        "rope_scaling": _gguf_scaling(file, arch),
+    }
+    if arch == "gpt2":
+        return {**config, **_gguf_gpt2(config)}
+    return {**config, **_gguf_heads(file, arch, config)}
+
+
+def _gguf_gpt2(config: dict[str, Any]) -> dict[str, Any]:
+    words = {
+        "n_layer": "num_hidden_layers",
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+    }
+    return {ours: config[theirs] for ours, theirs in words.items()}
+
+
+def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The head size, which may go unsaid, and Gemma's factor on queries, which always does."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if not isinstance(width, int) or not isinstance(heads, int):
+        raise CheckpointError(
+            f"{file.path}: {arch}.embedding_length = {width!r} and {arch}.attention.head_count = "
+            f"{heads!r}: expected one number each"
+        )
+    size = config["head_dim"] or width // heads
+    turned = file.metadata.get(f"{arch}.rope.dimension_count", size)
+    if turned != size:
+        raise CheckpointError(f"{file.path}: rotary positions on {turned} of {size} elements")
+    # llama.cpp's rule: the head size, but in the 27B models the width shared out over the heads.
+    large = config["num_hidden_layers"] == _27B_LAYERS.get(arch)
+    return {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
+
+
+def _gguf_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:
+    if "rope_freqs.weight" in file.shapes:
+        return {"rope_type": "listed", "divisors": file.read("rope_freqs.weight").tolist()}
+    kind = file.metadata.get(f"{arch}.rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    return {"rope_type": kind, "factor": file.metadata.get(f"{arch}.rope.scaling.factor")}

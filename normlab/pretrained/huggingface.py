@@ -1,0 +1,120 @@
+"""Hugging Face directories: config.json, safetensors (one file or several), tokenizer.json."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from normlab.pretrained.source import CheckpointError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return content
+
+
+class Safetensors:
+    """The safetensors files of a directory.
+
+    Args:
+        folder: the directory.
+
+    Raises:
+        CheckpointError: no safetensors there, a shard missing, damaged, or cut short.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        if (folder / INDEX).exists():
+            self._file_of: dict[str, str] = self._indexed()
+        elif (folder / SINGLE).exists():
+            with self._open(SINGLE) as file:
+                self._file_of = dict.fromkeys(file.keys(), SINGLE)
+        else:
+            raise CheckpointError(self._why_none())
+
+    def _indexed(self) -> dict[str, str]:
+        weights = read_json(self.folder / INDEX).get("weight_map")
+        if not isinstance(weights, dict):
+            raise CheckpointError(f"{self.folder / INDEX} has no weight_map")
+        for name in weights.values():
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{self.folder / INDEX} names {name!r}: expected a safetensors file beside it"
+                )
+        return weights
+
+    def _why_none(self) -> str:
+        pickles = sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern))
+        if not pickles:
+            return f"{self.folder} holds no {SINGLE} and no {INDEX}"
+        return (
+            f"{self.folder} holds its weights as a pickle only ({pickles[0]}), which can run code "
+            "when it is read and is never loaded here; save it again as safetensors, in the "
+            "environment that you trust it in"
+        )
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, though {INDEX} names it")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                yield file
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, slowest axis first."""
+        found: dict[str, tuple[int, ...]] = {}
+        for shard in sorted(set(self._file_of.values())):
+            with self._open(shard) as file:
+                for name in file.keys():  # noqa: SIM118 (no dictionary)
+                    found[name] = tuple(file.get_slice(name).get_shape())
+        for name, shard in self._file_of.items():
+            if name not in found:
+                raise CheckpointError(
+                    f"{self.folder / shard} lacks {name}, which {INDEX} puts there"
+                )
+        return found
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files."""
+        return tuple(self.folder / name for name in sorted(set(self._file_of.values())))
+
+    def read(self, name: str) -> Float[np.ndarray, "..."]:
+        """One tensor in float32."""
+        import ml_dtypes  # noqa: F401 (makes bfloat16 known to NumPy)
+
+        with self._open(self._file_of[name]) as file:
+            tensor = file.get_tensor(name)
+        if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
+            raise CheckpointError(
+                f"{self.folder / self._file_of[name]}: {name} is {tensor.dtype}: expected floats"
+            )
+        return tensor.astype(np.float32, copy=False)

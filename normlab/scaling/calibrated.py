@@ -1,0 +1,93 @@
+"""Scales from the norms that a text makes (the dynamic calibration that SLaNC is compared with)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from normlab.model import Context, Transformer
+from normlab.norms import Norm
+from normlab.scaling import weights
+from normlab.scaling.moments import TINY, headroom
+from normlab.scaling.rules import scale_rules
+
+
+def recorded(
+    model: Transformer, tokens: Int[Array | np.ndarray, "w l"]
+) -> dict[str, Float[np.ndarray, "rows #heads"]]:
+    """The norm of every row that enters every norm, ‖x‖ (‖x − μ‖ where the norm centres).
+
+    Args:
+        model: run in float32, a window at a time.
+        tokens: windows.
+
+    Returns:
+        By site, a row for each token; a column for each head at query and key norms.
+    """
+    graphdef, params = nnx.split(model)
+    by_window = [_sizes(graphdef, params, window[None]) for window in tokens]
+    return {name: np.concatenate([w[name] for w in by_window]) for name in by_window[0]}
+
+
+@partial(jax.jit, static_argnums=0)
+def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, Array]:
+    model = nnx.merge(graphdef, params)
+    context, norms = Context(capture=True), weights.norms_by_site(model)
+    model(tokens, context)
+    return {name: _norm(x[0], norms[name]) for name, x in context.inputs.items()}
+
+
+def _norm(x: Float[Array, "l *heads d"], norm: Norm) -> Float[Array, "l #heads"]:
+    if weights.centres(norm):
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    sizes = jnp.linalg.norm(x, axis=-1)
+    return sizes if sizes.ndim == 2 else sizes[:, None]
+
+
+def _summarized(model: Transformer, calibration: Array, summary: Any) -> dict[str, Any]:
+    found = recorded(model, calibration)
+    return {site: _by_head(summary(sizes, axis=0)) for site, sizes in found.items()}
+
+
+def _by_head(values: np.ndarray) -> np.ndarray:
+    return values[:, None] if len(values) > 1 else values[0]
+
+
+@scale_rules.register("calibrated")
+def calibrated(model: Transformer, calibration: Int[Array, "w l"]) -> dict[str, Any]:
+    """The median norm at each site over the calibration tokens."""
+    return _summarized(model, calibration, np.median)
+
+
+@scale_rules.register("calibrated_mean")
+def calibrated_mean(model: Transformer, calibration: Int[Array, "w l"]) -> dict[str, Any]:
+    """The mean norm at each site over the calibration tokens; outliers pull it up."""
+    return _summarized(model, calibration, np.mean)
+
+
+@scale_rules.register("calibrated_max")
+def calibrated_max(model: Transformer, calibration: Int[Array, "w l"]) -> dict[str, Any]:
+    """The largest norm at each site over the calibration tokens: none of them overflows."""
+    return _summarized(model, calibration, np.max)
+
+
+@scale_rules.register("random_tokens")
+def random_tokens(model: Transformer) -> dict[str, Any]:
+    """The middle of the norms that random tokens make: from the weights alone, not in closed form.
+
+    The model reads four windows of 64 tokens, each drawn uniformly from its vocabulary with a fixed
+    seed; s = √(least · largest norm)/κ, as in the rule `moments`.
+    """
+    shape, count = (4, min(64, model.config.max_length)), model.embed.num_embeddings
+    tokens = np.random.default_rng(0).integers(0, count, shape)
+    norms = weights.norms_by_site(model)
+
+    def middle(site: str, sizes: np.ndarray) -> np.ndarray:
+        least, largest = (np.maximum(f(sizes, axis=0), TINY) for f in (np.min, np.max))
+        return np.sqrt(least * largest) / headroom(norms[site].width)
+
+    return {site: _by_head(middle(site, x)) for site, x in recorded(model, tokens).items()}

@@ -1,0 +1,82 @@
+"""The scales of SLaNC's published code, where they are not those of its paper."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from normlab.model import Transformer
+from normlab.model.attention import Attention
+from normlab.model.linear import Linear
+from normlab.model.mlp import MLP
+from normlab.norms import Norm
+from normlab.scaling import weights
+from normlab.scaling.rules import scale_rules
+from normlab.scaling.walk import walk
+
+
+@dataclass(frozen=True)
+class Adjacent:
+    """What the code looks at: the formula of the block before, and the gain of the norm before."""
+
+    scale: float
+    gain: weights.Vector
+
+
+class PublishedCode:
+    """A norm's scale is the formula of the block that stands before it, whatever else adds up.
+
+    After attention ‖Γ(W_V P + I)‖_F, with the key/value heads *tiled* over the query heads (0 1 0 1
+    for 0 0 1 1: wrong pairs where there are groups). After a plain MLP mean|γ|·‖E‖₂·‖G‖₂; after a
+    gated one ‖ΓE‖₂·‖ΓBG‖_F, without I. The stream that accumulates in pre- and peri-norm is not
+    seen, and a norm with no block before it has 1, query and key norms among them: the code has no
+    formula for them. An output norm and the input norm after it both have their block's.
+    """
+
+    def stem(self, model: Transformer) -> Adjacent:
+        """1."""
+        return Adjacent(1.0, np.ones(model.config.width))
+
+    def size(self, rows: Adjacent, norm: Norm) -> float:
+        """The formula of the block before."""
+        return rows.scale
+
+    def head_sizes(self, rows: Adjacent, linear: Linear, norm: Norm) -> np.ndarray:
+        """1."""
+        return np.ones(1)
+
+    def normed(self, rows: Adjacent, norm: Norm) -> Adjacent:
+        """The gain of the last norm; the block before stays the block before."""
+        return Adjacent(rows.scale, weights.gain(norm))
+
+    def fork(self, rows: Adjacent) -> Adjacent:
+        """The same."""
+        return rows
+
+    def attention(self, rows: Adjacent, branch: Attention) -> Adjacent:
+        """‖Γ(W_V P + I)‖_F with tiled heads."""
+        w, c = weights.kernel(branch.value), branch.config
+        matrix = weights.product(jnp.tile(w, (1, c.heads // c.kv)), weights.kernel(branch.out))
+        mapped = weights.scaled_rows(rows.gain, matrix + jnp.eye(len(matrix)))
+        return Adjacent(float(jnp.linalg.norm(mapped)), rows.gain)
+
+    def mlp(self, rows: Adjacent, branch: MLP) -> Adjacent:
+        """mean|γ|·‖E‖₂·‖G‖₂, or ‖ΓE‖₂·‖ΓBG‖_F."""
+        first, last = weights.kernel(branch.gate), weights.kernel(branch.down)
+        if branch.up is None:
+            norms = weights.spectral_norm(first) * weights.spectral_norm(last)
+            return Adjacent(float(np.mean(np.abs(rows.gain))) * norms, rows.gain)
+        mapped = weights.scaled_rows(rows.gain, weights.product(weights.kernel(branch.up), last))
+        contraction = weights.spectral_norm(weights.scaled_rows(rows.gain, first))
+        return Adjacent(contraction * float(jnp.linalg.norm(mapped)), rows.gain)
+
+    def add(self, stream: Adjacent, branch: Adjacent, gain: float) -> Adjacent:
+        """The branch alone."""
+        return branch
+
+
+@scale_rules.register("slanc_code")
+def slanc_code(model: Transformer) -> dict[str, Any]:
+    """The scales of `slanc_tuning` in d-matrix-ai/dmx-compressor, `layer_reconstruction.py`."""
+    return walk(model, PublishedCode())

@@ -1,0 +1,83 @@
+"""The registry of scale rules, and the one function that applies them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from normlab.model import Transformer
+from normlab.norms import norms
+from normlab.registry import Registry
+
+Scale = Float[Array, "#heads #one"] | Callable[[Array], Array]
+"""A float32 scalar, [heads, 1] at a query/key norm, or (dynamic rules) rows [*b d] → [*b 1]."""
+
+Rule = Callable[..., Mapping[str, Any]]
+"""(model) → scale by site; or (model, calibration), for a rule that looks at text."""
+
+scale_rules: Registry[Rule] = Registry("scale rule", package="normlab.scaling")
+"""Every scale rule by name. A file put into this package registers its rules by itself."""
+
+
+def needs_calibration(rule: str) -> bool:
+    """Whether the rule looks at text: whether its function has a parameter `calibration`."""
+    return "calibration" in inspect.signature(scale_rules[rule]).parameters
+
+
+def scales(
+    model: Transformer,
+    rule: str,
+    *,
+    pow2: bool = False,
+    calibration: Int[Array, "w l"] | None = None,
+) -> dict[str, Scale]:
+    """The scale s of every norm with a statistic: a norm divides its input by s, and ε by s².
+
+    Args:
+        model: its weights are read, on the device where they are.
+        rule: a registered name.
+        pow2: round each scale to the nearest power of two, so that the division is exact.
+        calibration: windows of tokens, for the rules that look at text.
+
+    Returns:
+        By site name: a float32 scalar; [heads, 1] at query and key norms, where the rule tells
+        heads apart; for a dynamic rule a function of the rows, which is a pytree, so that the
+        dictionary can be an argument of a jitted function. Empty where no norm has a statistic.
+
+    Raises:
+        ValueError: an unknown rule, no calibration for a rule that needs it, or a scale that is
+            not a positive finite number.
+    """
+    function = scale_rules[rule]
+    if not norms[model.norm.type].has_statistic:
+        return {}
+    if not needs_calibration(rule):
+        found = function(model)
+    elif calibration is None:
+        raise ValueError(f"scale rule {rule!r} looks at text: pass calibration tokens [w, l]")
+    else:
+        found = function(model, calibration)
+    return {site: _finished(s, pow2, f"{rule} at {site}") for site, s in found.items()}
+
+
+def _finished(scale: Any, pow2: bool, what: str) -> Scale:
+    if callable(scale):
+        return Partial(_rounded, scale) if pow2 else Partial(scale)
+    values = np.asarray(scale)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"scale {what} = {values}: expected positive finite numbers")
+    s = jnp.asarray(values, jnp.float32)
+    return power_of_two(s) if pow2 else s
+
+
+def _rounded(scale: Callable[[Array], Array], x: Array) -> Array:
+    return power_of_two(scale(x))
+
+
+def power_of_two(s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The power of two nearest to s > 0 in the logarithm: 2^round(log₂ s), exactly."""
+    return jnp.ldexp(jnp.ones_like(s), jnp.round(jnp.log2(s)).astype(jnp.int32))

@@ -1,0 +1,119 @@
+"""What the scale rules read of a model: its weights as the formulas name them.
+
+Row vectors throughout: a linear map is x ↦ xW + b. Matrices stay float32 on their device, products
+are taken at full float32 precision; vectors come to the host as float64.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from normlab.model import Transformer
+from normlab.model.attention import Attention
+from normlab.model.linear import Linear
+from normlab.norms import Norm
+
+Vector = Float[np.ndarray, " d"]
+
+
+def norms_by_site(model: Transformer) -> dict[str, Norm]:
+    """Every norm of a model by the name of its site."""
+    found = (node for _, node in nnx.iter_graph(model) if isinstance(node, Norm))
+    return {norm.site.name: norm for norm in found}
+
+
+def kernel(linear: Linear) -> Float[Array, "i o"]:
+    """W."""
+    return linear.kernel[...]
+
+
+def bias(linear: Linear) -> Vector:
+    """b, zeros where the map has none."""
+    if linear.bias is None:
+        return np.zeros(linear.kernel.shape[1])
+    return host(linear.bias[...])
+
+
+def gain(norm: Norm) -> Vector:
+    """γ as stored, ones where the norm has none."""
+    stored = 1.0 if norm.gain is None else host(norm.gain[...])
+    return np.broadcast_to(stored, norm.width).astype(np.float64)
+
+
+def shift(norm: Norm) -> Vector:
+    """β, zeros where the norm has none."""
+    return np.zeros(norm.width) if norm.bias is None else host(norm.bias[...])
+
+
+def centres(norm: Norm) -> bool:
+    """Whether the norm's statistic is that of x − μ."""
+    return bool(getattr(norm.config, "center", False))
+
+
+def host(x: Array) -> np.ndarray:
+    """On the host, in float64."""
+    return np.asarray(x, dtype=np.float64)
+
+
+def product(a: Array | np.ndarray, b: Array | np.ndarray) -> Array:
+    """The matrix product in float32, without the short cuts that some devices take."""
+    a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def scaled_rows(gains: Vector, matrix: Array) -> Array:
+    """diag(gains) @ matrix."""
+    return jnp.asarray(gains, jnp.float32)[:, None] * matrix
+
+
+def values(attention: Attention) -> tuple[Float[Array, "d o"], Vector]:
+    """W_V and b_V with each key/value head repeated in place, to stand beside the query heads."""
+    c = attention.config
+    w, b = kernel(attention.value), bias(attention.value)
+    by_head = w.reshape(w.shape[0], c.kv, c.head_size)
+    repeated = jnp.repeat(by_head, c.heads // c.kv, axis=1).reshape(w.shape[0], -1)
+    return repeated, np.repeat(b.reshape(c.kv, -1), c.heads // c.kv, axis=0).ravel()
+
+
+def tables(model: Transformer) -> list[tuple[float, Float[Array, "n d"]]]:
+    """What the stem adds up: (factor, token rows) and, where there are any, learned positions."""
+    learned = 1.0 if model.embed_scale is None else float(model.embed_scale[...])
+    found = [(learned * model.config.embed_factor, model.embed.embedding[...])]
+    if model.positions is not None:
+        found.append((learned, model.positions.embedding[...]))
+    return found
+
+
+def spectral_norm(matrix: Float[Array, "i o"], squarings: int = 12) -> float:
+    """‖M‖₂, the largest singular value, from above and within 0.1 %.
+
+    With A = MᵀM (or MMᵀ, the smaller) and p = 2^squarings, λ_max(A) ≤ ‖A^p‖_F^(1/p) ≤
+    λ_max(A)·d^(1/2p), d the smaller side: repeated squaring, renormalized on the way. Power
+    iteration comes from below and would prove no bound; a decomposition is slow on an accelerator.
+    """
+    m = jnp.asarray(matrix, jnp.float32)
+    top = jnp.max(jnp.abs(m))
+    if not float(top):
+        return 0.0
+    m = m / top  # so that no product overflows
+    log = _log_spectral(product(m.T, m) if m.shape[0] > m.shape[1] else product(m, m.T), squarings)
+    return float(top) * float(np.exp(0.5 * host(log)))
+
+
+@partial(jax.jit, static_argnums=1)
+def _log_spectral(gram: Array, squarings: int) -> Array:
+    """The logarithm of ‖A^p‖_F^(1/p)."""
+    norm = jnp.linalg.norm(gram)
+
+    def step(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        a, log, power = carry
+        a = product(a, a)
+        size = jnp.linalg.norm(a)
+        return a / size, log + jnp.log(size) * power / 2, power / 2
+
+    start = (gram / norm, jnp.log(norm), jnp.float32(1.0))
+    return jax.lax.fori_loop(0, squarings, step, start)[1]

@@ -1,0 +1,170 @@
+"""Configs of checkpoints in our terms: what is read, what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+from small_checkpoints import CONFIGS, HEAD, LAYERS, tensors, write_gguf
+
+from normlab.model import ModelConfig
+from normlab.norms import norms
+from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs, gguf_config
+from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.source import CheckpointError
+
+
+def read(family, **changes):
+    return configs({**CONFIGS[family], **changes}, "config.json")[1]
+
+
+def model(family, **changes):
+    return read(family, **changes).model
+
+
+SITES = {
+    "llama": {"norm_in", "norm_final"},
+    "qwen2": {"norm_in", "norm_final"},
+    "qwen3": {"norm_in", "norm_final", "norm_qk"},
+    "olmo2": {"norm_out", "norm_final", "norm_qk"},
+    "gemma2": {"norm_in", "norm_out", "norm_final"},
+    "gemma3": {"norm_in", "norm_out", "norm_final", "norm_qk"},
+    "gpt2": {"norm_in", "norm_final"},
+}
+
+
+@pytest.mark.parametrize("family", SITES)
+def test_where_norms_sit(family):
+    found = read(family)
+    kinds = ("norm_in", "norm_out", "norm_skip", "norm_embed", "norm_final", "norm_qk")
+    assert {kind for kind in kinds if found.placement.has(kind)} == SITES[family]
+    assert found.norm == norms["layernorm" if family == "gpt2" else "rmsnorm"].Config(eps=1e-5)
+    assert found.placement.norm_qk_full == (family == "olmo2")
+
+
+def test_what_each_family_adds():
+    assert model("llama").tied is False
+    assert model("qwen2").qkv_bias is True
+    assert model("gemma3").tied is True
+    assert model("gemma3").embed_factor == math.sqrt(24)
+    assert model("gemma3", query_pre_attn_scalar=4).attention_scale == 0.5
+    assert model("gemma2").attention_softcap == 2.0
+    assert model("gemma2").logit_softcap == 3.0
+    assert model("gpt2").hidden == 96
+    assert model("gpt2", n_inner=50).hidden == 50
+
+
+def test_local_and_global_blocks():
+    two, three = model("gemma2"), model("gemma3", num_hidden_layers=12)
+    assert [two.local(i) for i in range(LAYERS)] == [True, False, True]
+    assert [i for i in range(12) if not three.local(i)] == [5, 11]
+    assert (three.window, three.rope_theta, three.local_rope_theta) == (5, 500.0, 10000.0)
+    types = ["sliding_attention", "sliding_attention", "full_attention"]
+    assert model("gemma3", layer_types=types).global_every == 3
+    assert model("gemma3", layer_types=["full_attention"] * 3).window is None
+    assert model("gemma3", layer_types=["sliding_attention"] * 3).global_every is None
+    with pytest.raises(CheckpointError, match="not every n-th layer global"):
+        model("gemma3", layer_types=["full_attention", *types[:2]])
+
+
+def test_llama3_stretches_slow_turns_only():
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    for given in ({"rope_scaling": rope}, {"rope_parameters": {**rope, "rope_theta": 500.0}}):
+        found = model("llama", **given).rope_divisors
+        assert len(found) == HEAD // 2
+        for i, divisor in enumerate(found):
+            wave = 2 * math.pi * 500.0 ** (2 * i / HEAD)
+            if wave < 64 / 4:
+                expected = 1.0
+            elif wave > 64 / 1:
+                expected = 8.0
+            else:
+                kept = (64 / wave - 1) / (4 - 1)
+                expected = 1 / ((1 - kept) / 8 + kept)
+            assert divisor == pytest.approx(expected, rel=1e-12)
+        assert found[0] == 1.0
+        assert found[-1] == 8.0
+
+
+def test_linear_scaling():
+    linear = {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert model("llama", **linear).rope_divisors == (4.0,) * 4
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama", {"model_type": "lama"}, "unknown architecture 'lama'. Did you mean 'llama'"),
+        ("llama", {"model_type": None}, "unknown architecture"),
+        ("llama", {"hidden_size": None}, "config.json has no 'hidden_size'"),
+        ("llama", {"hidden_size": "24"}, "model.width = '24': expected int, got str"),
+        ("llama", {"hidden_act": "gelu_nw"}, "unknown activation .*'gelu_new'"),
+        ("llama", {"attention_bias": True, "mlp_bias": False}, "mlp_bias = False"),
+        ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type .* 'yarn'"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "factor"),
+        ("llama", {"num_key_value_heads": 3}, "the nearest number of key/value heads"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window = True"),
+        ("qwen3", {"attention_bias": True}, "attention_bias = True"),
+        ("olmo2", {"attention_bias": True}, "attention_bias = True"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(family, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        read(family, **changes)
+
+
+@pytest.mark.parametrize("family", SITES)
+def test_gguf_metadata_says_the_same(family, tmp_path):
+    write_gguf(tmp_path / "m.gguf", family, CONFIGS[family], tensors(family))
+    found = configs(gguf_config(GGUF(tmp_path / "m.gguf")), "m.gguf")[1]
+    expected = read(family)
+    same = {f: getattr(found.model, f) for f in ModelConfig.__dataclass_fields__}
+    assert found.norm.eps == np.float32(expected.norm.eps)
+    for field, value in same.items():
+        assert value == pytest.approx(getattr(expected.model, field)), field
+    assert (found.placement, found.vocab_size) == (expected.placement, expected.vocab_size)
+
+
+def test_gguf_scaled_positions(tmp_path):
+    weights = tensors("llama")
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    write_gguf(tmp_path / "a.gguf", "llama", CONFIGS["llama"], weights, **linear)
+    found = configs(gguf_config(GGUF(tmp_path / "a.gguf")), "a.gguf")[1]
+    assert found.model.rope_divisors == (2.0,) * 4
+
+
+def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
+    """llama.cpp's only departure from the head size as the queries' scale."""
+    write_gguf(tmp_path / "a.gguf", "gemma2", CONFIGS["gemma2"], {})
+    file = GGUF(tmp_path / "a.gguf")
+    assert gguf_config(file)["query_pre_attn_scalar"] == HEAD
+    file.metadata["gemma2.block_count"] = 46
+    assert gguf_config(file)["query_pre_attn_scalar"] == 24 // 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "qwen4"}, "unknown architecture 'qwen4'. Did you mean"),
+        ({"llama.embedding_length": None}, "expected one number each"),
+        ({"llama.rope.dimension_count": 4}, "rotary positions on 4 of 8 elements"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, "has no 'rms_norm_eps'"),
+    ],
+)
+def test_broken_metadata(changes, message, tmp_path):
+    write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], {})
+    file = GGUF(tmp_path / "m.gguf")
+    file.metadata.update(changes)
+    with pytest.raises(CheckpointError, match=message):
+        configs(gguf_config(file), "m.gguf")
+
+
+def test_every_family_that_gguf_knows_has_names():
+    assert set(GGUF_TYPES.values()) == {n for n, family in FAMILIES.items() if family.gguf}

@@ -1,0 +1,106 @@
+"""GGUF files against the `gguf` package's own reader and dequantization, and broken ones."""
+
+import gguf
+import numpy as np
+import pytest
+
+from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.source import CheckpointError
+
+Kind = gguf.GGMLQuantizationType
+METADATA = {
+    "a.bool": ("add_bool", True),
+    "a.int8": ("add_int8", -3),
+    "a.uint16": ("add_uint16", 65535),
+    "a.int64": ("add_int64", -(2**40)),
+    "a.uint64": ("add_uint64", 2**60),
+    "a.float32": ("add_float32", 0.5),
+    "a.float64": ("add_float64", 1e-300),
+    "a.string": ("add_string", "γ ⊙ x"),
+    "a.strings": ("add_array", ["▁a", "", "日本"]),
+    "a.numbers": ("add_array", [1, 2, -3]),
+    "a.floats": ("add_array", [0.25, -1.5]),
+}
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    return np.random.default_rng(0).standard_normal((6, 256)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, matrix):
+    path = tmp_path_factory.mktemp("gguf") / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, (add, value) in METADATA.items():
+        getattr(writer, add)(key, value)
+    writer.add_tensor("f32", matrix)
+    writer.add_tensor("cube", matrix.reshape(2, 3, 256))
+    writer.add_tensor("f16", matrix.astype(np.float16))
+    for kind in (Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q8_0):
+        writer.add_tensor(kind.name, gguf.quantize(matrix, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_metadata_comes_back(path):
+    found = GGUF(path).metadata
+    assert found.pop("general.architecture") == "llama"
+    assert found == {key: value for key, (_, value) in METADATA.items()}
+
+
+def test_tensors_are_those_of_the_gguf_package(path, matrix):
+    file, reader = GGUF(path), gguf.GGUFReader(path)
+    assert len(reader.tensors) == len(file.shapes) == 8
+    for tensor in reader.tensors:
+        ours = file.read(tensor.name)
+        theirs = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert ours.dtype == np.float32
+        assert ours.shape == file.shapes[tensor.name] == tuple(tensor.shape[::-1])
+        np.testing.assert_array_equal(ours.ravel(), np.asarray(theirs, np.float32).ravel())
+    np.testing.assert_array_equal(file.read("f32"), matrix)
+    np.testing.assert_array_equal(file.read("cube"), matrix.reshape(2, 3, 256))
+    assert np.abs(file.read("Q8_0") - matrix).max() < 0.03
+
+
+def test_a_file_cut_anywhere_is_refused(path, tmp_path):
+    whole = path.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in [*range(4, 600, 7), len(whole) // 2, len(whole) - 33]:
+        cut.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"cut\.gguf is (damaged or )?cut short"):
+            GGUF(cut)
+
+
+def test_what_is_no_gguf_file_is_refused(path, tmp_path):
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"PK\x03\x04 a zip file")
+    with pytest.raises(CheckpointError, match="is no GGUF file: it begins with"):
+        GGUF(other)
+    other.write_bytes(b"GGUF" + b"\x01" + path.read_bytes()[5:])
+    with pytest.raises(CheckpointError, match="is of GGUF version 1: expected 2 or 3"):
+        GGUF(other)
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        GGUF(tmp_path / "none.gguf")
+
+
+def test_an_unknown_tensor_type_is_refused(path, tmp_path):
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"f32", whole.index(b"a.floats")) + 3 + 4 + 2 * 8  # name, rank, two sizes
+    assert whole[at : at + 4] == bytes(4)  # F32 is type 0
+    whole[at : at + 4] = (250).to_bytes(4, "little")
+    (tmp_path / "odd.gguf").write_bytes(whole)
+    with pytest.raises(CheckpointError, match="f32 is of tensor type 250"):
+        GGUF(tmp_path / "odd.gguf")
+
+
+def test_a_quantization_that_cannot_be_undone_is_refused(path, monkeypatch):
+    def refuse(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(gguf, "dequantize", refuse)
+    with pytest.raises(CheckpointError, match="Q4_0 is quantized as Q4_0, which"):
+        GGUF(path).read("Q4_0")

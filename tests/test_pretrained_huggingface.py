@@ -1,0 +1,90 @@
+"""Directories of safetensors: one file or shards, float types, and what is refused."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from normlab.pretrained.huggingface import Safetensors, read_json
+from normlab.pretrained.source import CheckpointError
+
+VALUES = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+
+
+def shards(folder, index=None):
+    save_file({"a": VALUES}, folder / "model-1.safetensors")
+    save_file({"b": VALUES[0]}, folder / "model-2.safetensors")
+    index = index or {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+def test_every_float_type_becomes_float32(dtype, tmp_path):
+    save_file({"a": VALUES.astype(dtype)}, tmp_path / "model.safetensors")
+    read = Safetensors(tmp_path).read("a")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, VALUES.astype(dtype).astype(np.float32))
+
+
+def test_integers_are_no_weights(tmp_path):
+    save_file({"a": VALUES.astype(np.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="a is int8: expected floats"):
+        Safetensors(tmp_path).read("a")
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    shards(tmp_path)
+    source = Safetensors(tmp_path)
+    assert source.shapes == {"a": (4, 6), "b": (6,)}
+    assert [file.name for file in source.files] == ["model-1.safetensors", "model-2.safetensors"]
+    np.testing.assert_array_equal(source.read("b"), VALUES[0])
+
+
+def test_a_missing_shard(tmp_path):
+    shards(tmp_path)
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors is missing"):
+        _ = Safetensors(tmp_path).shapes
+
+
+def test_a_shard_that_lacks_what_the_index_puts_there(tmp_path):
+    shards(tmp_path, {"a": "model-1.safetensors", "c": "model-2.safetensors"})
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors lacks c"):
+        _ = Safetensors(tmp_path).shapes
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "weights.bin"])
+def test_an_index_stays_in_its_directory_and_format(name, tmp_path):
+    shards(tmp_path, {"a": name})
+    with pytest.raises(CheckpointError, match="expected a safetensors file beside it"):
+        Safetensors(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 7, 20, 100])
+def test_a_truncated_file(size, tmp_path):
+    save_file({"a": VALUES}, tmp_path / "model.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    assert size < len(whole)
+    (tmp_path / "model.safetensors").write_bytes(whole[:size])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
+        Safetensors(tmp_path)
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
+    with pytest.raises(CheckpointError, match=r"pickle only \(pytorch_model\.bin\)"):
+        Safetensors(tmp_path)
+
+
+def test_an_empty_directory(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+        Safetensors(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_json_file(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_json(tmp_path / "config.json")

@@ -1,0 +1,236 @@
+"""Loading: the right weights in the right places, and nothing half-loaded."""
+
+import json
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_checkpoints import (
+    CONFIGS,
+    HEAD,
+    HEADS,
+    KV,
+    LAYERS,
+    VOCAB,
+    log_probs,
+    tensors,
+    write_folder,
+    write_gguf,
+)
+
+from normlab import pretrained
+from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.huggingface import Safetensors
+from normlab.registry import UnknownNameError
+
+TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, 12))
+
+
+def write(family, folder, **changes):
+    config = {**CONFIGS[family], **changes}
+    return write_folder(folder, config, tensors(family))
+
+
+def reference(tokens):
+    """Llama's forward pass in float64 NumPy, from its papers; log-probabilities."""
+    w = {k: v.astype(np.float64) for k, v in tensors("llama").items()}
+    length, theta = tokens.shape[1], CONFIGS["llama"]["rope_theta"]
+    angle = np.arange(length)[:, None] * theta ** (-2 * np.arange(HEAD // 2) / HEAD)
+    turn = np.exp(1j * angle)[:, None, :]
+
+    def norm(x, gain):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * gain
+
+    def rotary(x):
+        z = (x[..., : HEAD // 2] + 1j * x[..., HEAD // 2 :]) * turn
+        return np.concatenate([z.real, z.imag], -1)
+
+    def attention(x, layer):
+        q, k, v = (
+            (x @ w[f"{layer}self_attn.{part}_proj.weight"].T).reshape(length, -1, HEAD)
+            for part in "qkv"
+        )
+        q, k = rotary(q), rotary(k)
+        k, v = (np.repeat(t, HEADS // KV, axis=1) for t in (k, v))
+        scores = np.einsum("qhk,shk->hqs", q, k) / np.sqrt(HEAD)
+        scores = np.where(np.tril(np.ones((length, length))) > 0, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        heads = np.einsum("hqs,shk->qhk", weights, v).reshape(length, -1)
+        return heads @ w[f"{layer}self_attn.o_proj.weight"].T
+
+    def mlp(x, layer):
+        gate = x @ w[f"{layer}mlp.gate_proj.weight"].T
+        up = x @ w[f"{layer}mlp.up_proj.weight"].T
+        return (gate / (1 + np.exp(-gate)) * up) @ w[f"{layer}mlp.down_proj.weight"].T
+
+    def logits(row):
+        x = w["model.embed_tokens.weight"][row]
+        for i in range(LAYERS):
+            layer = f"model.layers.{i}."
+            x = x + attention(norm(x, w[f"{layer}input_layernorm.weight"]), layer)
+            x = x + mlp(norm(x, w[f"{layer}post_attention_layernorm.weight"]), layer)
+        return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
+
+    y = np.stack([logits(row) for row in tokens])
+    y -= y.max(-1, keepdims=True)
+    return y - np.log(np.exp(y).sum(-1, keepdims=True))
+
+
+def test_llama_is_the_reference_in_float64(tmp_path):
+    lm = pretrained.load(write("llama", tmp_path / "m"))
+    np.testing.assert_allclose(log_probs(lm, TOKENS), reference(TOKENS), rtol=0, atol=2e-5)
+    assert lm.name == "m"
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_gguf_file_is_the_folder_it_was_made_of(family, tmp_path):
+    folder = write(
+        family, tmp_path / "m", tie_word_embeddings=family in ("gpt2", "gemma2", "gemma3")
+    )
+    if family == "gemma2":  # GGUF doesn't say Gemma 2's activation or factor: they are fixed
+        assert CONFIGS["gemma2"]["query_pre_attn_scalar"] == HEAD
+    file = write_gguf(tmp_path / "m.gguf", family, CONFIGS[family], tensors(family))
+    a, b = pretrained.load(folder), pretrained.load(file)
+    ours, theirs = log_probs(a, TOKENS), log_probs(b, TOKENS)
+    assert ours.std() > 0.1
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert a.facts["config"]["placement"] == b.facts["config"]["placement"]
+
+
+def test_a_tied_folder_may_hold_its_head_twice(tmp_path):
+    weights = tensors("llama")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    twice = write_folder(tmp_path / "a", {**CONFIGS["llama"], "tie_word_embeddings": True}, weights)
+    lm = pretrained.load(twice)
+    assert lm.model.head is None
+    assert not np.allclose(log_probs(lm, TOKENS), reference(TOKENS), atol=1e-2)
+
+
+def test_names_may_lack_their_prefix(tmp_path):
+    bare = {k.removeprefix("transformer."): v for k, v in tensors("gpt2").items()}
+    bare["h.0.attn.bias"] = np.ones((1, 1, 64, 64), np.float32)  # the mask, in old files
+    a = pretrained.load(write_folder(tmp_path / "bare", CONFIGS["gpt2"], bare))
+    b = pretrained.load(write("gpt2", tmp_path / "full"))
+    np.testing.assert_array_equal(log_probs(a, TOKENS), log_probs(b, TOKENS))
+
+
+def test_describe_reads_no_weight(tmp_path, monkeypatch):
+    specs = [
+        write("llama", tmp_path / "m"),
+        write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], tensors("llama")),
+    ]
+    for source in (Safetensors, GGUF):
+        monkeypatch.setattr(source, "read", lambda *_: pytest.fail("a weight was read"))
+    for spec in specs:
+        found = pretrained.describe(spec)
+        assert found.configs.model.max_length == 64
+        assert found.configs.placement.type == "pre"
+        assert found.tokenizer().vocab_size in (256, 257)
+
+
+def breaks(tmp_path, change, family="llama", **config):
+    """The message when a changed checkpoint is loaded, and that no weight was read for it."""
+    weights = tensors(family)
+    change(weights)
+    spec = write_folder(tmp_path / "m", {**CONFIGS[family], **config}, weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Safetensors, "read", lambda *_: pytest.fail("a weight was read"))
+        with pytest.raises(pretrained.CheckpointError) as caught:
+            pretrained.load(spec)
+    return str(caught.value)
+
+
+def test_a_missing_tensor(tmp_path):
+    message = breaks(tmp_path, lambda w: w.pop("model.layers.1.mlp.up_proj.weight"))
+    assert "lacks the tensor layers.1.mlp.up_proj.weight" in message
+
+
+def test_an_unexpected_tensor(tmp_path):
+    def add(weights):
+        weights["model.layers.1.self_attn.q_proj.bias"] = np.zeros(HEADS * HEAD, np.float32)
+
+    message = breaks(tmp_path, add)
+    assert "holds model.layers.1.self_attn.q_proj.bias, which a llama" in message
+
+
+def test_more_layers_than_the_config_says(tmp_path):
+    message = breaks(tmp_path, lambda w: None, num_hidden_layers=2)
+    assert "holds model.layers.2." in message
+    assert "and 8 more" in message
+
+
+def test_a_wrong_shape(tmp_path):
+    def transpose(weights):
+        name = "model.layers.0.mlp.up_proj.weight"
+        weights[name] = np.ascontiguousarray(weights[name].T)
+
+    message = breaks(tmp_path, transpose)
+    assert "up_proj.weight has shape (24, 40), its config says (40, 24)" in message
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    message = breaks(
+        tmp_path,
+        lambda w: w.update({"model.embed_tokens.weight": np.zeros((9, 24), np.float32)}),
+        vocab_size=9,
+    )
+    assert "the tokenizer has 256 ids, the embedding 9 rows" in message
+
+
+def test_specs_that_name_nothing(tmp_path):
+    with pytest.raises(UnknownNameError, match="Did you mean 'smollm2-135m'"):
+        pretrained.describe("smollm2-135")
+    with pytest.raises(pretrained.CheckpointError, match="there is no such directory"):
+        pretrained.describe(f"hf:{tmp_path}/nothing")
+    with pytest.raises(pretrained.CheckpointError, match="there is no such file"):
+        pretrained.describe(f"gguf:{tmp_path}/nothing.gguf")
+    with pytest.raises(pretrained.CheckpointError, match=r"has no config\.json"):
+        pretrained.describe(f"hf:{tmp_path}")
+
+
+def test_an_unknown_architecture_names_the_nearest(tmp_path):
+    spec = write("llama", tmp_path / "m", model_type="olmo3")
+    with pytest.raises(pretrained.CheckpointError, match="unknown architecture 'olmo3'.*'olmo2'"):
+        pretrained.describe(spec)
+
+
+def test_facts_say_what_was_loaded(tmp_path):
+    facts = pretrained.load(write("gemma3", tmp_path / "m")).facts
+    assert facts["family"] == "gemma3_text"
+    assert list(facts["sha256"]) == ["model.safetensors"]
+    assert "1 + w" in facts["gain"]
+    assert facts["config"]["model"]["width"] == 24
+    json.dumps(facts)
+
+
+def test_one_tensor_at_a_time(tmp_path, monkeypatch):
+    """When a tensor is read, the one before it is gone (what became of it is a copy)."""
+    spec = write("llama", tmp_path / "m")
+    read, earlier, alive = Safetensors.read, [], []
+
+    def watched(self, name):
+        alive.append(sum(ref() is not None for ref in earlier))
+        tensor = read(self, name)
+        earlier.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(Safetensors, "read", watched)
+    monkeypatch.setattr(jax, "device_put", lambda x: jnp.array(x, copy=True))
+    pretrained.load(spec)
+    assert alive == [0] * len(tensors("llama"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2-135m", "gemma3-270m"])
+def test_a_real_model_knows_the_capital_of_france(name):
+    try:
+        lm = pretrained.load(name)
+    except pretrained.CheckpointError as error:
+        pytest.skip(str(error))
+    bos = [] if lm.tokenizer.bos is None else [lm.tokenizer.bos]
+    ids = [*bos, *lm.tokenizer.encode("The capital of France is").ids]
+    best = log_probs(lm, np.array([ids]))[0, -1].argsort()[::-1][:3]
+    assert " Paris" in [lm.tokenizer.decode([i]) for i in best]

@@ -1,0 +1,176 @@
+"""Tokenizers of checkpoints: against the rules they come from, written out slowly."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_checkpoints import letters, write_tokenizer
+
+from normlab.pretrained.source import CheckpointError
+from normlab.pretrained.tokenizer import from_folder, from_metadata
+
+PIECES = ["▁", "a", "b", "c", "ab", "▁a", "bc", "abc", "▁ab", "aa", "\n"]
+SPM = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": [
+        "<unk>", "<s>", *(f"<0x{b:02X}>" for b in range(256)), *PIECES, "  ", "\n\n",
+    ],
+    "tokenizer.ggml.scores": [
+        *[0.0] * 258, -9.0, -9.1, -9.2, -9.3, -4.0, -2.0, -1.0, -3.0, -5.0, -6.0, -9.4, -1e3, -1e3,
+    ],
+    "tokenizer.ggml.token_type": [2, 3, *([6] * 256), *([1] * len(PIECES)), 4, 4],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_space_prefix": False,
+}  # fmt: skip
+BPE = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": [*letters(), "Ġa", "Ġab", "12", "<|end|>", "ab"],
+    "tokenizer.ggml.merges": ["Ġ a", "Ġa b", "1 2", "a b"],
+    "tokenizer.ggml.token_type": [1] * 259 + [3, 1],
+    "tokenizer.ggml.bos_token_id": 259,
+}
+
+
+def texts(metadata, text):
+    """The tokens of a text as the vocabulary spells them."""
+    ids = from_metadata(metadata, "t").encode(text).ids
+    return [metadata["tokenizer.ggml.tokens"][i] for i in ids]
+
+
+def slow_sentencepiece(text):
+    """The best-scored neighbours joined, leftmost first, until no two make a token."""
+    scores = dict(zip(PIECES, SPM["tokenizer.ggml.scores"][258:], strict=False))
+    scores["▁▁"] = 1.0  # defined by the user: before all others
+    pieces = list(text.replace(" ", "▁"))
+    while True:
+        pairs = [
+            (scores.get(a + b, -1e9), -i) for i, (a, b) in enumerate(itertools.pairwise(pieces))
+        ]
+        if not pairs or max(pairs)[0] == -1e9:
+            return pieces
+        at = -max(pairs)[1]
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+
+
+@given(st.text("ab c", max_size=20))
+def test_sentencepiece_joins_by_score(text):
+    tokens = [t.replace(" ", "▁") for t in texts(SPM, text)]
+    assert tokens == slow_sentencepiece(text)
+
+
+@given(st.text())
+def test_sentencepiece_brings_any_text_back(text):
+    tokenizer = from_metadata(SPM, "t")
+    ids = tokenizer.encode(text).ids
+    assert 0 not in ids  # no unknowns: bytes instead
+    if "<" not in text:  # specials may be spelled out
+        assert tokenizer.decode(ids) == text
+
+
+def test_sentencepiece_puts_a_blank_before_a_text_where_asked():
+    prefixed = {**SPM, "tokenizer.ggml.add_space_prefix": True}
+    assert texts(prefixed, "ab") == ["▁ab"]
+    assert (
+        from_metadata(prefixed, "t").decode(from_metadata(prefixed, "t").encode("ab c").ids)
+        == "ab c"
+    )
+
+
+def test_tokens_of_the_user_come_before_all_else():
+    assert texts(SPM, "a\n\n\nb") == ["a", "\n\n", "\n", "b"]
+    assert texts(SPM, "é") == ["<0xC3>", "<0xA9>"]
+
+
+@given(st.text())
+def test_byte_level_brings_any_text_back(text):
+    tokenizer = from_metadata(BPE, "t")
+    encoding = tokenizer.encode(text)
+    assert tokenizer.decode(encoding.ids) == text
+    assert (encoding.ends[-1] if text else 0) == len(text)
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        ("gpt-2", ["ab", "Ġab", "Ġ", "12", "3"]),
+        ("smollm", ["ab", "Ġab", "Ġ", "1", "2", "3"]),
+        ("llama-bpe", ["ab", "Ġab", "Ġ", "12", "3"]),
+        ("qwen2", ["ab", "Ġab", "Ġ", "1", "2", "3"]),
+    ],
+)
+def test_cutting_rules(cut, expected):
+    assert texts({**BPE, "tokenizer.ggml.pre": cut}, "ab ab 123") == expected
+
+
+def test_a_control_token_is_found_whole():
+    assert texts(BPE, "a<|end|>b") == ["a", "<|end|>", "b"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "bos"),
+    [
+        (SPM, 1),
+        ({**SPM, "tokenizer.ggml.add_bos_token": False}, None),
+        (BPE, None),
+        ({**BPE, "tokenizer.ggml.add_bos_token": True}, 259),
+        ({**BPE, "tokenizer.ggml.pre": "llama-bpe"}, 259),
+    ],
+)
+def test_bos_is_what_the_model_was_trained_with(metadata, bos):
+    assert from_metadata(metadata, "t").bos == bos
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer.ggml.model": "gpt"}, "unknown tokenizer .* 'gpt'.*Did you mean 'gpt2'"),
+        ({"tokenizer.ggml.pre": "gpt2"}, "unknown cutting rule .*Did you mean 'gpt-2'"),
+        ({"tokenizer.ggml.merges": ["x yz"]}, "no tokenizer can be made"),
+    ],
+)
+def test_what_a_file_does_not_say_well(changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        from_metadata({**BPE, **changes}, "t")
+
+
+def test_metadata_without_merges():
+    with pytest.raises(CheckpointError, match="merges"):
+        from_metadata({k: v for k, v in BPE.items() if "merges" not in k}, "t")
+
+
+def with_template(folder, settings=None):
+    """A directory's tokenizer that puts token 7 before a text."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    write_tokenizer(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    token = tokenizer.id_to_token(7)
+    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, 7)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_folders_bos(tmp_path):
+    write_tokenizer(tmp_path)
+    assert from_folder(tmp_path, {"bos_token_id": 3}, "t").bos is None
+    with_template(tmp_path)
+    assert from_folder(tmp_path, {"bos_token_id": 7}, "t").bos == 7
+    with_template(tmp_path, {"add_bos_token": False})
+    assert from_folder(tmp_path, {"bos_token_id": 7}, "t").bos is None
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    assert from_folder(tmp_path, {"bos_token_id": 3}, "t").bos == 3
+
+
+def test_a_folder_without_a_good_tokenizer(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        from_folder(tmp_path, {}, "t")
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
+        from_folder(tmp_path, {}, "t")

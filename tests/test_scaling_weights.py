@@ -1,0 +1,75 @@
+"""What the scale rules read of a model."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scaling_models import KINDS, random_tokens, uneven
+
+from normlab.model import Context
+from normlab.scaling import weights
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([(8, 8), (5, 17), (17, 5), (1, 6)]),
+    st.floats(0, 3),
+    st.floats(-12, 12),
+    st.integers(0, 999),
+)
+def test_the_spectral_norm_is_met_from_above(shape, spread, size, seed):
+    rng = np.random.default_rng(seed)
+    rows = np.exp(rng.normal(0, spread, shape[0]))
+    matrix = np.float32(10**size * rows[:, None] * rng.normal(size=shape))
+    exact = np.linalg.norm(matrix.astype(np.float64), 2)
+    found = weights.spectral_norm(jnp.asarray(matrix))
+    assert exact * (1 - 1e-5) <= found <= exact * 1.001
+
+
+def test_the_spectral_norm_of_two_equal_singular_values():
+    """Where power iteration has no gap to work with."""
+    assert weights.spectral_norm(3 * jnp.eye(64)) == pytest.approx(3, rel=1e-3)
+
+
+def test_the_spectral_norm_of_zero_is_zero():
+    assert weights.spectral_norm(jnp.zeros((3, 4))) == 0.0
+
+
+def test_each_value_head_stands_beside_its_queries():
+    """The values that the weights give are those that attention of a token to itself passes on."""
+    model = uneven(bias=True, **KINDS["gated"])
+    branch = model.blocks[0].attention.branch
+    x = np.random.default_rng(0).normal(size=(5, 1, 24)).astype(np.float32)
+    w, b = weights.values(branch)
+    expected = (x @ w + b) @ np.asarray(branch.out.kernel[...]) + branch.out.bias[...]
+    np.testing.assert_allclose(branch(x, Context()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tables_add_up_to_the_stem(kind):
+    model = uneven("dyt", embed_factor=3.0, **KINDS[kind])
+    tokens = random_tokens(1)
+    rows = [
+        np.float64(table)[: 16 if i else None] * c
+        for i, (c, table) in enumerate(weights.tables(model))
+    ]
+    expected = rows[0][tokens] + (rows[1] if len(rows) > 1 else 0)
+    np.testing.assert_allclose(model.stem(tokens, Context()), expected, rtol=1e-5)
+
+
+def test_every_norm_is_found_by_its_site():
+    model = uneven(placement="peri", sites={"norm_qk": True, "norm_embed": True})
+    context = Context(capture=True)
+    model(random_tokens(1), context)
+    found = weights.norms_by_site(model)
+    assert found.keys() == context.inputs.keys()
+    assert all(norm.width == context.inputs[site].shape[-1] for site, norm in found.items())
+
+
+def test_what_a_norm_lacks_is_neutral():
+    model = uneven(norm="rmsnorm", placement="pre")
+    model.norm_final.gain = None
+    assert np.array_equal(weights.gain(model.norm_final), np.ones(24))
+    assert np.array_equal(weights.shift(model.norm_final), np.zeros(24))
+    assert not weights.centres(model.norm_final)
