@@ -6,6 +6,7 @@ command line.
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -70,8 +71,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as nested plain dictionaries, from which `build` makes it again."""
-    return dataclasses.asdict(config)
+    """A config as JSON knows it: nested dictionaries, from which `build` makes it again."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def describe(config: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:

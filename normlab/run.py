@@ -11,7 +11,7 @@ from flax import nnx
 
 from normlab.checkpoint import Checkpoints
 from normlab.config import build
-from normlab.data.tokenizer import Tokenizer
+from normlab.data.tokenizer import load_tokenizer
 from normlab.language_model import LanguageModel
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormConfig
@@ -110,7 +110,7 @@ def load(directory: str | Path) -> LanguageModel:
         FileNotFoundError: no run there, or one without a checkpoint yet.
     """
     run = open_run(directory)
-    config, tokenizer = run.read("config.yaml"), Tokenizer.load(run["tokenizer"])
+    config, tokenizer = run.read("config.yaml"), load_tokenizer(run["tokenizer"])
     shape = nnx.eval_shape(lambda: build_model(config, tokenizer.vocab_size))
     graphdef, params = nnx.split(shape)
     with Checkpoints(run["checkpoints"]) as checkpoints:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 from jaxtyping import Array, Float
 
 from normlab.config import check, knob
@@ -49,8 +48,7 @@ class LayerNorm(Norm):
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; the arithmetic is float32 around the statistic."""
-        z, mean_square = acc.moments(x, center=self.config.center)
-        y = z * jax.lax.rsqrt(mean_square + self.config.eps / acc.scale**2)
+        y = acc.normalize(x, self.config.eps, center=self.config.center)
         return self.affine(y).astype(x.dtype)
 
 
