@@ -12,6 +12,7 @@ table: $(VENV)/.core
 	$(RUN) -m train experiment=table $(ASK)
 	$(RUN) -m train experiment=table norm=none placement=pre $(ASK)
 	$(RUN) -m evaluate runs=runs/table out=results/table max_windows=128
+	$(RUN) -m evaluate model=smollm2-135m out=results/smollm2-135m max_windows=8
 
 test: $(VENV)/.test
 	$(RUN) -m pytest
@@ -22,15 +23,17 @@ check: $(VENV)/.test
 	$(RUN) -m mypy
 
 $(VENV)/bin/pip:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	touch $@
+	@echo "Installing normlab and what it needs into $(VENV): about a minute."
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	touch $@ $(VENV)/.core
+	@echo "Installing normlab and what its tests need into $(VENV): about a minute."
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.core
 
 clean:
 	rm -rf $(VENV) build *.egg-info
