@@ -120,6 +120,11 @@ def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
     from normlab.pretrained import describe  # reads formats that nothing else here needs
 
     found = describe(spec)
+    if not found.configs.model.causal:
+        raise ValueError(
+            f"model={spec} is an encoder, which has no perplexity: expected a decoder, such as "
+            "smollm2-135m (an encoder's norms can be looked at through normlab.pretrained.load)"
+        )
     longest = found.configs.model.max_length
     data = _asked(PRETRAINED_DATA, config)
     return Subject(found.name, OK, data, longest, found.load, found.tokenizer)

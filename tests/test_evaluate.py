@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_checkpoints import CONFIGS, tensors, write_folder
 
 from evaluate.__main__ import main
 from evaluate.config import EvaluateConfig, TextConfig
@@ -204,3 +206,28 @@ def test_the_command_line(runs, tmp_path):
 def test_the_config_is_what_yaml_builds():
     built = build(EvaluateConfig, {"runs": "r", "precision": ["fp32"], "data": {"root": "x"}})
     assert built == EvaluateConfig(runs="r", precision=("fp32",), data=TextConfig(root="x"))
+
+
+def test_a_pretrained_checkpoint_is_a_row_and_its_second_call_reuses_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path / "cache"))
+    spec = write_folder(tmp_path / "m", CONFIGS["llama"], tensors("llama"))
+    config = EvaluateConfig(
+        model=spec, precision=PRECISIONS, window=32, max_windows=2, out=str(tmp_path / "out"),
+        data=TextConfig(corpus="embedded"),
+    )  # fmt: skip
+    records = evaluate(config)
+    assert [r.norm for r in records] == ["rmsnorm"] * 3
+    assert all(math.isfinite(r.perplexity) for r in records)
+    written = (tmp_path / "out" / "records.jsonl").read_bytes()
+    assert [r.key for r in evaluate(config)] == [r.key for r in records]
+    assert (tmp_path / "out" / "records.jsonl").read_bytes() == written
+
+
+def test_an_encoder_has_no_perplexity_and_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    from normlab import pretrained
+
+    configs = types.SimpleNamespace(model=ModelConfig(causal=False))
+    found = types.SimpleNamespace(configs=configs)
+    monkeypatch.setattr(pretrained, "describe", lambda spec: found)
+    with pytest.raises(ValueError, match="model=encoder is an encoder, which has no perplexity"):
+        evaluate(EvaluateConfig(model="encoder", out=str(tmp_path / "out")))

@@ -99,8 +99,7 @@ def test_centring_takes_the_common_mean_away():
     assert rows.square(centred) == pytest.approx(D)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize(("norm", "kind"), [("layernorm", "plain"), ("rmsnorm", "gated")])
 @pytest.mark.parametrize("placement", placements)
 def test_rows_of_uneven_models_keep_their_precision(placement, norm, kind):
     """No sum overflows; of 100 rows at most 1 is so small, ε added, that its squares are lost."""
