@@ -59,7 +59,7 @@ def test_the_rate_warms_up_and_falls_to_its_share():
     found = rates(OptimizerConfig(lr=0.1, warmup=4, final_lr=0.2, eps=1e-30), 20)
     np.testing.assert_allclose(found[:5], [0, 0.025, 0.05, 0.075, 0.1], rtol=1e-3)
     assert found[20] == pytest.approx(0.02, rel=1e-3)
-    assert all(a >= b for a, b in itertools.pairwise(found))
+    assert all(a >= b for a, b in itertools.pairwise(found[4:]))
 
 
 CHANGES = {"lr": 0.5, "final_lr": 0.9, "warmup": 3, "weight_decay": 0.9, "beta1": 0.1,

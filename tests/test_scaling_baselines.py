@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scaling_models import uneven
@@ -18,6 +18,7 @@ def test_sqrt_d_is_the_root_of_each_sites_width():
     assert found["blocks.0.attention.query.norm_qk"] == np.float32(np.sqrt(6))
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     arrays(np.float32, (3, 17), elements=st.floats(-1, 1, width=32)),
     st.integers(-90, 90),

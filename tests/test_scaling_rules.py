@@ -157,7 +157,13 @@ def test_a_new_rule_is_a_registered_function(toy):
     assert scales(uneven(), "toy") == {"norm_final": 3.0}
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, np.inf, np.nan])
+def test_a_branch_of_zeros_has_scale_one():
+    model = uneven(placement="peri", layers=1)
+    model.blocks[0].mlp.branch.down.kernel[...] *= 0
+    assert scales(model, "slanc")["blocks.0.mlp.norm_out"] == 1
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.inf, np.nan])
 def test_a_scale_that_is_no_positive_number_is_refused(toy, bad):
     toy["norm_final"] = bad
     with pytest.raises(ValueError, match="toy at norm_final"):

@@ -50,7 +50,7 @@ def scales(
 
     Raises:
         ValueError: an unknown rule, no calibration for a rule that needs it, or a scale that is
-            not a positive finite number.
+            negative or not finite. (A rule's 0 says that all rows are zero; it becomes 1.)
     """
     function = scale_rules[rule]
     if not norms[model.norm.type].has_statistic:
@@ -68,9 +68,9 @@ def _finished(scale: Any, pow2: bool, what: str) -> Scale:
     if callable(scale):
         return Partial(_rounded, scale) if pow2 else Partial(scale)
     values = np.asarray(scale)
-    if not (np.isfinite(values) & (values > 0)).all():
+    if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"scale {what} = {values}: expected positive finite numbers")
-    s = jnp.asarray(values, jnp.float32)
+    s = jnp.asarray(np.where(values > 0, values, 1.0), jnp.float32)
     return power_of_two(s) if pow2 else s
 
 
