@@ -19,7 +19,7 @@ class TextConfig:
 
     corpus: str | None = knob(
         None,
-        f"one of {', '.join(CORPORA)}; null: a run's own, wikitext2-raw for a pretrained model",
+        f"one of {', '.join(CORPORA)}; null: a run's own, auto-raw for a pretrained model",
     )
     root: str | None = knob(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
 

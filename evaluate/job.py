@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> list[Record]:
     file, texts = RecordFile(Path(config.out) / "records.jsonl"), Texts()
     done = {record.key: record for record in file.read()}
     for subject in found:
-        texts.corpus(subject)
+        texts.corpus(subject, config)
     asked = [str(Precision.parse(text)) for text in config.precision]
     records = []
     for subject in found:
@@ -107,6 +107,8 @@ class Bench:
     def _key(self, precision: Precision) -> str:
         """Hash of all that the result depends on; the scales follow from rule, weights and code."""
         known = {k: v for k, v in self._known.items() if k != "facts"}
+        # The sources say it exactly: a commit may touch only docs, "-dirty" may be anything.
+        known["provenance"] = {k: v for k, v in known["provenance"].items() if k != "code"}
         known |= {"precision": str(precision), "status": self.subject.status}
         if precision.rule and needs_calibration(precision.rule):
             known["calibration"] = self.config.calibration_windows
@@ -149,7 +151,7 @@ class Bench:
             return {}, None
         tokens, facts = None, None
         if needs_calibration(precision.rule):
-            corpus, window = self.texts.corpus(self.subject), self._known["window"]
+            corpus, window = self.texts.corpus(self.subject, self.config), self._known["window"]
             given, facts = calibration_tokens(
                 corpus, self._lm.tokenizer, window, self.config.calibration_windows
             )

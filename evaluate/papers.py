@@ -57,7 +57,7 @@ def of_text(
     config: EvaluateConfig, subject: Subject, texts: Texts, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """The fields that tell what is read, and how."""
-    protocol, corpus = subject.protocol(config.protocol), texts.corpus(subject)
+    protocol, corpus = subject.protocol(config.protocol), texts.corpus(subject, config)
     windows = texts.windows(subject, config, tokenizer)
     return {
         "protocol": protocol.name,

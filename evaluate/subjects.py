@@ -14,7 +14,7 @@ from normlab.protocols import Protocol, protocols
 from normlab.results.record import OK
 from normlab.run import FINAL, Run, is_run, load, open_run
 
-PRETRAINED_DATA = DataConfig(corpus="wikitext2-raw")
+PRETRAINED_DATA = DataConfig(corpus="auto-raw")
 """What a pretrained model reads where nothing is asked for."""
 
 

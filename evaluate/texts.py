@@ -19,26 +19,29 @@ class Texts:
     _corpora: dict[DataConfig, Corpus] = field(default_factory=dict)
     _windows: dict[tuple, Windows] = field(default_factory=dict)
 
-    def corpus(self, subject: Subject) -> Corpus:
+    def corpus(self, subject: Subject, config: EvaluateConfig) -> Corpus:
         """The text that `subject` is to read.
 
         Raises:
-            ValueError: `data=auto` finds another text now than it did when the run was trained.
+            ValueError: a run's own text is another one here than where it was trained (`auto`, or
+                the embedded text of another Python).
         """
         if subject.data not in self._corpora:
             self._corpora[subject.data] = load_corpus(subject.data)
         corpus = self._corpora[subject.data]
         trained = subject.trained_text
-        if subject.data.corpus == "auto" and trained and corpus.sha256("train") != trained:
+        own = config.data.corpus is None
+        if own and trained and corpus.sha256("train") != trained:
             raise ValueError(
-                f"{subject.name} was trained on data=auto, which is {corpus.name} here and was "
-                "another text there; say which text to read (data=wikitext2, data=embedded, …)"
+                f"{subject.name} was trained on data={subject.data.corpus}, which is "
+                f"{corpus.title} here and was another text there; say which text to read "
+                "(data=wikitext2, data=embedded, …)"
             )
         return corpus
 
     def windows(self, subject: Subject, config: EvaluateConfig, tokenizer: Tokenizer) -> Windows:
         """The windows of the split that `config` asks for."""
-        corpus, protocol = self.corpus(subject), subject.protocol(config.protocol)
+        corpus, protocol = self.corpus(subject, config), subject.protocol(config.protocol)
         window = subject.window(protocol, config.window)
         key = (corpus.sha256(config.split), tokenizer.hash, protocol.name, window)
         if key not in self._windows:

@@ -28,7 +28,7 @@ def from_names(names: dict[str, Any], like: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(like), [names[k] for k in to_names(like)])
 
 
-def _loss(metrics: Any) -> float:
+def _merit(metrics: Any) -> float:
     return -float(metrics["valid_loss"])
 
 
@@ -37,15 +37,20 @@ class Checkpoints:
 
     Saving runs in the background and is atomic: a directory without its commit mark is none. Use it
     as a context manager; leaving it waits for what is under way.
+
+    Args:
+        directory: made where it isn't there.
+        writer: this process trains here, and sweeps away what a killed one left half-written. A
+            reader must not: what it finds half-written may be another process's save.
     """
 
-    def __init__(self, directory: Path):
-        keep = [_policies.LatestN(1), _policies.BestN(get_metric_fn=_loss, n=1)]
+    def __init__(self, directory: Path, writer: bool = False):
+        keep = [_policies.LatestN(1), _policies.BestN(get_metric_fn=_merit, n=1)]
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=writer,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -62,7 +67,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest validation loss."""
         found = self._checkpointer.checkpoints
-        return max(found, key=lambda c: _loss(c.metrics)).step if found else None
+        return max(found, key=lambda c: _merit(c.metrics)).step if found else None
 
     def save(self, step: int, params: Tree, optimizer: Tree, valid_loss: float) -> None:
         """Save both trees under `step`.

@@ -7,6 +7,7 @@ nobody sees an object of Hydra's or OmegaConf's.
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,17 +56,33 @@ def launch(app: str, schema: type[C], main: Callable[[C, Sequence[str]], None]) 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Print an error in what was asked in a line or two, and leave with status 2."""
+    """Print an error in what was asked in a line or two, and leave with status 2.
+
+    That is an error of Hydra's, of the system's (a file), or one that this project's own code raised
+    about a value. What JAX or a new norm runs into keeps its traceback.
+    """
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
-        if os.environ.get(TRACEBACK) == "1":
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1" or not _about_what_was_asked(error):
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        where = "" if isinstance(error, HydraException) else f"\n({TRACEBACK}=1 shows where)"
+        print(f"error: {explain(error)}{where}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _about_what_was_asked(error: Exception) -> bool:
+    if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_in = Path(frame.f_code.co_filename)
+    ours = any(
+        raised_in.is_relative_to(CONFIGS.parent / n) for n in ("normlab", "train", "evaluate")
+    )
+    return ours and isinstance(error, (ValueError, TypeError))
 
 
 def register(app: str, schema: type) -> None:
@@ -95,7 +112,7 @@ def explain(error: BaseException) -> str:
     if isinstance(node, DictConfig) and key is not None and key not in node:
         group = str(cause.full_key).rpartition(".")[0]  # type: ignore[union-attr]
         return str(unknown(f"key of {group}" if group else "key", key, map(str, node)))
-    return str(cause or error).strip().split("\n    full_key")[0]
+    return "\n".join(str(cause or error).strip().split("\n    full_key")[0].split("\n")[:2])
 
 
 def groups(app: str) -> list[str]:

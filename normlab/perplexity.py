@@ -125,6 +125,12 @@ def score(
     tokens = np.concatenate([nll for nll, _ in outs])[: len(windows)]
     real, total = int(windows.lengths.sum()), len(outs) * size * windows.inputs.shape[1]
     sites = {s: _merged([seen[s] for _, seen in outs], real, total) for s in outs[0][1]}
+    for site, rows in sites.items():
+        if rows.rows <= 0:
+            raise ValueError(
+                f"norm {model.norm.type!r} accumulated nothing through its `acc` at {site}, so no "
+                "precision applies to it: set has_statistic = False in its class, or use acc"
+            )
     return Scores(tokens.sum(axis=1, dtype=np.float64), tokens, windows.counts, sites)
 
 
@@ -166,7 +172,8 @@ def _batch_nll(
     real: Bool[Array, "b l"],
 ) -> Out:
     context = _RealRows(precision, scales, real)
-    logits = nnx.merge(graphdef, params)(inputs, context)
+    with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
+        logits = nnx.merge(graphdef, params)(inputs, context)
     return jnp.where(scored, token_nll(logits, targets), 0.0), context.observed
 
 

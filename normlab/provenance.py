@@ -1,6 +1,8 @@
 """Where a result comes from: code, packages, device."""
 
 import functools
+import hashlib
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +27,15 @@ def code_state() -> str:
     return found.stdout.strip() or "not a checkout"
 
 
+def source_hash() -> str:
+    """SHA-256 of the Python sources that a result is computed by, committed or not."""
+    root = Path(normlab.__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(f for name in ("normlab", "evaluate") for f in (root / name).rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def _installed(package: str) -> str:
     try:
         return version(package)
@@ -39,9 +50,12 @@ def provenance() -> dict[str, Any]:
     return {
         "normlab": normlab.__version__,
         "code": code_state(),
+        "source": source_hash(),
         "python": platform.python_version(),
         "packages": {name: _installed(name) for name in PACKAGES},
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None),
         "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
     }

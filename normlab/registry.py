@@ -47,7 +47,10 @@ class Registry(Generic[T]):
 
         def put(thing: T) -> T:
             if name in self._things:
-                raise ValueError(f"{self.kind} {name!r} is registered already")
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered already; take another name, or "
+                    f"remove({name!r}) it first"
+                )
             self._things[name] = thing
             return thing
 
@@ -60,8 +63,12 @@ class Registry(Generic[T]):
     def _loaded(self) -> dict[str, T]:
         package, self._package = self._package, None
         if package is not None:
-            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-                importlib.import_module(f"{package}.{module.name}")
+            try:
+                for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                    importlib.import_module(f"{package}.{module.name}")
+            except BaseException:
+                self._package = package  # the next look-up fails as loudly
+                raise
         return self._things
 
     def __getitem__(self, name: str) -> T:

@@ -34,15 +34,13 @@ PRECISIONS = ("fp32", "fp16:sequential", "fp16:pairwise+slanc")
 def runs(tmp_path_factory):
     """Three runs of two steps (LayerNorm, DyT, words), one diverged, one killed."""
     folder = tmp_path_factory.mktemp("runs")
-    os.environ["NORMLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     for name, norm, tokenizer in (("a", "layernorm", "bpe"), ("b", "dyt", "bpe")):
         train(_config(folder / name, norm, tokenizer))
     for name, state in (("c", "diverged"), ("d", "running")):
         shutil.copytree(folder / "a", folder / name)
         run = Run(folder / name)
         run.write("record.json", run.record | {"state": state})
-    yield folder
-    del os.environ["NORMLAB_CACHE"]
+    return folder
 
 
 def _config(run, norm, tokenizer, window=16):

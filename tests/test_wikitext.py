@@ -44,6 +44,11 @@ def publish_parquet(folder: Path, rows: dict[str, list[str]]) -> None:
         pyarrow.parquet.write_table(pyarrow.table({"text": lines}), file)
 
 
+@pytest.fixture(autouse=True)
+def ask_the_hub_anew(monkeypatch):
+    monkeypatch.setattr(wikitext, "_refused", [])
+
+
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
     """An empty Hugging Face cache and a hub that can't be reached."""

@@ -1,11 +1,8 @@
 """Everything that a training run is told."""
 
-import hashlib
-import json
 from dataclasses import dataclass
-from typing import Any
 
-from normlab.config import check, knob, to_dict
+from normlab.config import check, knob
 from normlab.data import DataConfig
 from normlab.model import ModelConfig, PlacementConfig
 from normlab.norms import NormConfig, norms
@@ -30,7 +27,9 @@ class TrainConfig:
     window: int = knob(256, "tokens in a sequence")
     seed: int = knob(0, "of initial weights, order of the text, and dropout")
     eval_every: int = knob(100, "steps between validations; each one saves a checkpoint")
-    eval_windows: int | None = knob(64, "validation windows; null: the whole split")
+    eval_windows: int | None = knob(
+        64, "validation windows; null: as many whole batches as there are"
+    )
     patience: int | None = knob(None, "stop after so many validations without a better one")
     log_every: int = knob(10, "steps between two lines of metrics.jsonl")
     runs: str = knob("runs", "directory of run directories")
@@ -54,20 +53,3 @@ class TrainConfig:
             f"optimizer.warmup = {self.optimizer.warmup} steps leaves none of steps = {self.steps};"
             f" expected less, such as {self.steps // 10}",
         )
-
-
-ELSEWHERE = ("runs", "run", "log_every")
-"""What says where results go and how often they are told, and changes no parameter."""
-
-
-def identity(config: TrainConfig, corpus: str) -> dict[str, Any]:
-    """All of a config that a run's parameters depend on, with the text that was found."""
-    values = {k: v for k, v in to_dict(config).items() if k not in ELSEWHERE}
-    data = {k: v for k, v in values["data"].items() if k not in ("root", "cache")}
-    return values | {"data": data | {"corpus": corpus}}
-
-
-def run_name(config: TrainConfig, corpus: str) -> str:
-    """norm-placement-hash: the same config on the same text has the same name."""
-    digest = hashlib.sha256(json.dumps(identity(config, corpus), sort_keys=True).encode())
-    return f"{config.norm.type}-{config.placement.type}-{digest.hexdigest()[:10]}"

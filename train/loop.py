@@ -11,20 +11,24 @@ import numpy as np
 from flax import nnx
 
 from normlab.checkpoint import Checkpoints
-from normlab.config import to_dict
 from normlab.data import Batches, Tokenized, load_tokens
 from normlab.model import Transformer
 from normlab.progress import Progress, console
 from normlab.provenance import provenance
 from normlab.run import Run, parameters
-from train.config import TrainConfig, run_name
+from train.config import TrainConfig
+from train.identity import run_name, sign
 from train.metrics import MetricsLog
 from train.optimizer import groups, make_optimizer
 from train.step import make_step, make_validate
 
 
 class Diverged(Exception):
-    """A loss that is no number any more."""
+    """A loss that is no number any more, after `step` steps."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"diverged at step {step}: {what}")
+        self.step = step
 
 
 def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None = None) -> Run:
@@ -39,14 +43,12 @@ def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None
         The run, whose record says how it ended. A run that has ended before is returned as it is.
     """
     tokens = load_tokens(config.data)
-    name = run_name(config, tokens.corpus.name)
-    run = Run(config.run or Path(config.runs) / name)
+    run = Run(config.run or Path(config.runs) / run_name(config, tokens.corpus.name))
+    sign(run, config, tokens, asked)
     if run.ended:
         console.print(f"{run.directory}: {run.record['state']} already")
-        return run
-    trainer = Trainer(config, tokens, run)
-    trainer.sign(asked)
-    trainer.fit(stop_after)
+    else:
+        Trainer(config, tokens, run).fit(stop_after)
     return run
 
 
@@ -66,45 +68,17 @@ class Trainer:
         self.size = parameters(model)
         self.log = MetricsLog(run)
 
-    def sign(self, asked: Sequence[str]) -> None:
-        """Write down what is about to happen; refuse a directory that holds another run.
-
-        Raises:
-            ValueError: the directory's config or text is not this one's.
-        """
-        config = to_dict(self.config)
-        papers = provenance() | {"text": self.tokens.corpus.sha256("train")}
-        papers |= {"tokenizer": self.tokens.tokenizer.hash}
-        before, text = self.run.read("config.yaml"), self.run.read("provenance.json")
-        same = run_name(self.config, self.tokens.corpus.name)
-        if before and self.run.read("record.json").get("name") != same:
-            difference = _differing(before, config)
-            raise ValueError(
-                f"{self.run.directory} holds a run of another config ({difference}); give another "
-                "run=DIR, or the config that is in its config.yaml"
-            )
-        for key in ("text", "tokenizer"):
-            if text and text[key] != papers[key]:
-                raise ValueError(
-                    f"the {key} has changed since {self.run.directory} began (SHA-256 "
-                    f"{text[key][:12]}… then, {papers[key][:12]}… now); give another run=DIR"
-                )
-        if not before:
-            self.run.write("asked.yaml", list(asked))
-            self.run.write("config.yaml", config)
-            self.run.write("provenance.json", papers)
-            self.tokens.tokenizer.save(self.run["tokenizer"])
-            self.run.write("record.json", {"name": same, "state": "running"})
-
     def fit(self, stop_after: int | None = None) -> None:
         """Train to the end and write the record."""
-        with Checkpoints(self.run["checkpoints"]) as checkpoints:
+        last = self.config.steps
+        with Checkpoints(self.run["checkpoints"], writer=True) as checkpoints:
             start = self._restore(checkpoints)
-            last = self.config.steps
+            self._begin_session(start)
             try:
                 state = self._steps(checkpoints, start, min(last, start + (stop_after or last)))
             except Diverged as end:
                 state = "diverged"
+                self.log.write(end.step, diverged=True)
                 console.print(f"{self.run.directory}: {end}")
         if state is not None:
             self._finish(state)
@@ -118,11 +92,23 @@ class Trainer:
         self.log.rewind(step)
         return step or 0
 
+    def _begin_session(self, start: int) -> None:
+        """Add to the provenance by what, and from which step on, the run is trained now."""
+        found = self.run.read("provenance.json")
+        sessions = [*found["sessions"], {"from_step": start, **provenance()}]
+        self.run.write("provenance.json", found | {"sessions": sessions})
+
+    def _enough(self) -> bool:
+        """Whether validation has found nothing better for as long as the config waits."""
+        return self.config.patience is not None and self.log.stale() >= self.config.patience
+
     def _steps(self, checkpoints: Checkpoints, start: int, stop: int) -> str | None:
         """Steps start … stop − 1; how the run ended, or None where it goes on after `stop`."""
         c, pending = self.config, None
         if checkpoints.latest() is None:
             self._validate(checkpoints, 0)
+        if start < c.steps and self._enough():  # killed between the last validation and the record
+            return "stopped early"
         with Progress(self._title(), c.steps, start) as progress:
             for step in range(start, stop):
                 inputs, targets = self.batches.at(step)
@@ -136,8 +122,8 @@ class Trainer:
                     self._note(progress, *pending)
                     pending = None
                     self._validate(checkpoints, step + 1)
-                    if c.patience is not None and self.log.stale() >= c.patience:
-                        return "finished" if step + 1 == c.steps else "stopped early"
+                    if step + 1 < c.steps and self._enough():
+                        return "stopped early"
             if pending is not None:
                 self._note(progress, *pending)
         return "finished" if stop == c.steps else None
@@ -146,12 +132,12 @@ class Trainer:
         """Fetch a step's metrics, show them, and log them when their turn has come."""
         values = {k: float(v) for k, v in metrics.items()}
         if not all(math.isfinite(v) for v in values.values()):
-            self.log.write(step, diverged=True, **{k: repr(v) for k, v in values.items()})
-            raise Diverged(f"diverged at step {step}: loss {values['loss']}")
+            raise Diverged(step, f"loss {values['loss']}, gradient norm {values['grad_norm']}")
         rate = self.log.rate(step, self.config.batch * self.config.window)
-        progress.update(step, f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s")
+        speed = f", {rate:,.0f} tokens/s" if rate else ""
+        progress.update(step, f"loss {values['loss']:.3f}{speed}")
         if step % self.config.log_every == 0 or step == self.config.steps:
-            self.log.write(step, tokens_per_second=round(rate), **values)
+            self.log.write(step, tokens_per_second=round(rate) or None, **values)
 
     def _validate(self, checkpoints: Checkpoints, step: int) -> None:
         """Mean loss over the validation windows, logged, and a checkpoint that bears it."""
@@ -163,7 +149,7 @@ class Trainer:
             total += float(self.validate_batch(self.params, inputs[rows], targets[rows]))
         loss = total / targets.size
         if not math.isfinite(loss):
-            raise Diverged(f"diverged at step {step}: validation loss {loss}")
+            raise Diverged(step, f"validation loss {loss}")
         self.log.write(step, valid_loss=loss, valid_perplexity=math.exp(min(loss, 700.0)))
         checkpoints.save(step, self.params, self.state, loss)
         self.log.pause(time.monotonic() - began)
@@ -222,15 +208,3 @@ def _sizes(params: Any) -> dict[str, dict[str, int]]:
         entry["tensors"] += 1
         entry["elements"] += leaf.size
     return sizes
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any], path: str = "") -> str:
-    """The first key in which two nested dictionaries differ, with both values."""
-    for key in now:
-        a, b = before.get(key), now[key]
-        if isinstance(a, dict) and isinstance(b, dict):
-            if found := _differing(a, b, f"{path}{key}."):
-                return found
-        elif a != b and key not in ("runs", "run", "log_every"):
-            return f"{path}{key} = {a!r} there, {b!r} here"
-    return ""

@@ -7,7 +7,10 @@ from pathlib import Path
 from normlab.config import check, knob
 from normlab.registry import choice
 
-CORPORA = ("auto", "wikitext2", "wikitext2-raw", "embedded")
+AUTO = {"auto": "wikitext2", "auto-raw": "wikitext2-raw"}
+"""The names that settle for the embedded text, and what they try first."""
+
+CORPORA = (*AUTO, "wikitext2", "wikitext2-raw", "embedded")
 TOKENIZERS = ("bpe", "word")
 
 
@@ -18,7 +21,7 @@ class DataConfig:
     """
 
     corpus: str = knob(
-        "auto", "auto (wikitext2, else embedded), wikitext2, wikitext2-raw or embedded"
+        "auto", "wikitext2, wikitext2-raw, embedded; auto, auto-raw: WikiText-2, else embedded"
     )
     root: str | None = knob(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
     tokenizer: str = knob("bpe", "bpe (byte-level, trained on the training split) or word")

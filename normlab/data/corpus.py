@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass, field
 
 from normlab.data import embedded, wikitext
-from normlab.data.config import DataConfig
+from normlab.data.config import AUTO, DataConfig
 from normlab.data.wikitext import CorpusDamagedError, CorpusUnavailableError, Reader
 from normlab.registry import choice
 
@@ -68,13 +68,13 @@ def load_corpus(config: DataConfig) -> Corpus:
     """
     if config.corpus == "embedded":
         return _embedded()
-    if config.corpus != "auto":
+    if config.corpus not in AUTO:
         return _wikitext(config.corpus, config)
     try:
-        return _wikitext("wikitext2", config)
+        return _wikitext(AUTO[config.corpus], config)
     except CorpusUnavailableError as error:
         corpus = _embedded()
-        log.warning("data=auto uses %s. %s", corpus.title, error)
+        log.warning("data=%s uses %s. %s", config.corpus, corpus.title, error)
         return corpus
 
 

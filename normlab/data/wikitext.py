@@ -207,6 +207,8 @@ def _ask_hub() -> None:
     `load_dataset` on its own asks a dead hub six times, for more than 20 s. A socket's timeout
     doesn't bound the name look-up, so the question is asked in a thread that may be left behind.
     """
+    if _refused:
+        raise CorpusUnavailableError(_refused[0])
     answer: list[object] = []
 
     def ask() -> None:
@@ -221,9 +223,15 @@ def _ask_hub() -> None:
     thread.start()
     thread.join(HUB_PATIENCE)
     if not answer:
-        raise CorpusUnavailableError(f"no answer in {HUB_PATIENCE:g} s")
-    if isinstance(answer[0], Exception):
-        raise CorpusUnavailableError(f"no answer ({_short(answer[0])})")
+        _refused.append(f"no answer in {HUB_PATIENCE:g} s")
+    elif isinstance(answer[0], Exception):
+        _refused.append(f"no answer ({_short(answer[0])})")
+    if _refused:
+        raise CorpusUnavailableError(_refused[0])
+
+
+_refused: list[str] = []
+"""Why the hub could not be asked; a sweep's later runs don't wait for it again."""
 
 
 def _short(error: object) -> str:

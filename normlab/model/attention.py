@@ -64,12 +64,12 @@ class Attention(nnx.Module):
         self, config: ModelConfig, make_norm: MakeNorm, name: str, local: bool, rngs: nnx.Rngs
     ):
         c, k = config, config.head_size
-        out_std = c.init_std / math.sqrt(2 * c.layers)
+        out_std = c.std / math.sqrt(2 * c.layers)
         bias = c.bias if c.qkv_bias is None else c.qkv_bias
         self.config, self.window = c, c.window if local else None
-        self.query = Linear(c.width, c.heads * k, bias=bias, std=c.init_std, rngs=rngs)
-        self.key = Linear(c.width, c.kv * k, bias=bias, std=c.init_std, rngs=rngs)
-        self.value = Linear(c.width, c.kv * k, bias=bias, std=c.init_std, rngs=rngs)
+        self.query = Linear(c.width, c.heads * k, bias=bias, std=c.std, rngs=rngs)
+        self.key = Linear(c.width, c.kv * k, bias=bias, std=c.std, rngs=rngs)
+        self.value = Linear(c.width, c.kv * k, bias=bias, std=c.std, rngs=rngs)
         self.out = Linear(c.heads * k, c.width, bias=c.bias, std=out_std, rngs=rngs)
         self.norm_q = make_norm("norm_qk", f"{name}.query", k, c.heads)
         self.norm_k = make_norm("norm_qk", f"{name}.key", k, c.kv)

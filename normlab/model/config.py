@@ -1,5 +1,6 @@
 """The size and shape of a transformer."""
 
+import math
 from dataclasses import dataclass
 
 from normlab.config import check, knob
@@ -37,20 +38,26 @@ class ModelConfig:
     bias: bool = knob(False, "linear maps have biases")
     qkv_bias: bool | None = knob(None, "queries, keys and values have biases; null: as bias says")
     dropout: float = knob(0.0, "probability of dropping an element of embedding and branches")
-    init_std: float = knob(
-        0.02, "standard deviation of initial weights (output maps: /√(2·layers))"
+    init_std: float | None = knob(
+        None, "standard deviation of initial weights (output maps: /√(2·layers)); null: √(2/5d)"
     )
 
     def __post_init__(self) -> None:
         choice("model.activation", self.activation, ACTIVATIONS)
         choice("model.positions", self.positions, POSITIONS)
-        for name in ("layers", "width", "heads", "max_length"):
+        for name in ("layers", "width", "heads", "max_length", "kv_heads", "head_dim", "hidden"):
             value = getattr(self, name)
-            check(value >= 1, f"model.{name} = {value}: expected a whole number ≥ 1")
+            check(value is None or value >= 1, f"model.{name} = {value}: expected a number ≥ 1")
+        for name in ("rope_theta", "embed_factor"):
+            value = getattr(self, name)
+            check(value > 0, f"model.{name} = {value}: expected a number > 0")
         self._check_heads()
         self._check_attention()
         check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: expected 0 ≤ p < 1")
-        check(self.init_std > 0, f"model.init_std = {self.init_std}: expected a number > 0")
+        check(
+            self.init_std is None or self.init_std > 0,
+            f"model.init_std = {self.init_std}: expected a number > 0, or null for √(2/5d)",
+        )
 
     def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:
@@ -105,6 +112,16 @@ class ModelConfig:
     def head_size(self) -> int:
         """Elements of one head."""
         return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of initial weights: √(2/5d), 0.023 at GPT-2's width of 768.
+
+        SmallInit (Nguyen and Salazar 2019, arXiv:1910.05895), here for every matrix. A fixed 0.02
+        starves a narrow model that no norm scales up: DyT at d = 128 sat at the unigram loss for
+        500 steps (LOG.md).
+        """
+        return math.sqrt(0.4 / self.width) if self.init_std is None else self.init_std
 
     @property
     def hidden_size(self) -> int:

@@ -29,10 +29,10 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         c, m = config, config.hidden_size
-        out_std = c.init_std / math.sqrt(2 * c.layers)
+        out_std = c.std / math.sqrt(2 * c.layers)
         self.activation = c.activation
-        self.gate = Linear(c.width, m, bias=c.bias, std=c.init_std, rngs=rngs)
-        up = Linear(c.width, m, bias=c.bias, std=c.init_std, rngs=rngs) if c.gated else None
+        self.gate = Linear(c.width, m, bias=c.bias, std=c.std, rngs=rngs)
+        up = Linear(c.width, m, bias=c.bias, std=c.std, rngs=rngs) if c.gated else None
         self.up = up
         self.down = Linear(m, c.width, bias=c.bias, std=out_std, rngs=rngs)
 

@@ -12,7 +12,7 @@ from normlab.model.context import Context
 from normlab.norms import Norm, Site
 from normlab.registry import Registry, choice
 
-SITES = ("norm_in", "norm_out", "norm_skip", "norm_embed", "norm_final", "norm_qk", "norm_inner")
+SITES = ("norm_in", "norm_out", "norm_skip", "norm_embed", "norm_final", "norm_qk")
 
 
 @dataclass(frozen=True)

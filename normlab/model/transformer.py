@@ -38,7 +38,7 @@ class Transformer(nnx.Module):
         seed: int = 0,
     ):
         rngs = nnx.Rngs(seed)
-        normal = jax.nn.initializers.normal(config.init_std)
+        normal = jax.nn.initializers.normal(config.std)
         kind = norms[norm.type]
         make_norm = norm_maker(kind, norm, placement)
         self.config, self.norm, self.placement = config, norm, placement
@@ -47,7 +47,7 @@ class Transformer(nnx.Module):
             return nnx.Embed(rows, config.width, embedding_init=normal, rngs=rngs)
 
         def head() -> Linear:
-            return Linear(config.width, vocab_size, bias=False, std=config.init_std, rngs=rngs)
+            return Linear(config.width, vocab_size, bias=False, std=config.std, rngs=rngs)
 
         self.embed = table(vocab_size)
         self.positions = table(config.max_length) if config.positions == "learned" else None

@@ -137,7 +137,15 @@ class RecordFile:
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [Record.from_json(line) for line in lines if line]
+        return [self._record(n, line) for n, line in enumerate(lines, start=1) if line]
+
+    def _record(self, number: int, line: str) -> Record:
+        try:
+            return Record.from_json(line)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self.path}, line {number}: {error} Give another out=DIR, or delete that line"
+            ) from error
 
     def add(self, record: Record) -> None:
         """Append one record."""

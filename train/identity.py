@@ -1,0 +1,80 @@
+"""Which run a directory holds: what its parameters depend on, and the refusal of another one."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from normlab.config import to_dict
+from normlab.data import Corpus, Tokenized
+from normlab.run import Run
+from train.config import TrainConfig
+
+ELSEWHERE = ("runs", "run", "log_every", "data.root", "data.cache")
+"""What says where things lie and how often they are told, and changes no parameter."""
+
+
+def identity(config: dict[str, Any], corpus: str) -> dict[str, Any]:
+    """All of a config that a run's parameters depend on, flat, with the text that was found."""
+    flat = {k: v for k, v in _flat(config) if k not in ELSEWHERE}
+    return flat | {"data.corpus": corpus}
+
+
+def _flat(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        pairs += _flat(value, f"{path}{key}.") if nested else [(f"{path}{key}", value)]
+    return pairs
+
+
+def run_name(config: TrainConfig, corpus: str) -> str:
+    """norm-placement-hash: the same config on the same text has the same name."""
+    told = json.dumps(identity(to_dict(config), corpus), sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    return f"{config.norm.type}-{config.placement.type}-{digest[:10]}"
+
+
+def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str]) -> None:
+    """Write down what is about to happen, or check that it is what happened here before.
+
+    record.json comes last: a directory without one was left while it was being made, and is made
+    again.
+
+    Raises:
+        ValueError: the directory holds a run of another config, text or tokenizer.
+    """
+    text = {"text": tokens.corpus.sha256("train"), "tokenizer": tokens.tokenizer.hash}
+    if run.record:
+        _refuse_another_config(run, config, tokens.corpus)
+        _refuse_another_text(run, text)
+        return
+    corpus = {n: getattr(tokens.corpus, n) for n in ("name", "revision", "title")}
+    run.write("asked.yaml", list(asked))
+    run.write("config.yaml", to_dict(config))
+    tokens.tokenizer.save(run["tokenizer"])
+    run.write("provenance.json", text | {"corpus": corpus, "sessions": []})
+    run.write("record.json", {"state": "running"})
+
+
+def _refuse_another_config(run: Run, config: TrainConfig, corpus: Corpus) -> None:
+    there = identity(run.read("config.yaml"), run.read("provenance.json")["corpus"]["name"])
+    here = identity(to_dict(config), corpus.name)
+    keys = dict.fromkeys([*there, *here])
+    differing = [k for k in keys if there.get(k) != here.get(k)]
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            f"{run.directory} holds a run of another config ({first} = {there.get(first)!r} there, "
+            f"{here.get(first)!r} here); give another run=DIR, or what its config.yaml says"
+        )
+
+
+def _refuse_another_text(run: Run, now: dict[str, str]) -> None:
+    then = run.read("provenance.json")
+    for key, value in now.items():
+        if then[key] != value:
+            raise ValueError(
+                f"the {key} has changed since {run.directory} began (SHA-256 {then[key][:12]}… "
+                f"then, {value[:12]}… now); give another run=DIR"
+            )
