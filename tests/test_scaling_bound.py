@@ -24,7 +24,7 @@ def largest_share(model, tokens):
     }
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.sampled_from(list(placements)),
     st.sampled_from(list(KINDS)),

@@ -1,5 +1,6 @@
 """What the scale rules read of a model."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,11 +61,15 @@ def test_the_tables_add_up_to_the_stem(kind):
 
 def test_every_norm_is_found_by_its_site():
     model = uneven(placement="peri", sites={"norm_qk": True, "norm_embed": True})
-    context = Context(capture=True)
-    model(random_tokens(1), context)
-    found = weights.norms_by_site(model)
-    assert found.keys() == context.inputs.keys()
-    assert all(norm.width == context.inputs[site].shape[-1] for site, norm in found.items())
+
+    def inputs(tokens):
+        context = Context(capture=True)
+        model(tokens, context)
+        return context.inputs
+
+    seen, found = jax.eval_shape(inputs, random_tokens(1)), weights.norms_by_site(model)
+    assert found.keys() == seen.keys()
+    assert all(norm.width == seen[site].shape[-1] for site, norm in found.items())
 
 
 def test_what_a_norm_lacks_is_neutral():
