@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from normlab.data.cache import MANIFEST, cached
+from normlab.data.cache import LOCK, MANIFEST, cached
 
 
 def write(content: str):
@@ -56,7 +56,7 @@ def test_a_failed_make_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path, "thing", {}, fail)
-    assert list((tmp_path / "thing").iterdir()) == []
+    assert [f.name for f in (tmp_path / "thing").iterdir()] == [LOCK]
 
 
 def test_the_slower_of_two_takes_the_result_of_the_faster(tmp_path):
@@ -66,7 +66,7 @@ def test_the_slower_of_two_takes_the_result_of_the_faster(tmp_path):
 
     folder = cached(tmp_path, "thing", {}, slow)
     assert (folder / "a.txt").read_text() == "fast"
-    assert list(folder.parent.iterdir()) == [folder]
+    assert {f.name for f in folder.parent.iterdir()} == {folder.name, LOCK}
 
 
 def test_damage_that_another_process_has_repaired_meanwhile(tmp_path):
@@ -97,7 +97,7 @@ def test_processes_that_race_all_find_one_whole_folder(tmp_path):
     for racer in racers:
         racer.join(60)
         assert racer.exitcode == 0
-    assert len(list((tmp_path / "thing").iterdir())) == 20
+    assert len([f for f in (tmp_path / "thing").iterdir() if f.name != LOCK]) == 20
 
 
 def test_threads_that_race_share_a_folder(tmp_path):

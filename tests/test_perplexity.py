@@ -22,7 +22,9 @@ SPANS = [*(Span(i, i + 12, i + 1 + i % 5) for i in range(0, 84, 12)), Span(84, 9
 
 
 def build(norm="rmsnorm", placement="pre", seed=0, layers=1, **config):
-    shape = ModelConfig(layers=layers, width=D, heads=4, max_length=32, positions="none", **config)
+    shape = ModelConfig(
+        layers=layers, width=D, heads=4, max_length=32, positions="none", init_std=0.02, **config
+    )
     return Transformer(shape, norms[norm].Config(), PlacementConfig(type=placement), VOCAB, seed)
 
 

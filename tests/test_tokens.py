@@ -61,7 +61,7 @@ def test_the_second_time_nothing_is_computed(tmp_path, monkeypatch):
 
 
 def entries(tmp_path, kind):
-    return {p.name for p in (tmp_path / kind).iterdir()}
+    return {p.name for p in (tmp_path / kind).iterdir() if not p.name.startswith(".")}
 
 
 def test_another_setting_is_another_entry(tmp_path):

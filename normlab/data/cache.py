@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 
 def cached(
@@ -20,8 +23,8 @@ def cached(
     """The folder `root/kind/<hash of made_from>`, filled by `make` if it isn't there yet.
 
     Each use compares the folder's manifest with `made_from` and every file with its hash; a
-    folder that doesn't fit is made anew, with a notice. A folder appears under its name only
-    when it is whole, so processes that race, or one that is killed, leave nothing half done.
+    folder that doesn't fit is made anew, with a notice. One process at a time makes a kind, and a
+    folder appears under its name only when it is whole: a kill leaves nothing half done.
 
     Args:
         root: the cache.
@@ -35,33 +38,29 @@ def cached(
     wanted = json.loads(json.dumps(made_from))
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
     folder = root / kind / key
-    if folder.exists():
-        fault = _fault(folder, wanted)
-        if fault is None:
-            return folder
-        log.warning("the cached %s in %s can't be used (%s); making them anew", kind, folder, fault)
+    if _fault(folder, wanted) is None:
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{key}-") as scratch:
+    with FileLock(folder.parent / LOCK):
+        fault = _fault(folder, wanted)
+        if fault is not None:  # no other process has made it meanwhile
+            if folder.exists():
+                log.warning("the cached %s in %s can't be used (%s)", kind, folder, fault)
+            _fill(folder, wanted, make)
+    return folder
+
+
+def _fill(folder: Path, wanted: Any, make: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         fresh = Path(scratch) / "fresh"
         fresh.mkdir()
         make(fresh)
         files = {f.name: _sha256(f) for f in sorted(fresh.iterdir())}
         manifest = {"made_from": wanted, "files": files}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _put(fresh, folder, Path(scratch) / "old", wanted)
-    return folder
-
-
-def _put(fresh: Path, folder: Path, old: Path, wanted: Any) -> None:
-    if folder.exists() and _fault(folder, wanted) is None:  # another process was faster
-        return
-    try:
         if folder.exists():
-            os.rename(folder, old)  # whoever still reads it keeps it
+            os.rename(folder, Path(scratch) / "old")  # whoever still reads it keeps it
         os.rename(fresh, folder)
-    except OSError:
-        if _fault(folder, wanted) is not None:  # not another process's, then
-            raise
 
 
 def _fault(folder: Path, wanted: Any) -> str | None:
