@@ -58,8 +58,8 @@ def launch(app: str, schema: type[C], main: Callable[[C, Sequence[str]], None]) 
 def explained() -> Iterator[None]:
     """Print an error in what was asked in a line or two, and leave with status 2.
 
-    That is an error of Hydra's, of the system's (a file), or one that this project's own code raised
-    about a value. What JAX or a new norm runs into keeps its traceback.
+    That is an error of Hydra's, of the system's (a file), or one that this project's own code
+    raised about a value. What JAX or a new norm runs into keeps its traceback.
     """
     try:
         yield

@@ -59,28 +59,6 @@ def test_a_failed_make_leaves_nothing(tmp_path):
     assert [f.name for f in (tmp_path / "thing").iterdir()] == [LOCK]
 
 
-def test_the_slower_of_two_takes_the_result_of_the_faster(tmp_path):
-    def slow(folder):
-        cached(tmp_path, "thing", {}, write("fast"))
-        (folder / "a.txt").write_text("slow")
-
-    folder = cached(tmp_path, "thing", {}, slow)
-    assert (folder / "a.txt").read_text() == "fast"
-    assert {f.name for f in folder.parent.iterdir()} == {folder.name, LOCK}
-
-
-def test_damage_that_another_process_has_repaired_meanwhile(tmp_path):
-    folder = cached(tmp_path, "thing", {}, write("one"))
-    (folder / "a.txt").write_text("damaged")
-
-    def slow(fresh):
-        cached(tmp_path, "thing", {}, write("fast"))
-        (fresh / "a.txt").write_text("slow")
-
-    cached(tmp_path, "thing", {}, slow)
-    assert (folder / "a.txt").read_text() == "fast"
-
-
 def race(root, barrier, number):
     for turn in range(20):
         barrier.wait()
@@ -100,10 +78,15 @@ def test_processes_that_race_all_find_one_whole_folder(tmp_path):
     assert len([f for f in (tmp_path / "thing").iterdir() if f.name != LOCK]) == 20
 
 
-def test_threads_that_race_share_a_folder(tmp_path):
-    found = []
+def test_of_threads_that_race_one_makes_the_folder(tmp_path):
+    found, made = [], []
+
+    def make(fresh):
+        made.append(fresh)
+        write("one")(fresh)
+
     threads = [
-        threading.Thread(target=lambda: found.append(cached(tmp_path, "thing", {}, write("one"))))
+        threading.Thread(target=lambda: found.append(cached(tmp_path, "thing", {}, make)))
         for _ in range(4)
     ]
     for thread in threads:
@@ -112,3 +95,4 @@ def test_threads_that_race_share_a_folder(tmp_path):
         thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
+    assert len(made) == 1
