@@ -1,11 +1,14 @@
 """How wrong is 1/RMS: the table (format × order × d) of its mean and worst relative error.
 
     python benchmarks/numerics_error.py                    # Gaussian rows, d = 128 … 8192
-    python benchmarks/numerics_error.py --rows inputs.npy  # rows recorded from a model, [n, d]
+    python benchmarks/numerics_error.py --rows inputs.npy  # rows recorded elsewhere, [n, d]
+    python benchmarks/numerics_error.py --model runs/NAME  # what a trained model's norms see
+    python benchmarks/numerics_error.py --model smollm2-135m --model gemma3-270m
 
-Rows are divided by s = 2^round(log2 median ‖x‖), so that Σx² is about 1: what remains is the error
-of the accumulation, not of the range. The reference is float64. Writes NAME.csv, NAME.md and
-NAME.png into benchmarks/results.
+A model's rows come from all its norms of its own width, on 512 tokens of validation text, each
+site's divided by its median norm. Rows are divided by s = 2^round(log2 median ‖x‖), so that Σx² is
+about 1: what remains is the error of the accumulation, not of the range. The reference is float64.
+Writes NAME.csv, NAME.md and NAME.png into benchmarks/results.
 """
 
 import argparse
@@ -18,7 +21,11 @@ matplotlib.use("Agg")
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from flax import nnx
 
+from normlab import pretrained, run
+from normlab.data import DataConfig, load_corpus
+from normlab.model import Context
 from normlab.numerics import FloatFormat, sum_of_squares
 
 FORMATS = ("fp16", "bf16", "fp8_e5m2", "fp8_e4m3")
@@ -27,6 +34,26 @@ WIDTHS = (128, 256, 576, 1024, 2048, 4096, 8192)
 FIELDS = ("d", "format", "order", "rows", "mean", "worst", "overflowed", "subnormal", "zero")
 
 total = jax.jit(sum_of_squares, static_argnums=1)
+
+
+def recorded(spec: str, count: int) -> np.ndarray:
+    """Norm inputs of a run directory's model or a pretrained one, [count, d], over its sites."""
+    lm = run.load(spec) if Path(spec).is_dir() else pretrained.load(spec)
+    text = load_corpus(DataConfig(corpus="auto-raw")).text("valid")[:10_000]
+    length = min(512, lm.model.config.max_length)
+    tokens = lm.tokenizer.encode(text).ids[:length][None]
+    graphdef, params = nnx.split(lm.model)
+
+    @jax.jit
+    def inputs(params):
+        context = Context(capture=True)
+        nnx.merge(graphdef, params)(tokens, context)
+        return context.inputs
+
+    rows = [np.asarray(x[0]) for x in inputs(params).values()]
+    wide = [x for x in rows if x.shape[-1] == lm.model.config.width]
+    scaled = np.concatenate([x / np.median(np.linalg.norm(x, axis=-1)) for x in wide])
+    return scaled[np.linspace(0, len(scaled) - 1, count).astype(int)]
 
 
 def measure(x: np.ndarray, name: str, order: str) -> dict:
@@ -89,6 +116,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=Path, help=".npy of recorded rows [n, d]; default: Gaussian")
+    parser.add_argument("--model", action="append", help="run directory or pretrained name")
     parser.add_argument("--count", type=int, default=256, help="rows for each d")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -96,10 +124,13 @@ def main() -> None:
     if args.rows:
         rows = np.load(args.rows)
         batches = [rows.reshape(-1, rows.shape[-1])[: args.count]]
+    elif args.model:
+        batches = [recorded(spec, args.count) for spec in args.model]
     else:
         batches = [rng.standard_normal((args.count, d)) for d in WIDTHS]
     results = [measure(x, name, o) for x in batches for name in FORMATS for o in ORDERS]
-    stem = f"numerics_error_{args.rows.stem if args.rows else 'gaussian'}"
+    name = args.rows.stem if args.rows else "recorded" if args.model else "gaussian"
+    stem = f"numerics_error_{name}"
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / f"{stem}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
