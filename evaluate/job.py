@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluate import papers
+from evaluate import facts
 from evaluate.config import EvaluateConfig
 from evaluate.measures import compared, measures
 from evaluate.subjects import Subject, subjects
@@ -91,10 +91,10 @@ class Bench:
         """The fields that don't depend on the precision."""
         ready = self.subject.status == OK
         make = (lambda: self._lm.tokenizer) if ready else self.subject.tokenizer
-        known = papers.of_model(self._lm) if ready else papers.of_run(self.subject)
+        known = facts.of_model(self._lm) if ready else facts.of_run(self.subject)
         if make is None:
             return known
-        return known | papers.of_text(self.config, self.subject, self.texts, make())
+        return known | facts.of_text(self.config, self.subject, self.texts, make())
 
     @cached_property
     def _windows(self) -> Windows:
@@ -124,7 +124,7 @@ class Bench:
             record,
             order="native float32" if precision.plain else str(precision.summation),
             scale_rule=precision.rule,
-            scales_sha256=papers.sha256(jax.tree.leaves(found)) if precision.rule else None,
+            scales_sha256=facts.sha256(jax.tree.leaves(found)) if precision.rule else None,
             calibration=calibration,
             seconds=seconds,
             tokens_per_second=float(scores.counts.sum()) / seconds,
