@@ -93,10 +93,12 @@ class Trainer:
         return step or 0
 
     def _begin_session(self, start: int) -> None:
-        """Add to the provenance by what, and from which step on, the run is trained now."""
+        """Note by what, and from which step on, the run is trained now, and what it trains."""
         found = self.run.read("provenance.json")
         sessions = [*found["sessions"], {"from_step": start, **provenance()}]
         self.run.write("provenance.json", found | {"sessions": sessions})
+        sizes = {"parameters": self.size, "groups": _sizes(self.params)}
+        self.run.write("record.json", self.run.record | sizes)
 
     def _enough(self) -> bool:
         """Whether validation has found nothing better for as long as the config waits."""
@@ -168,8 +170,6 @@ class Trainer:
             "best_step": best.get("step"),
             "best_valid_loss": best.get("valid_loss"),
             "best_valid_perplexity": best.get("valid_perplexity"),
-            "parameters": self.size,
-            "groups": _sizes(self.params),
             "seconds": self.log.seconds(),
         }
         self.run.write("record.json", record)
