@@ -71,7 +71,7 @@ def make_optimizer(
         init_value=0.0 if config.warmup else config.lr,
         peak_value=config.lr,
         warmup_steps=config.warmup,
-        decay_steps=max(steps, config.warmup + 1),
+        decay_steps=steps,
         end_value=config.final_lr * config.lr,
     )
     decays = [name == "decay" for name in groups(params).values()]
