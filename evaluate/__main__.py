@@ -13,8 +13,8 @@ from evaluate.job import evaluate
 from normlab.cli import launch
 from normlab.numerics import Precision
 from normlab.progress import console
-from normlab.results import Record, tables
-from normlab.results.formats import as_csv, latex, markdown, terminal
+from normlab.results import Record, spread, tables
+from normlab.results.formats import as_csv, grid, latex, markdown, terminal
 
 
 def main(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
@@ -31,7 +31,13 @@ def report(config: EvaluateConfig, records: Sequence[Record]) -> None:
     shown = console if console.is_terminal else Console(width=160)
     for table in made:
         shown.print(terminal(table))
-    print(f"written to {out}: table.md, table.csv, table.tex, records.jsonl")
+    written = ["table.md", "table.csv", "table.tex", "records.jsonl"]
+    lines = spread.lines(records, [str(Precision.parse(text)) for text in config.precision])
+    if lines:
+        (out / "spread.md").write_text(grid(lines) + f"\n\n{spread.LEGEND}\n", encoding="utf-8")
+        print(f"{grid(lines)}\n\n{spread.LEGEND}")
+        written.append("spread.md")
+    print(f"written to {out}: {', '.join(written)}")
 
 
 def without_model(arguments: Sequence[str]) -> tuple[list[str], str | None]:

@@ -21,10 +21,16 @@ def markdown(tables: Sequence[Table]) -> str:
     """Each table under its title, the legend at the end."""
     parts = []
     for table in tables:
-        lines = [table.columns, ["---"] * len(table.columns), *table.lines()]
-        body = ("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines)
-        parts += [table.title, "\n".join(body)]
+        parts += [table.title, grid([table.columns, *table.lines()])]
     return "\n\n".join([*parts, LEGEND]) + "\n"
+
+
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its head."""
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in ruled
+    )
 
 
 def as_csv(tables: Sequence[Table]) -> str:

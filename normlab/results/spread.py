@@ -1,0 +1,161 @@
+"""Runs that differ in their seed alone: mean and spread, the best learning rate, significance."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from normlab.results.record import NOT_APPLICABLE, OK, Record
+from normlab.results.table import number
+
+RATE = "optimizer.lr"
+_NOT_THE_MODEL = ("seed", "run", "runs", "log_every", "data.root", "data.cache")
+LEGEND = (
+    "Mean ± standard deviation over seeds. Δ is the mean over seeds of the difference to fp32. p: "
+    "Welch's t test of the fp32 log-perplexity against the row marked *, which has the lowest mean."
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config over seeds.
+
+    Args:
+        config: what they share, flat.
+        records: by precision, one record a seed.
+    """
+
+    config: dict[str, Any]
+    records: dict[str, list[Record]]
+
+    @property
+    def any(self) -> Record:
+        """A record, for what all have in common."""
+        return next(iter(self.records.values()))[0]
+
+    @property
+    def logs(self) -> list[float]:
+        """Log-perplexity in fp32 of each seed that has one."""
+        good = [r.perplexity for r in self.records.get("fp32", []) if r.status == OK]
+        return [math.log(p) if p else math.nan for p in good if p is not None]
+
+    @property
+    def valid_loss(self) -> float:
+        """Mean best validation loss over seeds; infinite where a seed has none or diverged."""
+        found = [_training(r).get("best_valid_loss") for r in self.records["fp32"]]
+        ended = all(r.status == OK for r in self.records["fp32"])
+        known = [loss for loss in found if loss is not None]
+        return float(np.mean(known)) if ended and len(known) == len(found) else math.inf
+
+    def cell(self, precision: str) -> str:
+        """What a table says of one precision."""
+        records = self.records.get(precision, [])
+        bad = Counter(r.status for r in records if r.status != OK)
+        if set(bad) == {NOT_APPLICABLE}:
+            return NOT_APPLICABLE
+        good = [r for r in records if r.status == OK]
+        values = [r.perplexity if precision == "fp32" else r.delta for r in good]
+        parts = [_spread(values, signed=precision != "fp32")] if good else []
+        overflowed = sum(r.overflowed_rows or 0 for r in good)
+        parts += [f"overflow {overflowed:,}"] * bool(overflowed)
+        return "; ".join(parts + [f"{n} {status}" for status, n in bad.items()])
+
+
+def groups(records: Iterable[Record]) -> list[Group]:
+    """The records of training runs by config, as they come; pretrained models have no seed.
+
+    Of two records of one run and precision the later one counts.
+    """
+    found: dict[str, Group] = {}
+    for record in records:
+        config = record.facts.get("config")
+        if config is None:
+            continue
+        flat = {k: v for k, v in _flat(config).items() if k not in _NOT_THE_MODEL}
+        group = found.setdefault(json.dumps(flat, sort_keys=True), Group(flat, {}))
+        rows = group.records.setdefault(record.precision, [])
+        rows[:] = [r for r in rows if r.model != record.model] + [record]
+    return list(found.values())
+
+
+def best_rates(found: Sequence[Group]) -> list[Group]:
+    """Of groups that differ in the learning rate alone, the one with the lowest validation loss."""
+    best: dict[str, Group] = {}
+    for group in found:
+        rest = json.dumps({k: v for k, v in group.config.items() if k != RATE}, sort_keys=True)
+        if rest not in best or group.valid_loss < best[rest].valid_loss:
+            best[rest] = group
+    return list(best.values())
+
+
+def lines(records: Iterable[Record], precisions: Sequence[str]) -> list[list[str]]:
+    """A head and a line for each config, at its best learning rate; none where all seeds are one.
+
+    Args:
+        records: any; those of training runs count.
+        precisions: the columns.
+    """
+    found = groups(records)
+    if all(len(g.records.get("fp32", [])) < 2 for g in found):
+        return []
+    found, asked = best_rates(found), list(dict.fromkeys(["fp32", *precisions]))
+    differing = _differing(found)
+    columns = ["norm", "placement", *differing, "seeds", *asked[:1]]
+    columns += [f"{p} (Δ)" for p in asked[1:]] + ["p"]
+    ranked = [g for g in found if g.logs]
+    best = min(ranked, key=lambda g: float(np.mean(g.logs)), default=None)
+    made = [columns]
+    for group in found:
+        seeds = len(group.records.get("fp32", []))
+        settings = [str(group.config.get(key, "")) for key in differing]
+        cells = [group.cell(p) for p in asked]
+        head = [group.any.norm or "", group.any.placement or "", *settings, str(seeds)]
+        made.append([*head, *cells, "*" if group is best else _welch(group, best)])
+    return made
+
+
+def _welch(group: Group, best: Group | None) -> str:
+    """Welch's t test (Welch 1947): p of the difference of the means, variances unequal."""
+    if best is None or min(len(group.logs), len(best.logs)) < 2:
+        return ""
+    p = stats.ttest_ind(group.logs, best.logs, equal_var=False).pvalue
+    return f"{p:.2g}"
+
+
+def _spread(values: Sequence[float | None], signed: bool) -> str:
+    known = np.array([v for v in values if v is not None], float)
+    if not len(known):
+        return ""
+    with np.errstate(invalid="ignore"):
+        mean, sd = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else math.nan
+    text = f"{mean:+.3g}" if signed else number(mean)
+    if len(known) < 2:
+        return text
+    return f"{text} ± {sd:.2g}"
+
+
+def _differing(found: Sequence[Group]) -> list[str]:
+    """Settings in which groups of one norm type and placement differ: defaults of types do not."""
+    values: dict[tuple[str, str, str], set[str]] = {}
+    for g in found:
+        kind = str(g.config.get("norm.type")), str(g.config.get("placement.type"))
+        for key, value in g.config.items():
+            values.setdefault((*kind, key), set()).add(json.dumps(value))
+    return list(dict.fromkeys(key for (*_, key), seen in values.items() if len(seen) > 1))
+
+
+def _training(record: Record) -> dict[str, Any]:
+    return record.facts.get("training") or {}
+
+
+def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_group = isinstance(value, dict)
+        flat |= _flat(value, f"{path}{key}.") if is_group else {f"{path}{key}": value}
+    return flat

@@ -1,0 +1,88 @@
+"""Mean and spread over seeds, the best learning rate, Welch's test."""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from normlab.results import Record
+from normlab.results.spread import best_rates, groups, lines
+
+
+def record(norm, seed, perplexity, precision="fp32", lr=1e-3, status="ok", valid=None, **more):
+    config = {"seed": seed, "norm": {"type": norm}, "placement": {"type": "pre"}, "run": str(seed)}
+    config |= {"optimizer": {"lr": lr}}
+    loss = math.log(perplexity) if valid is None and perplexity else valid
+    return Record(
+        key="", model=f"{norm}-{lr}-{seed}", norm=norm, placement="pre", precision=precision,
+        status=status, perplexity=perplexity, facts={"config": config, "training":
+        {"best_valid_loss": loss}}, **more,
+    )  # fmt: skip
+
+
+def by_head(found):
+    head, *rest = found
+    return [dict(zip(head, row, strict=True)) for row in rest]
+
+
+def test_seeds_of_one_config_become_a_mean_and_a_sample_deviation():
+    values = [100.0, 102.0, 107.0]
+    (row,) = by_head(lines([record("rmsnorm", i, v) for i, v in enumerate(values)], ["fp32"]))
+    assert (row["seeds"], row["p"]) == ("3", "*")
+    assert row["fp32"] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.2g}"
+
+
+def test_p_is_welchs_on_log_perplexity():
+    a, b = [100.0, 101.0, 103.0], [110.0, 116.0, 112.0]
+    records = [record("rmsnorm", i, v) for i, v in enumerate(a)]
+    records += [record("layernorm", i, v) for i, v in enumerate(b)]
+    first, second = by_head(lines(records, []))
+    x, y = np.log(a), np.log(b)
+    u, v = np.var(x, ddof=1) / 3, np.var(y, ddof=1) / 3
+    t, nu = (y.mean() - x.mean()) / math.sqrt(u + v), (u + v) ** 2 / (u**2 / 2 + v**2 / 2)
+    assert (first["p"], second["p"]) == ("*", f"{2 * stats.t.sf(t, nu):.2g}")
+
+
+def test_the_learning_rate_is_chosen_on_validation_not_on_what_is_shown():
+    records = [record("rmsnorm", s, 90.0 + s, lr=1e-2, valid=5.0) for s in (0, 1)]
+    records += [record("rmsnorm", s, 95.0 + s, lr=1e-3, valid=4.0) for s in (0, 1)]
+    (kept,) = best_rates(groups(records))
+    assert kept.config["optimizer.lr"] == 1e-3
+
+
+def test_a_diverged_seed_is_in_the_row_and_its_rate_is_not_chosen():
+    records = [record("rmsnorm", s, 90.0 + s, lr=1e-3) for s in (0, 1)]
+    records += [record("rmsnorm", 0, 50.0, lr=1e-2), record("rmsnorm", 1, None, lr=1e-2)]
+    records[-1] = record("rmsnorm", 1, None, lr=1e-2, status="diverged", valid=3.0)
+    (kept,) = best_rates(groups(records))
+    assert kept.config["optimizer.lr"] == 1e-3
+    (row,) = by_head(lines(records[2:], []))
+    assert row["fp32"].endswith("; 1 diverged")
+    assert row["seeds"] == "2"
+
+
+def test_low_precision_columns_give_the_mean_difference_and_all_overflows():
+    records = [record("rmsnorm", s, 90.0) for s in (0, 1)]
+    records += [
+        record("rmsnorm", s, 91.0, "fp16", delta=1.0 + s, overflowed_rows=600) for s in (0, 1)
+    ]
+    (row,) = by_head(lines(records, ["fp16"]))
+    assert row["fp16 (Δ)"] == "+1.5 ± 0.71; overflow 1,200"
+
+
+def test_settings_that_differ_are_columns_and_a_record_made_again_counts_once():
+    records = [record("rmsnorm", s, 90.0 + s) for s in (0, 1)] * 2
+    for r in records:
+        r.facts["config"]["norm"]["eps"] = 1e-5
+    other = [record("rmsnorm", s, 80.0 + s) for s in (0, 1)]
+    for r in other:
+        r.facts["config"]["norm"]["eps"] = 1e-3
+    for i, r in enumerate(other):
+        object.__setattr__(r, "model", f"other-{i}")
+    rows = by_head(lines(records + other, []))
+    assert [r["norm.eps"] for r in rows] == ["1e-05", "0.001"]
+    assert rows[0]["seeds"] == "2"
+
+
+def test_one_seed_each_is_no_spread():
+    assert lines([record("rmsnorm", 0, 90.0), record("layernorm", 0, 91.0)], []) == []
