@@ -1,5 +1,9 @@
 """Checkpoints of a training run: the only file that knows Orbax."""
 
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +32,51 @@ def from_names(names: dict[str, Any], like: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(like), [names[k] for k in to_names(like)])
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _merit(metrics: Any) -> float:
     return -float(metrics["valid_loss"])
 
 
+def _digest(names: dict[str, Any]) -> str:
+    """SHA-256 of all leaves. Orbax itself hands out a flipped bit without a word."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        array = np.asarray(names[name])
+        digest.update(f"{name}{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class CorruptCheckpointError(ValueError):
+    """A checkpoint that can't be read, or whose content isn't what was saved."""
+
+
 class Checkpoints:
-    """The checkpoints in one directory: the newest and the best by validation loss are kept.
+    """The checkpoints in one directory: the two newest and the best by validation loss are kept.
 
     Saving runs in the background and is atomic: a directory without its commit mark is none. Use it
     as a context manager; leaving it waits for what is under way.
 
     Args:
         directory: made where it isn't there.
-        writer: this process trains here, and sweeps away what a killed one left half-written. A
-            reader must not: what it finds half-written may be another process's save.
+        writer: this process trains here, sweeps away what a killed one left half-written, and sets
+            aside what can't even be listed (`set_aside_first`). A reader must not: what it finds
+            half-written may be another process's save.
     """
 
     def __init__(self, directory: Path, writer: bool = False):
-        keep = [_policies.LatestN(1), _policies.BestN(get_metric_fn=_merit, n=1)]
+        keep = [_policies.LatestN(2), _policies.BestN(get_metric_fn=_merit, n=1)]
+        self._directory = directory.absolute()
+        self.set_aside_first = [self._renamed(step) for step in self._unlisted()] if writer else []
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+            self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=writer,
@@ -57,7 +86,20 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._checkpointer.close()
+        with self._written():
+            self._checkpointer.close()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """What Orbax and what it writes by say of a full disk, as the system would say it."""
+        try:
+            yield
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(
+                f"a checkpoint in {self._directory} could not be written ({first}); the ones "
+                "before it are whole, and the same command goes on from there"
+            ) from error
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -69,24 +111,74 @@ class Checkpoints:
         found = self._checkpointer.checkpoints
         return max(found, key=lambda c: _merit(c.metrics)).step if found else None
 
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, the newest first."""
+        return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+
     def save(self, step: int, params: Tree, optimizer: Tree, valid_loss: float) -> None:
         """Save both trees under `step`.
 
+        Args:
+            step: how many steps are behind them.
+            params: what was learned.
+            optimizer: the optimizer's state.
+            valid_loss: in nats per token; inf where it isn't known, so that it is never the best.
+
         Raises:
-            RuntimeError: Orbax did not take it.
+            OSError: this one, or the one before it, could not be written.
         """
         trees = {"params": to_names(params), "optimizer": to_names(optimizer)}
-        response = self._checkpointer.save_checkpointables_async(
-            step, trees, metrics={"valid_loss": valid_loss}
-        )
-        if response is None:
-            raise RuntimeError(f"the checkpoint of step {step} was not saved")
+        digests = {name: _digest(names) for name, names in trees.items()}
+        with self._written():
+            response = self._checkpointer.save_checkpointables_async(
+                step, trees, metrics={"valid_loss": valid_loss, "sha256": digests}
+            )
+            if response is None:
+                raise RuntimeError(f"Orbax did not take step {step}")
 
     def load(self, step: int, **like: Tree) -> dict[str, Tree]:
-        """The trees saved at `step` ("params", "optimizer"), each shaped as the keyword says."""
+        """The trees saved at `step` ("params", "optimizer"), each shaped as the keyword says.
+
+        Raises:
+            CorruptCheckpointError: it can't be read in these shapes, or isn't what was saved.
+        """
         abstract = {name: _abstract(to_names(tree)) for name, tree in like.items()}
-        loaded = self._checkpointer.load_checkpointables(step, abstract)
+        where = self._directory / str(step)
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, abstract)
+            found = {c.step: c.metrics for c in self._checkpointer.checkpoints}
+        except Exception as error:  # whatever a damaged file does to Orbax and to what it reads by
+            first = str(error).splitlines()[0][:200] if str(error) else ""
+            raise CorruptCheckpointError(
+                f"checkpoint {where} can't be read ({type(error).__name__}: {first})"
+            ) from error
+        saved = (found[step] or {}).get("sha256", {})
+        for name in like:
+            if name in saved and _digest(loaded[name]) != saved[name]:
+                raise CorruptCheckpointError(
+                    f"checkpoint {where}: its {name} are not what was saved (SHA-256 differs)"
+                )
         return {name: from_names(loaded[name], tree) for name, tree in like.items()}
+
+    def set_aside(self, step: int) -> Path:
+        """Rename the checkpoint of `step`, so that it counts no more; where it lies now."""
+        aside = self._renamed(step)
+        self._checkpointer.reload()
+        return aside
+
+    def _renamed(self, step: int) -> Path:
+        taken = len(list(self._directory.glob(f"corrupt.{step}*")))
+        aside = self._directory / (f"corrupt.{step}" + f".{taken}" * bool(taken))
+        (self._directory / str(step)).rename(aside)
+        return aside
+
+    def _unlisted(self) -> list[int]:
+        """Steps whose metrics can't be read, with which Orbax refuses to list any."""
+        return [
+            int(where.name)
+            for where in self._directory.glob("[0-9]*")
+            if where.name.isdigit() and not _is_json(where / "metrics" / "metrics")
+        ]
 
 
 def _abstract(names: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -2,11 +2,15 @@
 
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import yaml
+from filelock import FileLock, Timeout
 from flax import nnx
 
 from normlab.checkpoint import Checkpoints
@@ -51,6 +55,29 @@ class Run:
             return {}
         text = self[name].read_text()
         return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: only one process trains in it. A killed one holds it no more.
+
+        Raises:
+            ValueError: another process does.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self[".lock"], timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"{self.directory} is being trained by another process "
+                f"({self.read('.holder.json').get('who', 'unknown')}); wait for it, or give "
+                "another run=DIR"
+            ) from None
+        try:
+            self.write(".holder.json", {"who": f"{os.getpid()} on {socket.gethostname()}"})
+            yield
+        finally:
+            lock.release()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -130,4 +157,4 @@ def load(directory: str | Path) -> LanguageModel:
 
 def parameters(model: nnx.Module) -> int:
     """How many numbers a model has learned."""
-    return sum(x.size for x in jax.tree.leaves(nnx.state(model)))
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -38,15 +38,15 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     assert same_trees(weights["params"], params)
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_the_two_newest_and_the_best_are_kept(tmp_path):
     params, state = {"w": jnp.arange(3.0)}, {"m": jnp.zeros(3)}
     with Checkpoints(tmp_path) as checkpoints:
-        for step, loss in enumerate([3.0, 1.0, 2.0, 2.5]):
+        for step, loss in enumerate([3.0, 1.0, 2.0, 2.5, 2.6]):
             checkpoints.save(step, params, state, valid_loss=loss)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == 3
+        assert checkpoints.latest() == 4
         assert checkpoints.best() == 1
-    assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == {"1", "3"}
+    assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == {"1", "3", "4"}
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):

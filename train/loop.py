@@ -1,6 +1,7 @@
 """The training loop: steps, validations, checkpoints, and where to go on after a stop."""
 
 import math
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from normlab.checkpoint import Checkpoints
+from normlab.checkpoint import Checkpoints, CorruptCheckpointError
 from normlab.data import Batches, Tokenized, load_tokens
 from normlab.model import Transformer
 from normlab.progress import Progress, console
@@ -20,7 +21,8 @@ from train.config import TrainConfig
 from train.identity import run_name, sign
 from train.metrics import MetricsLog
 from train.optimizer import groups, make_optimizer
-from train.step import make_step, make_validate
+from train.step import learned, make_step, make_validate
+from train.stop import StopRequest
 
 
 class Diverged(Exception):
@@ -44,10 +46,12 @@ def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None
     """
     tokens = load_tokens(config.data)
     run = Run(config.run or Path(config.runs) / run_name(config, tokens.corpus.name))
-    sign(run, config, tokens, asked)
     if run.ended:
+        sign(run, config, tokens, asked)
         console.print(f"{run.directory}: {run.record['state']} already")
-    else:
+        return run
+    with run.locked():
+        sign(run, config, tokens, asked)
         Trainer(config, tokens, run).fit(stop_after)
     return run
 
@@ -61,9 +65,10 @@ class Trainer:
         self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
         model = Transformer(c.model, c.norm, c.placement, tokens.tokenizer.vocab_size, c.seed)
         graphdef, self.params = nnx.split(model)
-        optimizer = make_optimizer(c.optimizer, c.steps, self.params)
-        self.state = optimizer.init(self.params)
-        self.step = make_step(graphdef, optimizer, c.seed)
+        weights = learned(self.params)
+        optimizer = make_optimizer(c.optimizer, c.steps, weights)
+        self.state = optimizer.init(weights)
+        self.step = make_step(graphdef, optimizer, c.seed, c.steps)
         self.validate_batch = make_validate(graphdef)
         self.size = parameters(model)
         self.log = MetricsLog(run)
@@ -84,20 +89,38 @@ class Trainer:
             self._finish(state)
 
     def _restore(self, checkpoints: Checkpoints) -> int:
-        """Load the newest checkpoint; the number of steps that are behind us."""
-        step = checkpoints.latest()
-        if step is not None:
-            loaded = checkpoints.load(step, params=self.params, optimizer=self.state)
+        """Load the newest whole checkpoint; the number of steps that are behind us."""
+        step, bad = None, list[int]()
+        for step in checkpoints.steps():
+            try:
+                loaded = checkpoints.load(step, params=self.params, optimizer=self.state)
+            except CorruptCheckpointError as error:
+                console.print(str(error))
+                bad.append(step)
+                continue
             self.params, self.state = loaded["params"], loaded["optimizer"]
+            break
+        else:
+            self._refuse_to_begin_again(bad)
+        for aside in [*checkpoints.set_aside_first, *map(checkpoints.set_aside, bad)]:
+            console.print(f"goes on from step {step or 0}; the damaged checkpoint is now {aside}")
         self.log.rewind(step)
         return step or 0
+
+    def _refuse_to_begin_again(self, bad: Sequence[int]) -> None:
+        """Where no checkpoint of several can be read, the config's shapes may be what is wrong."""
+        if bad:
+            raise ValueError(
+                f"{self.run.directory}: no checkpoint can be read; give another run=DIR, or remove "
+                f"{self.run['checkpoints']} to begin again"
+            )
 
     def _begin_session(self, start: int) -> None:
         """Note by what, and from which step on, the run is trained now, and what it trains."""
         found = self.run.read("provenance.json")
         sessions = [*found["sessions"], {"from_step": start, **provenance()}]
         self.run.write("provenance.json", found | {"sessions": sessions})
-        sizes = {"parameters": self.size, "groups": _sizes(self.params)}
+        sizes = {"parameters": self.size, "groups": _sizes(learned(self.params))}
         self.run.write("record.json", self.run.record | sizes)
 
     def _enough(self) -> bool:
@@ -111,7 +134,7 @@ class Trainer:
             self._validate(checkpoints, 0)
         if start < c.steps and self._enough():  # killed between the last validation and the record
             return "stopped early"
-        with Progress(self._title(), c.steps, start) as progress:
+        with StopRequest() as asked, Progress(self._title(), c.steps, start) as progress:
             for step in range(start, stop):
                 inputs, targets = self.batches.at(step)
                 self.params, self.state, metrics = self.step(
@@ -126,9 +149,19 @@ class Trainer:
                     self._validate(checkpoints, step + 1)
                     if step + 1 < c.steps and self._enough():
                         return "stopped early"
+                if asked.number is not None and step + 1 < c.steps:
+                    self._leave(checkpoints, step + 1, asked.number)
             if pending is not None:
                 self._note(progress, *pending)
         return "finished" if stop == c.steps else None
+
+    def _leave(self, checkpoints: Checkpoints, step: int, number: int) -> None:
+        """Save, unless this step's validation has, and end the process as the signal asks."""
+        if checkpoints.latest() != step:
+            checkpoints.save(step, self.params, self.state, math.inf)
+        name = signal.Signals(number).name
+        console.print(f"{self.run.directory}: {name} at step {step}; saved, and the same goes on")
+        raise SystemExit(128 + number)
 
     def _note(self, progress: Progress, step: int, metrics: dict[str, jax.Array]) -> None:
         """Fetch a step's metrics, show them, and log them when their turn has come."""

@@ -24,6 +24,8 @@ class Context:
         observe: count rows out of range and keep the largest values, by site, in `observed`.
         capture: keep every norm's input, by site, in `inputs`.
         dropout_key: without one, nothing is dropped.
+        progress: the share of the training that is done, a float32 scalar; None outside training.
+            With one, norms run their `during_training` and may update their state.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class Context:
         observe: bool = False,
         capture: bool = False,
         dropout_key: jax.Array | None = None,
+        progress: Float[Array, ""] | None = None,
     ):
         self.precision = precision or Precision.parse("fp32")
         self.scales = scales or {}
         self.observe = observe
         self.capture = capture
+        self.progress = progress
         self.observed: dict[str, Observed] = {}
         self.inputs: dict[str, Array] = {}
         self._dropout_key = dropout_key
@@ -55,7 +59,7 @@ class Context:
         if callable(scale):  # a dynamic rule: rows [*batch d] to their scales [*batch 1]
             scale = scale(x)
         acc = Accumulator(self.precision, scale, observe=self.observe and norm.has_statistic)
-        y = norm(x, acc)
+        y = norm(x, acc) if self.progress is None else norm.during_training(x, acc, self.progress)
         if acc.observed is not None:
             self.observed[name] = acc.observed
         return y

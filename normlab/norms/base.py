@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from normlab.about import About
 from normlab.config import knob
 from normlab.numerics import Accumulator
 from normlab.registry import Registry
@@ -47,36 +48,79 @@ class NormConfig:
         return norms[values.get("type", cls.type)].Config
 
 
+class NormState(nnx.Variable[Array]):
+    """What a norm keeps beside its parameters: carried through training, never differentiated."""
+
+
 class Norm(nnx.Module):
     """A map of rows x ∈ R^d that keeps their shape: the base class of every norm type.
 
     A subclass registers itself (`@norms.register("name")`), brings a frozen dataclass as `Config`
     and implements `__call__`. It is built for a width (d) and a `Site`; its parameters start at
     values that depend on nothing else.
+
+    `gain` and `bias` hold what is stored, or None; `gamma()` and `beta()` are what acts.
     """
 
     Config: ClassVar[type[NormConfig]] = NormConfig
+    about: ClassVar[About]
+    """Its row of the reference table."""
     has_statistic: ClassVar[bool] = True
     """Whether a sum over the row is accumulated, so that a precision means something."""
+    differentiable: ClassVar[bool] = True
+    """Whether its derivative is that of its formula; False where it truly rounds (integers)."""
+    affine_last: ClassVar[bool] = True
+    """Whether y = γ ⊙ f(x) + β, γ and β as stored here, and f knows nothing of them."""
+    unit_rows: ClassVar[bool] = True
+    """Whether y = γ ⊙ x̂ + β with ‖x̂‖₂ ≤ √d for every x, which the static scale rules rest on."""
 
     def __init__(self, width: int, site: Site, config: Any):
         self.width = width
         self.site = site
         self.config = config
-        self.gain = nnx.Param(jnp.ones(width)) if getattr(config, "scale", False) else None
+        initial = jnp.zeros if getattr(config, "one_plus", False) else jnp.ones
+        self.gain = nnx.Param(initial(width)) if getattr(config, "scale", False) else None
         self.bias = nnx.Param(jnp.zeros(width)) if getattr(config, "bias", False) else None
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """The normalized rows; `acc` accumulates their statistic in the precision asked for."""
         raise NotImplementedError
 
+    def during_training(
+        self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
+    ) -> Float[Array, "b l *heads d"]:
+        """The rows in a step of training, which may also update the norm's `NormState`.
+
+        Args:
+            x: sequences in order.
+            acc: as in a call.
+            progress: the share of the training that is done, 0 at the first step.
+        """
+        return self(x, acc)
+
+    def gamma(self) -> Float[Array, "..."] | None:
+        """γ, the gain that multiplies x̂: as stored, or one more (`one_plus`); None without one."""
+        if self.gain is None:
+            return None
+        stored = self.gain[...]
+        return 1.0 + stored if getattr(self.config, "one_plus", False) else stored
+
+    def beta(self) -> Float[Array, "..."] | None:
+        """β, the bias that is added last; None without one."""
+        return None if self.bias is None else self.bias[...]
+
     def affine(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """γ ⊙ y + β, each where the config has it."""
-        if self.gain is not None:
-            y = y * self.gain[...]
-        if self.bias is not None:
-            y = y + self.bias[...]
+        gamma, beta = self.gamma(), self.beta()
+        if gamma is not None:
+            y = y * gamma
+        if beta is not None:
+            y = y + beta
         return y
+
+    def fold(self) -> tuple[Float[Array, " d"], Float[Array, " d"]] | None:
+        """(a, b) where the norm as it stands is the map x ↦ a ⊙ x + b outside training; or None."""
+        return None
 
     @classmethod
     def embed_scale(cls, config: Any, width: int) -> float | None:
@@ -84,6 +128,27 @@ class Norm(nnx.Module):
         return None
 
     @classmethod
-    def branch_gain(cls, config: Any) -> float | None:
-        """Initial value of a learned scalar on each residual branch, where the type has one."""
+    def embed_length(cls, config: Any, width: int) -> float | None:
+        """Initial value of the learned length of every embedding row, where the type fixes it."""
         return None
+
+    @classmethod
+    def branch_gain(cls, config: Any, branches: int) -> float | None:
+        """Initial value of a learned scalar on each residual branch, where the type has one.
+
+        Args:
+            config: of the norm.
+            branches: residual branches of the model, two a block.
+        """
+        return None
+
+    @classmethod
+    def init_scale(cls, config: Any, matrix: str, branches: int) -> float:
+        """Factor on a matrix's initial weights: 1, where the type asks for nothing else.
+
+        Args:
+            config: of the norm.
+            matrix: query, key, value, out, gate, up, down, or head (one of the model's own).
+            branches: residual branches of the model, two a block.
+        """
+        return 1.0

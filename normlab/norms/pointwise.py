@@ -1,4 +1,4 @@
-"""Norms without a statistic: each element is mapped by itself."""
+"""Norms that bound each element, and no norm at all."""
 
 import math
 from dataclasses import dataclass
@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
+from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, Site, norms
 from normlab.numerics import Accumulator
+from normlab.registry import choice
 
 _WIDTHS = (1024, 2048, 4096, 8192)
 _ALPHA_ATTENTION = (1.0, 1.0, 0.8, 0.2)
@@ -57,6 +60,13 @@ class DyT(Norm):
 
     Config: ClassVar[type[NormConfig]] = DyTConfig
     has_statistic: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="DyT",
+        formula="y = γ ⊙ tanh(αx) + β, α a scalar",
+        source="Zhu et al. 2025, arXiv:2503.10622, Eq. 2; initial values of section 7",
+        property="is odd (β = 0), within |γ| + |β|, and each element knows only its own input",
+        test="tests/test_norms.py::test_dyt_is_odd_bounded_and_elementwise",
+    )
 
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
@@ -74,31 +84,175 @@ class DyT(Norm):
 
 
 @dataclass(frozen=True)
+class DerfConfig(NormConfig):
+    """How a Derf starts."""
+
+    type: str = knob("derf", "norm type, a registered name (set by norm=NAME)")
+    alpha: float = knob(1.0, "initial α (the default of the authors' language model)")
+    shift: float = knob(0.0, "initial s")
+    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
+    bias: bool = knob(False, "add a learned β ∈ R^d, initially 0")
+    embed_scale: bool = knob(True, "multiply the embedding by a learned scalar, initially √d")
+
+    def __post_init__(self) -> None:
+        check(self.alpha > 0, f"norm.alpha = {self.alpha}: expected a number > 0, such as 1")
+
+
+@norms.register("derf")
+class Derf(Norm):
+    """Dynamic erf (Chen et al. 2025, arXiv:2512.10938): y = γ ⊙ erf(αx + s) + β.
+
+    α and s are learned scalars, one of each for each site, and the embedding is multiplied by a
+    learned scalar that starts at √d. Nothing is accumulated. The authors' patch for GPT-2
+    (zlab-princeton/Derf) starts α at 1; what their published runs used is not in it.
+    """
+
+    Config: ClassVar[type[NormConfig]] = DerfConfig
+    has_statistic: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="Derf",
+        formula="y = γ ⊙ erf(αx + s) + β, α and s scalars",
+        source="arXiv:2512.10938; zlab-princeton/Derf, language model/model_derf.patch; "
+        "unconfirmed: α of the published language models",
+        property="within |γ| + |β|, elementwise, and of slope 2γα/√π where αx + s = 0",
+        test="tests/test_norms_pointwise.py::test_derf_is_bounded_and_elementwise",
+    )
+
+    def __init__(self, width: int, site: Site, config: Any):
+        super().__init__(width, site, config)
+        self.alpha = nnx.Param(jnp.float32(config.alpha))
+        self.shift = nnx.Param(jnp.float32(config.shift))
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`; `acc` has nothing to do."""
+        return self.affine(erf(self.alpha[...] * x + self.shift[...])).astype(x.dtype)
+
+    @classmethod
+    def embed_scale(cls, config: Any, width: int) -> float | None:
+        """√d, unless the config takes it away."""
+        return math.sqrt(width) if config.embed_scale else None
+
+
+@dataclass(frozen=True)
+class BHyTConfig(NormConfig):
+    """How a BHyT computes and starts."""
+
+    type: str = knob("bhyt", "norm type, a registered name (set by norm=NAME)")
+    eps: float = knob(1e-6, "ε, added to the mean square under the root")
+    lam: float = knob(1.0, "initial λ")
+    kappa: float = knob(10.0, "κ: no more than a share κ⁻² of a row has |x| > κ·√(mean x²)")
+    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
+
+    def __post_init__(self) -> None:
+        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-6")
+        for name in ("lam", "kappa"):
+            value = getattr(self, name)
+            check(value > 0, f"norm.{name} = {value}: expected a number > 0")
+
+
+@norms.register("bhyt")
+class BHyT(Norm):
+    """Bounded hyperbolic tanh (2026, arXiv:2601.09719): y = γ ⊙ tanh(λx / (κ·√(mean x² + ε))).
+
+    λ is a learned scalar for each site. By Chebyshev's inequality at most a share κ⁻² of the row
+    has an argument beyond λ. Every site takes its own statistic, as the authors' `BHyT_Star` does
+    (MLAI-Yonsei/BHyT). Their cheaper form estimates the second norm of a block from the first one's
+    statistic and the weights between them; it is not here.
+    """
+
+    Config: ClassVar[type[NormConfig]] = BHyTConfig
+    about: ClassVar[About] = About(
+        title="BHyT",
+        formula="y = γ ⊙ tanh(λ x / (κ √(mean x² + ε))), λ a scalar",
+        source="arXiv:2601.09719; MLAI-Yonsei/BHyT, modeling_llama.py, class BHyT_Star; "
+        "unconfirmed: λ = 1 at the start (the code has it as an argument)",
+        property="at ε = 0 it ignores the size of the row; a share of at most κ⁻² of a row has an "
+        "argument beyond λ",
+        test="tests/test_norms_pointwise.py::test_bhyt_ignores_size_and_obeys_chebyshev",
+    )
+
+    def __init__(self, width: int, site: Site, config: Any):
+        super().__init__(width, site, config)
+        self.lam = nnx.Param(jnp.float32(config.lam))
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        argument = acc.normalize(x, self.config.eps) * (self.lam[...] / self.config.kappa)
+        return self.affine(jnp.tanh(argument)).astype(x.dtype)
+
+
+METHODS = ("rezero", "skipinit", "fixup")
+
+
+@dataclass(frozen=True)
 class NoneConfig(NormConfig):
     """How a transformer without norms starts."""
 
     type: str = knob("none", "norm type, a registered name (set by norm=NAME)")
-    branch_gain: float = knob(0.0, "initial value of the learned scalar on each residual branch")
+    method: str = knob("rezero", f"what makes it trainable: {', '.join(METHODS)}")
+    branch_gain: float | None = knob(
+        None, "initial value of the learned scalar on each residual branch; null: the method's"
+    )
+
+    def __post_init__(self) -> None:
+        choice("norm.method", self.method, METHODS)
 
 
 @norms.register("none")
 class NoNorm(Norm):
-    """No norm: y = x at every site, the final one too.
+    """No norm: y = x at every site, the final one too; and what makes that trainable.
 
-    What makes it trainable is a learned scalar on each residual branch that starts at zero,
-    x + g·F(x) (ReZero, Bachlechner et al. 2020, arXiv:2003.04887, Eq. 3): at the start the stream
-    is the embedding, every branch is silent whatever its size, and g is the first to learn. With
-    `branch_gain=1` it is a plain transformer with its norms taken out, which needs a small step.
+    A learned scalar g on each residual branch, x + g·F(x), and how it starts:
+    - `rezero` (Bachlechner et al. 2020, arXiv:2003.04887, Eq. 3): at 0. At the start the stream is
+      the embedding, every branch is silent whatever its size, and g is the first to learn.
+    - `skipinit` (De and Smith 2020, arXiv:2002.10444): at 1/√L for L branches, which keeps the
+      stream's variance finite at any depth. Its other start, 0, is `rezero`.
+    - `fixup` (Zhang, Dauphin, Ma 2019, arXiv:1901.09321): at 1. The last matrix of each branch and
+      a head of its own start at 0, the others are scaled by L^(−1/(2m−2)), with m = 2 matrices one
+      after the other in each branch; and each site adds a learned scalar, initially 0, in place
+      of its norm. Biases inside a branch are the model's (`model.bias`).
+
+    With `branch_gain=1` it is a plain transformer with its norms taken out, which needs a small
+    step.
     """
 
     Config: ClassVar[type[NormConfig]] = NoneConfig
     has_statistic: ClassVar[bool] = False
+    unit_rows: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="none (ReZero, SkipInit, Fixup)",
+        formula="y = x; stream x + g·F(x), g a scalar for each branch, initially 0, 1/√L or 1",
+        source="Bachlechner et al. 2020, arXiv:2003.04887, Eq. 3; De and Smith 2020, "
+        "arXiv:2002.10444; Zhang, Dauphin, Ma 2019, arXiv:1901.09321, whose three rules are "
+        "confirmed by restatements only",
+        property="with ReZero and Fixup every block is the identity at the start",
+        test="tests/test_norms_pointwise.py::test_without_norms_blocks_start_as_the_identity",
+    )
+
+    def __init__(self, width: int, site: Site, config: Any):
+        super().__init__(width, site, config)
+        self.shift = nnx.Param(jnp.float32(0)) if config.method == "fixup" else None
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """`x` itself."""
-        return x
+        """`x` itself, in Fixup with a scalar added."""
+        return x if self.shift is None else (x + self.shift[...]).astype(x.dtype)
+
+    def fold(self) -> tuple[Float[Array, " d"], Float[Array, " d"]] | None:
+        """Fixup's scalar as (1, b)."""
+        if self.shift is None:
+            return None
+        return jnp.ones(self.width), jnp.full(self.width, self.shift[...])
 
     @classmethod
-    def branch_gain(cls, config: Any) -> float | None:
-        """The config's."""
-        return config.branch_gain
+    def branch_gain(cls, config: Any, branches: int) -> float | None:
+        """The config's, or the method's."""
+        if config.branch_gain is not None:
+            return config.branch_gain
+        return {"rezero": 0.0, "skipinit": branches**-0.5, "fixup": 1.0}[config.method]
+
+    @classmethod
+    def init_scale(cls, config: Any, matrix: str, branches: int) -> float:
+        """Fixup's rules 1 and 2, with m = 2."""
+        if config.method != "fixup":
+            return 1.0
+        return 0.0 if matrix in ("out", "down", "head") else branches**-0.5

@@ -1,13 +1,19 @@
 """Norms that divide a row by a statistic of it."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
+from normlab.about import About
 from normlab.config import check, knob
-from normlab.norms.base import Norm, NormConfig, norms
+from normlab.norms.base import Norm, NormConfig, Site, norms
 from normlab.numerics import Accumulator
+from normlab.numerics.accumulator import EPS_FORMS
+from normlab.registry import choice
 
 
 @dataclass(frozen=True)
@@ -18,14 +24,30 @@ class LayerNormConfig(NormConfig):
     eps: float = knob(1e-5, "ε, added to the variance under the root")
     center: bool = knob(True, "subtract the row's mean before anything else")
     scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
+    one_plus: bool = knob(False, "the gain is stored as w, γ = 1 + w (Gemma)")
     bias: bool = knob(True, "add a learned bias β ∈ R^d, initially 0")
 
     def __post_init__(self) -> None:
         check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+        check(
+            self.scale or not self.one_plus,
+            "norm.one_plus = True says how a gain is stored, but norm.scale = False: there is none",
+        )
 
 
 @dataclass(frozen=True)
-class RMSNormConfig(LayerNormConfig):
+class ExactLayerNormConfig(LayerNormConfig):
+    """How a LayerNorm computes, and where its ε stands."""
+
+    eps_form: str = knob("under", "where ε stands: under the root, added to it, or floor of it")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("norm.eps_form", self.eps_form, EPS_FORMS)
+
+
+@dataclass(frozen=True)
+class RMSNormConfig(ExactLayerNormConfig):
     """How an RMSNorm computes: a LayerNorm that neither centres nor shifts."""
 
     type: str = knob("rmsnorm", "norm type, a registered name (set by norm=NAME)")
@@ -44,11 +66,19 @@ class LayerNorm(Norm):
     so that in exact arithmetic s changes nothing (SLaNC, arXiv:2410.10553).
     """
 
-    Config: ClassVar[type[NormConfig]] = LayerNormConfig
+    Config: ClassVar[type[NormConfig]] = ExactLayerNormConfig
+    about: ClassVar[About] = About(
+        title="LayerNorm",
+        formula="y = (x − μ) / √(σ² + ε) ⊙ γ + β",
+        source="Ba, Kiros, Hinton 2016, arXiv:1607.06450, Eqs. 3-4",
+        property="at ε = 0 it ignores a shift of the row and any positive factor on it",
+        test="tests/test_norms.py::test_layernorm_ignores_shift_and_positive_scale",
+    )
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; the arithmetic is float32 around the statistic."""
-        y = acc.normalize(x, self.config.eps, center=self.config.center)
+        c = self.config
+        y = acc.normalize(x, c.eps, center=c.center, form=c.eps_form)
         return self.affine(y).astype(x.dtype)
 
 
@@ -56,7 +86,190 @@ class LayerNorm(Norm):
 class RMSNorm(LayerNorm):
     """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4): y = x / √(mean x² + ε) ⊙ γ.
 
-    ε stands under the root, as in the LLaMA family; the paper's own code adds it to the root.
+    ε stands under the root, as in the LLaMA family. The paper's own code (bzhangGo/rmsnorm) has
+    x / (√(mean x²) + ε) with ε = 1e-8: `eps_form="added"`. Gemma's gain is 1 + w: `one_plus`.
     """
 
     Config: ClassVar[type[NormConfig]] = RMSNormConfig
+    about: ClassVar[About] = About(
+        title="RMSNorm",
+        formula="y = x / √(mean x² + ε) ⊙ γ; also x / (√(mean x²) + ε), and γ = 1 + w",
+        source="Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4; bzhangGo/rmsnorm for ε",
+        property="at ε = 0 it ignores the size of the row, but not a shift",
+        test="tests/test_norms.py::test_rmsnorm_ignores_scale_but_not_shift",
+    )
+
+
+@dataclass(frozen=True)
+class PartialRMSNormConfig(RMSNormConfig):
+    """How a partial RMSNorm computes."""
+
+    type: str = knob("prmsnorm", "norm type, a registered name (set by norm=NAME)")
+    share: float = knob(0.0625, "p, the share of the row that the statistic is taken of")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.share <= 1, f"norm.share = {self.share}: expected 0 < p ≤ 1, such as 0.0625")
+
+
+@norms.register("prmsnorm")
+class PartialRMSNorm(LayerNorm):
+    """Partial RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467, section 4).
+
+    y = x / √(mean of the first k x² + ε) ⊙ γ, with k = max(1, ⌊pd⌋). All of x is divided. Where
+    the first coordinates are small the row comes out large: ‖y‖ has no bound.
+    """
+
+    Config: ClassVar[type[NormConfig]] = PartialRMSNormConfig
+    unit_rows: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="pRMSNorm",
+        formula="y = x / √(mean of the first ⌊pd⌋ x² + ε) ⊙ γ",
+        source="Zhang and Sennrich 2019, arXiv:1910.07467, section 4; k = int(d·p) in "
+        "bzhangGo/rmsnorm; unconfirmed: p = 6.25 % as the paper's value",
+        property="p = 1 is RMSNorm bit for bit; coordinates behind the first k don't move the "
+        "divisor",
+        test="tests/test_norms_statistics.py::test_prmsnorm_divides_by_its_first_coordinates",
+    )
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        c = self.config
+        first = max(1, int(self.width * c.share))
+        y = acc.normalize(x, c.eps, center=c.center, first=first, form=c.eps_form)
+        return self.affine(y).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class ScaleNormConfig(NormConfig):
+    """How a ScaleNorm computes."""
+
+    type: str = knob("scalenorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = knob(1e-5, "ε, the least length that a row is divided by")
+
+    def __post_init__(self) -> None:
+        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+
+
+@norms.register("scalenorm")
+class ScaleNorm(Norm):
+    """ScaleNorm (Nguyen and Salazar 2019, arXiv:1910.05895): y = g · x / max(‖x‖₂, ε).
+
+    g is one learned scalar for each site, initially √d (tnq177/transformers_without_tears). It is
+    an RMSNorm with g/√d for every gain.
+    """
+
+    Config: ClassVar[type[NormConfig]] = ScaleNormConfig
+    affine_last: ClassVar[bool] = False  # g is neither `gain` nor `bias`
+    about: ClassVar[About] = About(
+        title="ScaleNorm",
+        formula="y = g · x / max(‖x‖₂, ε), g a scalar, initially √d",
+        source="Nguyen and Salazar 2019, arXiv:1910.05895; initial g and ε as in "
+        "tnq177/transformers_without_tears, layers.py",
+        property="every row that is not tiny comes out with length |g|",
+        test="tests/test_norms_statistics.py::test_scalenorm_gives_every_row_the_same_length",
+    )
+
+    def __init__(self, width: int, site: Site, config: Any):
+        super().__init__(width, site, config)
+        self.length = nnx.Param(jnp.float32(math.sqrt(width)))
+
+    def gamma(self) -> Float[Array, ""]:
+        """g/√d: what multiplies x / √(mean x²)."""
+        return self.length[...] / math.sqrt(self.width)
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        y = acc.normalize(x, self.config.eps / math.sqrt(self.width), form="floor")
+        return self.affine(y).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class FixNormConfig(ScaleNormConfig):
+    """How FixNorm and the ScaleNorms of its model compute."""
+
+    type: str = knob("fixnorm", "norm type, a registered name (set by norm=NAME)")
+    embed_length: float | None = knob(None, "initial length of the embedding rows; null: √d")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.embed_length is None or self.embed_length > 0,
+            f"norm.embed_length = {self.embed_length}: expected a number > 0, or null for √d",
+        )
+
+
+@norms.register("fixnorm")
+class FixNorm(ScaleNorm):
+    """FixNorm with ScaleNorm (Nguyen and Salazar 2019, arXiv:1910.05895): cosines all the way.
+
+    Every row e of the word embedding enters as ℓ·e/‖e‖, with one learned length ℓ, and a tied head
+    scores with e/‖e‖. At every site of the placement stands a ScaleNorm; behind the final one
+    ‖h‖ = g, so the logits are g·cos(h, e). The authors' code keeps ℓ at √d, where ours starts.
+    """
+
+    Config: ClassVar[type[NormConfig]] = FixNormConfig
+    about: ClassVar[About] = About(
+        title="FixNorm",
+        formula="x₀ = ℓ · e/‖e‖; logits = h · e/‖e‖ = g · cos(h, e) behind a ScaleNorm",
+        source="Nguyen and Salazar 2019, arXiv:1910.05895 (after Nguyen and Chiang 2018, "
+        "arXiv:1710.01329); tnq177/transformers_without_tears, model.py, where ℓ = √d is fixed",
+        property="all embedding rows have one length, and tied logits are g · cos(h, e)",
+        test="tests/test_norms_statistics.py::test_fixnorm_gives_cosines",
+    )
+
+    @classmethod
+    def embed_length(cls, config: Any, width: int) -> float | None:
+        """√d, unless the config has another."""
+        return math.sqrt(width) if config.embed_length is None else config.embed_length
+
+
+@dataclass(frozen=True)
+class GroupNormConfig(NormConfig):
+    """How a GroupNorm computes."""
+
+    type: str = knob("groupnorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = knob(1e-5, "ε, added to each group's variance under the root")
+    groups: int = knob(4, "G, groups of d/G channels each (the paper's 32 are for images)")
+    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
+    bias: bool = knob(True, "add a learned bias β ∈ R^d, initially 0")
+
+    def __post_init__(self) -> None:
+        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+        check(self.groups >= 1, f"norm.groups = {self.groups}: expected a number ≥ 1, such as 4")
+
+
+@norms.register("groupnorm")
+class GroupNorm(Norm):
+    """GroupNorm (Wu and He 2018, arXiv:1803.08494, Eqs. 1-7) over the channels of one token.
+
+    The row falls into G parts of d/G neighbouring channels; each is centred and divided by its own
+    √(σ² + ε). In images a group spans the picture too; here it spans no other token, which a causal
+    model must not see.
+    """
+
+    Config: ClassVar[type[NormConfig]] = GroupNormConfig
+    about: ClassVar[About] = About(
+        title="GroupNorm",
+        formula="y = (x − μ_g) / √(σ_g² + ε) ⊙ γ + β, g one of G groups of channels",
+        source="Wu and He 2018, arXiv:1803.08494, section 3; on one token's channels",
+        property="G = 1 is LayerNorm, and a factor on one group changes no other",
+        test="tests/test_norms_statistics.py::test_groupnorm_is_layernorm_in_each_group",
+    )
+
+    def __init__(self, width: int, site: Site, config: Any):
+        super().__init__(width, site, config)
+        if width % config.groups:
+            near = min(
+                (g for g in range(1, width + 1) if width % g == 0),
+                key=lambda g: abs(g - config.groups),
+            )
+            raise ValueError(
+                f"norm.groups = {config.groups} doesn't divide the width {width} of {site.name}; "
+                f"the nearest number that does is {near}"
+            )
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        y = acc.normalize_groups(x, self.config.groups, self.config.eps)
+        return self.affine(y).astype(x.dtype)

@@ -17,7 +17,7 @@ def accumulate(x: Float[Array, "*batch d"], precision: str | Precision) -> Float
     With the option `mean` it is the mean: each rounded x times 1/d and rounded before the adds.
     Its derivative is that of the float32 sum (straight-through).
     """
-    return _total(jnp.asarray(x, jnp.float32), Precision.parse(precision), square=False)
+    return _total(x, Precision.parse(precision), square=False)
 
 
 def sum_of_squares(
@@ -27,10 +27,17 @@ def sum_of_squares(
 
     x² itself is the float32 product. With the option `mean` it is the mean square.
     """
-    return _total(jnp.asarray(x, jnp.float32), Precision.parse(precision), square=True)
+    return _total(x, Precision.parse(precision), square=True)
+
+
+def widened(x: Array, precision: Precision) -> Array:
+    """`x` in float32; in float64 where it is and the precision is plain fp32."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if precision.plain else jnp.float32)
 
 
 def _total(x: Array, precision: Precision, square: bool) -> Array:
+    x = widened(x, precision)
     if precision.plain:
         return _float32_sum(x * x if square else x, precision.mean)
     return _accumulate(x, precision, square)

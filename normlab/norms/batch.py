@@ -1,0 +1,109 @@
+"""BatchNorm: statistics of a channel over the batch, in a form that a causal model may use."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from normlab.about import About
+from normlab.config import check, knob
+from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
+from normlab.numerics import Accumulator
+from normlab.numerics.accumulate import widened
+
+
+@dataclass(frozen=True)
+class BatchNormConfig(NormConfig):
+    """How a BatchNorm computes."""
+
+    type: str = knob("batchnorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = knob(1e-5, "ε, added to the variance under the root")
+    momentum: float = knob(0.1, "share of a step's statistics in the running ones (PyTorch's way)")
+    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
+    bias: bool = knob(True, "add a learned bias β ∈ R^d, initially 0")
+
+    def __post_init__(self) -> None:
+        check(self.eps > 0, f"norm.eps = {self.eps}: expected a number > 0, such as 1e-5")
+        check(
+            0 < self.momentum <= 1,
+            f"norm.momentum = {self.momentum}: expected 0 < m ≤ 1, such as 0.1 (the share of the "
+            "new statistics; Flax's 0.9 would be 0.1 here)",
+        )
+
+
+@norms.register("batchnorm")
+class BatchNorm(Norm):
+    """BatchNorm (Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2), made causal.
+
+    y = (x − μ) / √(σ² + ε) ⊙ γ + β, channel by channel. In training, μ_t and σ_t² at position t are
+    those of the whole batch over positions ≤ t: over all positions, as in images, they would tell
+    each token what follows. The last position's, which are those of all, move the running ones by
+    r ← (1 − m)·r + m·(μ, σ²), with the biased variance in both.
+
+    Outside training μ and σ² are the running ones, and the norm is a fixed map x ↦ a ⊙ x + b (see
+    `fold`). It sums over no row, so no precision applies.
+    """
+
+    Config: ClassVar[type[NormConfig]] = BatchNormConfig
+    has_statistic: ClassVar[bool] = False
+    unit_rows: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="BatchNorm",
+        formula="y = (x − μ) / √(σ² + ε) ⊙ γ + β, μ and σ² of a channel over the batch",
+        source="Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2; causal statistics "
+        "are ours",
+        property="in training it ignores each channel's shift and scale and sees no later "
+        "position; outside it is the linear map that it folds to",
+        test="tests/test_norms_batch.py::test_no_position_sees_a_later_one",
+    )
+
+    def __init__(self, width: int, site: Site, config: Any):
+        super().__init__(width, site, config)
+        self.mean = NormState(jnp.zeros(width))
+        self.variance = NormState(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`, by the running statistics."""
+        y = _standardized(widened(x, acc.precision), self.mean[...], self.variance[...], self.eps)
+        return self.affine(y).astype(x.dtype)
+
+    def during_training(
+        self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
+    ) -> Float[Array, "b l *heads d"]:
+        """The rows by the batch's statistics up to each position, which the running ones follow."""
+        wide, running = widened(x, acc.precision), self.mean[...]
+        # Taken about the running mean: E[x²] − E[x]² would cancel where a channel has a large one.
+        first, second = (_so_far((wide - running) ** power) for power in (1, 2))
+        mean, variance = running + first, jnp.maximum(second - first**2, 0.0)
+        y = _standardized(wide, mean, variance, self.eps)
+        m = self.config.momentum
+        for state, now in ((self.mean, mean), (self.variance, variance)):
+            last = lax.stop_gradient(now[:, -1].reshape(self.width))
+            state[...] = (1 - m) * state[...] + m * last
+        return self.affine(y).astype(x.dtype)
+
+    @property
+    def eps(self) -> float:
+        """ε."""
+        return self.config.eps
+
+    def fold(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """Of the running statistics: a = γ/√(σ² + ε) and b = β − a·μ."""
+        one, zero = jnp.ones(self.width), jnp.zeros(self.width)
+        gamma, beta = self.gamma(), self.beta()
+        a = (one if gamma is None else gamma) / jnp.sqrt(self.variance[...] + self.eps)
+        return a, (zero if beta is None else beta) - a * self.mean[...]
+
+
+def _standardized(x: Array, mean: Array, variance: Array, eps: float) -> Array:
+    return (x - mean) * lax.rsqrt(variance + eps)
+
+
+def _so_far(x: Float[Array, "b l *heads d"]) -> Float[Array, "1 l *ones d"]:
+    """The mean over the batch, the heads and the positions up to each one."""
+    others = (0, *range(2, x.ndim - 1))
+    each = jnp.mean(x, axis=others, keepdims=True)
+    counts = jnp.arange(1, x.shape[1] + 1, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+    return jnp.cumsum(each, axis=1) / counts

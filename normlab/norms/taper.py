@@ -1,0 +1,122 @@
+"""A norm that is there at the start of training and gone at its end."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jaxtyping import Float
+
+from normlab.about import About
+from normlab.config import check, knob
+from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
+from normlab.numerics import Accumulator
+from normlab.numerics.accumulate import widened
+
+
+@dataclass(frozen=True)
+class TaperNormConfig(NormConfig):
+    """How a TaperNorm computes, and when it fades."""
+
+    type: str = knob("tapernorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = knob(1e-5, "ε, added to the mean square under the root")
+    start: float = knob(0.1, "share of the training in which the gate is 1 and c is measured")
+    end: float = knob(0.8, "share of the training from which on the gate is 0")
+    ema: float = knob(0.05, "share of a step in the running means that c is the quotient of")
+    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
+    keep_final: bool = knob(True, "the final norm never fades: it anchors the size of the logits")
+
+    def __post_init__(self) -> None:
+        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+        check(
+            0 < self.start < self.end < 1,
+            f"norm.start = {self.start}, norm.end = {self.end}: expected 0 < start < end < 1, so "
+            "that c is measured first and the gate is exactly 0 at last",
+        )
+        check(0 < self.ema <= 1, f"norm.ema = {self.ema}: expected 0 < share ≤ 1, such as 0.05")
+
+
+@norms.register("tapernorm")
+class TaperNorm(Norm):
+    """TaperNorm (Kanavalau, Amo Alonso, Lall 2026, arXiv:2602.10408), over an RMSNorm.
+
+    y = g · x/r ⊙ γ + (1 − g) · c · x ⊙ (γ + δ), with r = √(mean x² + ε). The gate g is 1 in the
+    first share of the training, falls along a cosine, and is exactly 0 from `end` on: the norm is
+    then the linear map that `fold` gives. c is the least-squares factor that makes c·x⊙γ nearest to
+    x/r⊙γ, E[‖x⊙γ‖²/r] / E[‖x⊙γ‖²], of running means taken while g is 1. The linear map has a gain
+    of its own, γ + δ: δ gets no gradient while g is 1, so the two start apart from the same γ.
+
+    The gate and c are those of the last step of training; outside training they stand still.
+    """
+
+    Config: ClassVar[type[NormConfig]] = TaperNormConfig
+    affine_last: ClassVar[bool] = False
+    unit_rows: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="TaperNorm",
+        formula="y = g · x/r ⊙ γ + (1 − g) · c · x ⊙ γ̃, r = √(mean x² + ε), g from 1 to 0",
+        source="Kanavalau, Amo Alonso, Lall 2026, arXiv:2602.10408, abstract; unconfirmed: the "
+        "formula of c, the rate of its running means and the shares of the schedule",
+        property="at g = 1 it is RMSNorm bit for bit; at the end g is exactly 0 and it is linear",
+        test="tests/test_norms_taper.py::test_it_goes_from_rmsnorm_to_a_linear_map",
+    )
+
+    def __init__(self, width: int, site: Site, config: Any):
+        super().__init__(width, site, config)
+        self.delta = nnx.Param(jnp.zeros(width))
+        self.gate = NormState(jnp.float32(1))
+        self.scaled_square = NormState(jnp.float32(0))  # E[‖x⊙γ‖²/r]
+        self.square = NormState(jnp.float32(0))  # E[‖x⊙γ‖²]
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`, by the gate and the c that training left."""
+        return self._mixed(x, acc.normalize(x, self.config.eps), acc)
+
+    def during_training(
+        self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
+    ) -> Float[Array, "b l *heads d"]:
+        """The same, after the gate has moved, and c with it while the gate is 1."""
+        if self.config.keep_final and self.site.kind == "norm_final":
+            return self(x, acc)
+        y = acc.normalize(x, self.config.eps)
+        wide = widened(x, acc.precision)
+        self._measure(lax.stop_gradient(wide), lax.stop_gradient(y), progress < self.config.start)
+        self.gate[...] = self._gate_at(progress)
+        return self._mixed(x, y, acc)
+
+    def factor(self) -> Float[Array, ""]:
+        """c; 0 before it is known, when the gate is 1."""
+        known = self.square[...] > 0
+        return jnp.where(known, self.scaled_square[...] / jnp.where(known, self.square[...], 1), 0)
+
+    def fold(self) -> tuple[Float[Array, " d"], Float[Array, " d"]] | None:
+        """(c·(γ + δ), 0) where the gate is 0."""
+        if float(self.gate[...]) != 0.0:
+            return None
+        return self.factor() * self._gains()[1], jnp.zeros(self.width)
+
+    def _gains(self) -> tuple[Array | float, Array]:
+        """γ and γ + δ."""
+        gamma = self.gamma()
+        constant = 1.0 if gamma is None else gamma
+        return constant, constant + self.delta[...]
+
+    def _mixed(self, x: Array, y: Array, acc: Accumulator) -> Array:
+        gate, (gain, gain_linear) = self.gate[...], self._gains()
+        linear = widened(x, acc.precision) * (self.factor() * gain_linear)
+        return (gate * (y * gain) + (1.0 - gate) * linear).astype(x.dtype)
+
+    def _gate_at(self, progress: Array) -> Array:
+        c = self.config
+        fall = jnp.clip((progress - c.start) / (c.end - c.start), 0.0, 1.0)
+        return jnp.where(fall < 1.0, 0.5 * (1.0 + jnp.cos(math.pi * fall)), 0.0)
+
+    def _measure(self, x: Array, y: Array, warm: Array) -> None:
+        """Move both running means towards this batch; y is x/r, so ⟨xΓ, yΓ⟩ is ‖xΓ‖²/r."""
+        squared = self._gains()[0] ** 2
+        for state, rows in ((self.scaled_square, x * y), (self.square, x * x)):
+            now = jnp.mean(jnp.sum(rows * lax.stop_gradient(squared), axis=-1))
+            moved = state[...] + self.config.ema * (now - state[...])
+            state[...] = jnp.where(warm, moved, state[...])

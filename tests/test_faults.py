@@ -1,0 +1,139 @@
+"""What can go wrong with a run while it trains: said clearly, nothing lost, the same bits after."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+from test_loop import same_ends
+
+from normlab.checkpoint import Checkpoints, CorruptCheckpointError
+from normlab.data import load_tokens
+from train.loop import Trainer, train
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One run of 12 steps, validated every 4, left alone."""
+    return train(tiny_config(tmp_path_factory.mktemp("alone")))
+
+
+def signalled(monkeypatch, step, number):
+    """The process gets a signal while step `step` is noted."""
+    note = Trainer._note
+
+    def noted(self, progress, done, metrics):
+        if done == step:
+            signal.raise_signal(number)
+        note(self, progress, done, metrics)
+
+    monkeypatch.setattr(Trainer, "_note", noted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [5, 8])
+def test_a_signal_saves_leaves_and_the_same_command_goes_on(
+    alone, tmp_path, monkeypatch, capsys, number, step
+):
+    config, before = tiny_config(tmp_path), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signalled(patch, step, number)
+        with pytest.raises(SystemExit) as left:
+            train(config)
+    assert left.value.code == 128 + number
+    assert "saved" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+    run = train(config)
+    sessions = run.read("provenance.json")["sessions"]
+    assert step <= sessions[1]["from_step"] <= step + 1
+    assert same_ends(run, alone, config)
+
+
+def stopped(directory, steps=9):
+    """A run that was stopped after `steps`, with checkpoints of steps 4 and 8."""
+    config = tiny_config(directory)
+    return config, train(config, stop_after=steps)
+
+
+def largest(where):
+    return max((f for f in where.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def truncated(where):
+    file = largest(where / "params")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(where, tree="optimizer"):
+    file = largest(where / tree)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(bytes(raw))
+
+
+def unlisted(where):
+    (where / "metrics" / "metrics").write_text('{"valid_')
+
+
+def emptied(where):
+    for file in (f for f in where.rglob("*") if f.is_file()):
+        file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, unlisted, emptied])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
+    alone, tmp_path, capsys, damage
+):
+    config, run = stopped(tmp_path)
+    damage(run["checkpoints"] / "8")
+    train(config)
+    said = capsys.readouterr().out
+    assert "goes on from step 4" in said
+    assert "corrupt.8" in said
+    assert (run["checkpoints"] / "corrupt.8").is_dir()
+    assert same_ends(run, alone, config)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(tmp_path):
+    config, run = stopped(tmp_path)
+    there = sorted(p.name for p in run["checkpoints"].iterdir() if p.name.isdigit())
+    for step in there:
+        flipped(run["checkpoints"] / step)
+    with pytest.raises(ValueError, match="no checkpoint can be read"):
+        train(config)
+    assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
+
+
+def test_a_flipped_bit_is_no_model(tmp_path):
+    config, run = stopped(tmp_path)
+    flipped(run["checkpoints"] / "8", "params")
+    like = Trainer(config, load_tokens(config.data), run)
+    with Checkpoints(run["checkpoints"]) as checkpoints, pytest.raises(CorruptCheckpointError):
+        checkpoints.load(8, params=like.params)
+
+
+def test_two_processes_on_one_directory(alone, tmp_path):
+    config, run = stopped(tmp_path)
+    with run.locked(), pytest.raises(ValueError, match=f"another process .*{os.getpid()} on"):
+        train(config)
+    assert same_ends(train(config), alone, config)
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(alone, tmp_path):
+    config, _ = stopped(tmp_path, steps=5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # as a disk with 10 kB left
+    try:
+        with pytest.raises(OSError, match="could not be written .*File too large"):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert same_ends(train(config), alone, config)
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_anything_is_trained():
+    target = Path("/sys/normlab") if Path("/sys").is_dir() else Path("/dev/null/normlab")
+    with pytest.raises(OSError, match=str(target)):
+        train(tiny_config(target))

@@ -1,0 +1,104 @@
+"""TaperNorm: an RMSNorm that fades into a linear map over the training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from flax import nnx
+from test_norms import FINAL, make, randomized, row
+
+import normlab.run
+from normlab.norms import norms
+from normlab.numerics import Accumulator
+from train.loop import train
+
+FP32 = Accumulator()
+
+
+def at(norm, progress, x=None):
+    return norm.during_training(row()[None] if x is None else x, FP32, np.float32(progress))
+
+
+def test_it_goes_from_rmsnorm_to_a_linear_map():
+    norm, x = make("tapernorm", start=0.25, end=0.75), row()
+    exact = make("rmsnorm")(x, FP32)
+    assert norm.fold() is None
+    for progress in (0.0, 0.1, 0.2):
+        assert np.array_equal(at(norm, progress)[0], exact)
+    assert np.array_equal(norm(x, FP32), exact)
+    gates = []
+    for progress in np.linspace(0.25, 0.75, 9):
+        at(norm, progress)
+        gates.append(float(norm.gate[...]))
+    expected = 0.5 * (1 + np.cos(np.pi * np.linspace(0, 1, 9)))
+    np.testing.assert_allclose(gates, expected, atol=1e-6)
+    assert gates[-1] == 0.0  # exactly, or it could not be folded
+    a, b = norm.fold()
+    assert np.array_equal(norm(x, FP32), a * x + b)
+    assert np.array_equal(norm(np.float32(8 * x), FP32), 8 * norm(x, FP32))
+
+
+def test_the_factor_is_the_least_squares_one():
+    norm, x = randomized(make("tapernorm", ema=1.0)), row()
+    at(norm, 0.0)
+    scaled = np.float64(x) * np.float64(norm.gain[...])
+    target = scaled / np.sqrt((np.float64(x) ** 2).mean(-1, keepdims=True) + 1e-5)
+    best = (scaled * target).sum() / (scaled**2).sum()
+    assert float(norm.factor()) == pytest.approx(best, rel=1e-5)
+    gaps = [((target - c * scaled) ** 2).sum() for c in (best, 0.99 * best, 1.01 * best)]
+    assert min(gaps) == gaps[0]
+
+
+def test_the_factor_follows_a_running_mean_and_stands_still_after_the_start():
+    norm = make("tapernorm", start=0.5, ema=0.25)
+    batches = [row(seed)[None] for seed in range(3)]
+    for x in batches:
+        at(norm, 0.1, x)
+    shares = np.array([0.25 * 0.75**2, 0.25 * 0.75, 0.25])
+    squares = [(np.float64(x) ** 2).sum(-1).mean() for x in batches]
+    assert float(norm.square[...]) == pytest.approx(shares @ squares, rel=1e-5)
+    before = float(norm.factor())
+    at(norm, 0.6, 100 * batches[0])
+    assert float(norm.factor()) == before
+
+
+def test_the_linear_gain_learns_only_once_the_gate_opens():
+    norm = make("tapernorm", width=8)
+    norm.scaled_square[...], norm.square[...] = jnp.float32(1.0), jnp.float32(3.0)
+    for gate, moves in ((1.0, False), (0.5, True)):
+        norm.gate[...] = jnp.float32(gate)
+        graphdef, params, rest = nnx.split(norm, nnx.Param, ...)
+        slopes = jax.grad(
+            lambda p, g=graphdef, r=rest: nnx.merge(g, p, r)(row(width=8), FP32).sum()
+        )(params)
+        assert bool(np.any(slopes["delta"][...])) == moves
+        assert np.any(slopes["gain"][...])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_final_norm_stays_unless_told_otherwise(keep):
+    norm = make("tapernorm", site=FINAL, keep_final=keep)
+    for progress in (0.0, 0.9):
+        y = at(norm, progress)
+    assert float(norm.gate[...]) == (1.0 if keep else 0.0)
+    assert np.array_equal(y[0], make("rmsnorm")(row(), FP32)) == keep
+
+
+def test_a_run_ends_with_norms_that_fold(tmp_path):
+    model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64}
+    norm = {"type": "tapernorm", "start": 0.2, "end": 0.7}
+    run = train(tiny_config(tmp_path, norm=norm, model=model, steps=20, eval_every=10))
+    loaded = normlab.run.load(run.directory).model
+    for site in (loaded.blocks[0].attention.norm_in, loaded.blocks[0].mlp.norm_in):
+        assert (site.fold() is None) == (run.record["best_step"] < 14)
+        assert float(site.factor()) > 0
+    assert loaded.norm_final.fold() is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"start": 0.0}, {"start": 0.9, "end": 0.8}, {"end": 1.0}, {"ema": 0.0}]
+)
+def test_bad_values_are_refused(fields):
+    with pytest.raises(ValueError, match=r"norm\.(start|ema) = "):
+        norms["tapernorm"].Config(**fields)
