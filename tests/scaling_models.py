@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from normlab.model import ModelConfig, PlacementConfig, Transformer
+from normlab.model import ModelConfig, PlacementConfig, Transformer, placements
 from normlab.norms import norms
+from normlab.scaling.calibrated import recorded
 
 VOCAB = 61
 PLAIN = {"gated": False, "activation": "gelu", "positions": "learned", "bias": True}
@@ -45,6 +46,22 @@ def uneven(norm="rmsnorm", placement="pre", seed=0, spread=0.7, sites=None, **fi
         return jnp.asarray(x, jnp.float32)
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(value, shapes))
+
+
+EVERYWHERE = {"norm_embed": True, "norm_qk": True}
+
+
+@cache
+def observed(placement, seed=0):
+    """An uneven model of this placement with every norm that it may have, and its rows' norms.
+
+    Placements take turns between a plain MLP behind LayerNorms and a gated one behind RMSNorms.
+    """
+    turn = sorted(placements).index(placement) + seed
+    kind, norm = (("plain", "layernorm"), ("gated", "rmsnorm"))[turn % 2]
+    sites = EVERYWHERE | ({"post_share": 0.5} if placement == "mix-ln" else {})
+    model = uneven(norm, placement, seed, sites=sites, **KINDS[kind])
+    return model, recorded(model, random_tokens(8))
 
 
 def random_tokens(windows=4, length=16, seed=0):

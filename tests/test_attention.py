@@ -8,6 +8,7 @@ from flax import nnx
 
 from normlab.model import Context
 from normlab.model.attention import Attention
+from normlab.model.placement import Wiring
 
 LENGTH, HEADS, KV, SIZE = 9, 4, 2, 8
 
@@ -71,7 +72,7 @@ CASES += [(options, True) for options in OPTIONS if "window" in options]
 @pytest.mark.parametrize(("options", "local"), CASES)
 def test_the_formula(options, local):
     config = tiny_model(heads=HEADS, kv_heads=KV, init_std=0.5, **options).config
-    attention = Attention(config, lambda *_: None, "a", local, nnx.Rngs(0))
+    attention = Attention(config, Wiring(), lambda *_: None, local, nnx.Rngs(0))
     for linear in (attention.query, attention.key, attention.value, attention.out):
         if linear.bias is not None:
             linear.bias[...] = jnp.linspace(-1.0, 1.0, linear.bias.shape[0])

@@ -6,15 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scaling_models import GATED, KINDS, PLAIN, kernel, random_tokens, uneven
+from scaling_models import GATED, KINDS, PLAIN, kernel, observed, uneven
 
 from normlab.model import Context, placements
 from normlab.model.mlp import FUNCTIONS
 from normlab.norms import Site, norms
 from normlab.numerics import Accumulator
 from normlab.scaling import scales
-from normlab.scaling.calibrated import recorded
-from normlab.scaling.moments import Moments, Rows, harmless, headroom, hidden, root_mean_squares
+from normlab.scaling.moments import (
+    Moments,
+    Rows,
+    harmless,
+    headroom,
+    hidden,
+    root_mean_squares,
+    squares,
+)
+from normlab.scaling.weights import norms_by_site
 
 D, DRAWS, EPS = 24, 200_000, 1e-5
 
@@ -55,12 +63,13 @@ def test_hidden_units_have_the_moments_of_a_gaussian_input(activation, gated):
         assert_mean(residual * ((x - rows.mean) @ kernel(map_)), np.zeros(10))
 
 
-def test_attention_to_oneself_is_a_linear_map_of_the_moments():
-    branch = uneven(bias=True, **GATED).blocks[0].attention.branch
+@pytest.mark.parametrize("placement", ["pre", "normformer"])  # with head scales
+def test_attention_to_oneself_is_a_linear_map_of_the_moments(placement):
+    branch = uneven(placement=placement, bias=True, **GATED).blocks[0].attention.branch
     rows = rows_of()
     x = drawn(rows, 50_000)
     y = np.float64(branch(jnp.asarray(x, jnp.float32)[:, None], Context()))[:, 0]
-    found = Moments().attention(rows, branch)
+    found = Moments().out(Moments().inner(rows, branch), branch)
     assert_mean(y, found.mean)
     assert_mean((y - found.mean) ** 2, found.variance)
     covariance = (x - rows.mean) * (y - found.mean)
@@ -95,22 +104,45 @@ def test_the_first_norm_sees_the_embedding(kind):
 def test_centring_takes_the_common_mean_away():
     rows = Rows(np.full(D, 3.0), np.ones(D), np.ones(D))
     plain, centred = (uneven(n).norm_final for n in ("rmsnorm", "layernorm"))
-    assert rows.square(plain) == pytest.approx(D * 10)
-    assert rows.square(centred) == pytest.approx(D)
+    assert squares(rows, plain)[0] == pytest.approx(D * 10)
+    assert squares(rows, centred)[0] == pytest.approx(D)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("layernorm", "plain"), ("rmsnorm", "gated")])
 @pytest.mark.parametrize("placement", placements)
-def test_rows_of_uneven_models_keep_their_precision(placement, norm, kind):
-    """No sum overflows; of 100 rows at most 1 is so small, ε added, that its squares are lost."""
-    model = uneven(norm, placement, sites={"norm_qk": True}, **KINDS[kind])
-    found, lost = scales(model, "moments"), []
-    for site, sizes in recorded(model, random_tokens(8)).items():
-        width = 6 if "norm_qk" in site else D
+def test_rows_of_uneven_models_keep_their_precision(placement):
+    """No sum overflows; of 100 rows at most 1 is so small, ε added, that its squares are lost.
+
+    And the median row is between a quarter and 1.5 times √(low · high) at every site.
+    """
+    model, observations = observed(placement)
+    found, predicted, lost = scales(model, "moments"), root_mean_squares(model), []
+    widths = {site: norm.width for site, norm in norms_by_site(model).items()}
+    for site, sizes in observations.items():
         s = np.float64(found[site]).reshape(-1)
         assert np.max((sizes / s) ** 2) < 65504 / 4, site
-        lost.append(np.ravel((sizes**2 + width * EPS) / s**2 < width * 2.0**-14))
+        lost.append(np.ravel((sizes**2 + widths[site] * EPS) / s**2 < widths[site] * 2.0**-14))
+        share = np.median(sizes, axis=0) / np.sqrt(np.prod(predicted[site], axis=0)).reshape(-1)
+        assert np.all((share > 0.25) & (share < 1.5)), (site, share)
     assert np.mean(np.concatenate(lost)) <= 0.01
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_behind_an_inner_norm_have_the_moments_of_its_affine_map(kind, norm):
+    """With the root mean square in place of each row's own, the norm is an affine map."""
+    model = uneven(norm, "sub-ln", **KINDS[kind])
+    walker, rows = Moments(), rows_of()
+    for part in (model.blocks[0].attention, model.blocks[0].mlp):
+        inside = walker.inner(rows, part.branch)
+        inner, width = part.branch.norm_inner, len(inside.mean)
+        middle = inside.mean.mean() if norm == "layernorm" else 0.0
+        square = np.sum(inside.variance) + np.sum((inside.mean - middle) ** 2)
+        a = np.sqrt(width / square) * np.float64(inner.gain[...])
+        normed = walker.normed(inside, inner)
+        shift = 0.0 if inner.bias is None else np.float64(inner.bias[...])
+        np.testing.assert_allclose(normed.mean, (inside.mean - middle) * a + shift, atol=1e-4)
+        np.testing.assert_allclose(normed.variance, inside.variance * a**2, rtol=1e-4)
+        assert walker.size(inside, inner) == pytest.approx(np.sqrt(square))
 
 
 def test_the_middle_of_the_range():

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scaling_models import KINDS, random_tokens, uneven
+from scaling_models import EVERYWHERE, KINDS, random_tokens, uneven
 
 from normlab.model import Context, placements
 from normlab.norms import norms
 from normlab.numerics import Precision
 from normlab.registry import UnknownNameError
 from normlab.scaling import needs_calibration, scale_rules, scales
+from normlab.scaling.moments import root_mean_squares
 from normlab.scaling.rules import power_of_two
 
 STATISTICS = [name for name in norms if norms[name].has_statistic]
-EVERYWHERE = {"norm_embed": True, "norm_qk": True}
 TOKENS = random_tokens()
 
 
@@ -36,14 +36,19 @@ def inputs(model, tokens=TOKENS[:1]):
     return jax.eval_shape(run, tokens)
 
 
+def shallow(placement):
+    """A model of one block (two, so that both of Mix-LN's kinds are there) with all its norms."""
+    share = {"post_share": 0.5} if placement == "mix-ln" else {}
+    turn = sorted(placements).index(placement) % 2
+    kind, norm = (("gated", "rmsnorm"), ("plain", "layernorm"))[turn]
+    layers = 1 + len(share)
+    return uneven(norm, placement, sites=EVERYWHERE | share, **KINDS[kind], layers=layers)
+
+
 @pytest.fixture(scope="module")
 def models():
-    """A model for each placement, sublayer kind and norm with a statistic."""
-    return {
-        (placement, kind, norm): uneven(norm, placement, sites=EVERYWHERE, **KINDS[kind], layers=1)
-        for placement in placements
-        for kind, norm in zip(KINDS, STATISTICS, strict=False)
-    }
+    """A model for each placement; plain and gated, LayerNorm and RMSNorm take turns."""
+    return {placement: shallow(placement) for placement in placements}
 
 
 @pytest.mark.parametrize("rule", scale_rules)
@@ -62,10 +67,10 @@ def test_every_rule_has_a_scale_for_every_site(models, rule):
                 assert np.all(np.asarray(given[site]) > 0), (key, site)
 
 
-@pytest.mark.parametrize("rule", scale_rules)
 @pytest.mark.parametrize("norm", [name for name in norms if name not in STATISTICS])
-def test_norms_without_a_statistic_get_no_scale(norm, rule):
-    assert found(uneven(norm, layers=1), rule) == {}
+def test_norms_without_a_statistic_get_no_scale(norm):
+    model = uneven(norm, layers=1)
+    assert all(found(model, rule) == {} for rule in scale_rules)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -80,13 +85,12 @@ def run(model, scale, precision="fp32"):
     return logits(graphdef, precision, params, scale)
 
 
-@pytest.mark.parametrize(
-    ("norm", "precision"), [("layernorm", "fp32"), ("rmsnorm", "fp32:sequential")]
-)
-def test_a_power_of_two_changes_no_bit(norm, precision):
-    model = uneven(norm, "peri", sites=EVERYWHERE, **KINDS["plain"], layers=1)
+@pytest.mark.parametrize("placement", placements)
+def test_a_power_of_two_changes_no_bit(models, placement):
+    model = models[placement]
     scale = found(model, "moments", pow2=True)
     assert sum(bool(np.any(s != 1)) for s in scale.values()) > len(scale) / 2
+    precision = "fp32:sequential" if placement == "pre" else "fp32"
     plain = run(model, jax.tree.map(jnp.ones_like, scale), precision)[0]
     assert np.array_equal(run(model, scale, precision)[0], plain)
 
@@ -137,6 +141,65 @@ def test_a_rule_that_looks_at_text_needs_some():
     ]
     with pytest.raises(ValueError, match="calibration tokens"):
         scales(uneven(), "calibrated")
+
+
+def predicted(model, rule):
+    """What a rule that walks the weights finds, before any cap."""
+    return root_mean_squares(model) if rule == "moments" else scale_rules[rule](model)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for site in a:
+        np.testing.assert_allclose(a[site], b[site], rtol=1e-4, err_msg=site)
+
+
+@pytest.mark.parametrize("rule", ["slanc", "moments", "bound"])
+def test_a_factor_on_a_norms_output_is_a_smaller_gain(rule):
+    lns, pre = (uneven(placement=name, **KINDS["gated"]) for name in ("lns", "pre"))
+    for layer, block in enumerate(pre.blocks, start=1):
+        for part in (block.attention, block.mlp):
+            part.norm_in.gain[...] /= np.sqrt(layer)
+    assert_same(predicted(lns, rule), predicted(pre, rule))
+
+
+@pytest.mark.parametrize("rule", ["slanc", "moments", "bound"])
+def test_a_factor_on_the_stream_is_a_larger_sum_of_smaller_branches(rule):
+    """αx + F(x) = α(x + F(x)/α)."""
+    deep, post = (uneven(placement=name, **KINDS["gated"]) for name in ("deepnorm", "post"))
+    alpha = deep.blocks[0].mlp.alpha
+    for block in post.blocks:
+        block.mlp.branch.down.kernel[...] /= alpha
+        block.attention.branch.out.kernel[...] /= alpha
+    expected = {site: alpha * np.asarray(s) for site, s in predicted(post, rule).items()}
+    assert_same(predicted(deep, rule), expected)
+
+
+@pytest.mark.parametrize(
+    ("placement", "rule"),
+    [(p, r) for p in ("normformer", "hybridnorm") for r in ("slanc", "moments")]
+    + [("hybridnorm", "bound")],
+)
+def test_a_head_scale_belongs_to_what_reads_the_heads(placement, rule):
+    scaled, folded = (uneven(placement=placement, heads=4, layers=1) for _ in range(2))
+    factors = jnp.asarray([0.5, 2.0, 3.0, 0.1])
+    scaled.blocks[0].attention.branch.head_scale = nnx.data(nnx.Param(factors))
+    branch = folded.blocks[0].attention.branch
+    branch.head_scale = None
+    branch.out.kernel[...] *= jnp.repeat(factors, 6)[:, None]
+    assert_same(predicted(scaled, rule), predicted(folded, rule))
+
+
+@pytest.mark.parametrize("rule", ["slanc", "moments", "bound"])
+def test_what_a_norm_inside_a_branch_hides_is_not_seen_behind_it(rule):
+    """W_V under sub-ln and hybridnorm: only the norm that reads the values sees its size."""
+    for placement, reader in (("sub-ln", "norm_inner"), ("hybridnorm", "value.norm_v")):
+        model, larger = (uneven(placement=placement, layers=1) for _ in range(2))
+        larger.blocks[0].attention.branch.value.kernel[...] *= 7.0
+        expected = dict(predicted(model, rule))
+        site = f"blocks.0.attention.{reader}"
+        expected[site] = 7.0 * np.asarray(expected[site])
+        assert_same(predicted(larger, rule), expected)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ class TrainConfig:
         for name in ("eval_windows", "patience"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} = {value}: expected null or a number ≥ 1")
+        self.placement.check_norm(self.norm.type, self.model.layers)
         check(self.seed >= 0, f"seed = {self.seed}: expected a whole number ≥ 0")
         check(
             self.window <= self.model.max_length,

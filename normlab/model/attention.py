@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
-from normlab.model.placement import MakeNorm
+from normlab.model.placement import Wiring
+from normlab.model.residual import MakeNorm
 from normlab.norms import Norm
 
 
@@ -57,22 +58,35 @@ class Attention(nnx.Module):
     """softmax(QKᵀ/√k) V P, with as many key/value heads as the config has.
 
     Weights are stored as maps of rows: queries [d, h·k], keys and values [d, g·k], out [h·k, d].
-    A `local` one attends to the config's window, itself included, with its own rotary base.
+    A `local` one attends to the config's window, itself included, with its own rotary base. The
+    wiring may put norms on queries, keys and values (each head, or all as one row), a learned
+    factor on each head, and a norm on the heads side by side before P.
     """
 
     def __init__(
-        self, config: ModelConfig, make_norm: MakeNorm, name: str, local: bool, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        wiring: Wiring,
+        make_norm: MakeNorm,
+        local: bool,
+        rngs: nnx.Rngs,
     ):
         c, k = config, config.head_size
-        out_std = c.std / math.sqrt(2 * c.layers)
         bias = c.bias if c.qkv_bias is None else c.qkv_bias
         self.config, self.window = c, c.window if local else None
-        self.query = Linear(c.width, c.heads * k, bias=bias, std=c.std, rngs=rngs)
-        self.key = Linear(c.width, c.kv * k, bias=bias, std=c.std, rngs=rngs)
-        self.value = Linear(c.width, c.kv * k, bias=bias, std=c.std, rngs=rngs)
-        self.out = Linear(c.heads * k, c.width, bias=c.bias, std=out_std, rngs=rngs)
-        self.norm_q = make_norm("norm_qk", f"{name}.query", k, c.heads)
-        self.norm_k = make_norm("norm_qk", f"{name}.key", k, c.kv)
+
+        def linear(name: str, n_in: int, n_out: int, bias: bool) -> Linear:
+            return Linear(n_in, n_out, bias=bias, std=wiring.std(name, c), rngs=rngs)
+
+        self.query = linear("query", c.width, c.heads * k, bias)
+        self.key = linear("key", c.width, c.kv * k, bias)
+        self.value = linear("value", c.width, c.kv * k, bias)
+        self.out = linear("out", c.heads * k, c.width, c.bias)
+        self.norm_q = make_norm("norm_qk", k * (c.heads if wiring.full_qk else 1), "query")
+        self.norm_k = make_norm("norm_qk", k * (c.kv if wiring.full_qk else 1), "key")
+        self.norm_v = make_norm("norm_v", k, "value")
+        self.head_scale = nnx.Param(jnp.ones(c.heads)) if wiring.head_scales else None
+        self.norm_inner = make_norm("norm_inner", c.heads * k)
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The branch's output."""
@@ -83,7 +97,10 @@ class Attention(nnx.Module):
         q, k = self._normed(self.norm_q, q, context), self._normed(self.norm_k, k, context)
         if c.positions == "rotary":
             q, k = self._rotated(q), self._rotated(k)
-        return self.out(self._attend(q, k, v).reshape(b, length, c.heads * c.head_size))
+        h = self._attend(q, k, context.norm(self.norm_v, v))
+        if self.head_scale is not None:
+            h = h * self.head_scale[...][:, None]
+        return self.out(context.norm(self.norm_inner, h.reshape(b, length, c.heads * c.head_size)))
 
     def _normed(self, norm: Norm | None, x: Array, context: Context) -> Array:
         if norm is None or norm.width == x.shape[-1]:

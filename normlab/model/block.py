@@ -1,5 +1,7 @@
 """One block: attention, then MLP, each in its residual wrapper."""
 
+from collections.abc import Callable
+
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -7,7 +9,8 @@ from normlab.model.attention import Attention
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.mlp import MLP
-from normlab.model.placement import MakeNorm, Residual
+from normlab.model.placement import PlacementConfig, Wiring
+from normlab.model.residual import MakeNorm, MakeNorms, Residual
 
 
 class Block(nnx.Module):
@@ -16,17 +19,21 @@ class Block(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        make_norm: MakeNorm,
+        placement: PlacementConfig,
+        make_norms: MakeNorms,
         layer: int,
         gain: float | None,
         rngs: nnx.Rngs,
     ):
-        def wrap(branch: nnx.Module, path: str) -> Residual:
-            return Residual(branch, make_norm, path, config.width, gain, config.dropout)
+        def wrap(sublayer: str, build: Callable[[Wiring, MakeNorm], nnx.Module]) -> Residual:
+            wiring = placement.wiring(sublayer, layer, config.layers)
+            make_norm = make_norms(wiring.sites, f"blocks.{layer}.{sublayer}")
+            branch = build(wiring, make_norm)
+            return Residual(branch, wiring, make_norm, config.width, gain, config.dropout)
 
-        path, local = f"blocks.{layer}.attention", config.local(layer)
-        self.attention = wrap(Attention(config, make_norm, path, local, rngs), path)
-        self.mlp = wrap(MLP(config, rngs), f"blocks.{layer}.mlp")
+        local = config.local(layer)
+        self.attention = wrap("attention", lambda w, make: Attention(config, w, make, local, rngs))
+        self.mlp = wrap("mlp", lambda w, make: MLP(config, w, make, rngs))
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this block."""

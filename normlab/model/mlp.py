@@ -1,6 +1,5 @@
 """The position-wise MLP, plain or gated."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +10,8 @@ from jaxtyping import Array, Float
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
+from normlab.model.placement import Wiring
+from normlab.model.residual import MakeNorm
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -24,21 +25,24 @@ class MLP(nnx.Module):
     """F(xE)G, or gated (F(xE) ⊙ xB)G (Shazeer 2020, arXiv:2002.05202).
 
     E is `gate` [d, m], B is `up` [d, m], G is `down` [m, d]: the letters of the SLaNC paper. A
-    plain MLP has no `up`.
+    plain MLP has no `up`. The wiring may put a norm on the hidden row before G.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, wiring: Wiring, make_norm: MakeNorm, rngs: nnx.Rngs):
         c, m = config, config.hidden_size
-        out_std = c.std / math.sqrt(2 * c.layers)
+
+        def linear(name: str, n_in: int, n_out: int) -> Linear:
+            return Linear(n_in, n_out, bias=c.bias, std=wiring.std(name, c), rngs=rngs)
+
         self.activation = c.activation
-        self.gate = Linear(c.width, m, bias=c.bias, std=c.std, rngs=rngs)
-        up = Linear(c.width, m, bias=c.bias, std=c.std, rngs=rngs) if c.gated else None
-        self.up = up
-        self.down = Linear(m, c.width, bias=c.bias, std=out_std, rngs=rngs)
+        self.gate = linear("gate", c.width, m)
+        self.up = linear("up", c.width, m) if c.gated else None
+        self.norm_inner = make_norm("norm_inner", m)
+        self.down = linear("down", m, c.width)
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The branch's output."""
         h = FUNCTIONS[self.activation](self.gate(x))
         if self.up is not None:
             h = h * self.up(x)
-        return self.down(h)
+        return self.down(context.norm(self.norm_inner, h))

@@ -1,5 +1,7 @@
 """The decoder: embedding, blocks, head."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +12,8 @@ from normlab.model.block import Block
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
-from normlab.model.placement import PlacementConfig, norm_maker
+from normlab.model.placement import PlacementConfig
+from normlab.model.residual import norm_maker
 from normlab.norms import NormConfig, norms
 
 
@@ -37,10 +40,12 @@ class Transformer(nnx.Module):
         vocab_size: int,
         seed: int = 0,
     ):
+        placement.check_norm(norm.type, config.layers)
         rngs = nnx.Rngs(seed)
         normal = jax.nn.initializers.normal(config.std)
         kind = norms[norm.type]
-        make_norm = norm_maker(kind, norm, placement)
+        make_norms = partial(norm_maker, kind, norm)
+        make_norm = make_norms(placement.around(config.layers), "")
         self.config, self.norm, self.placement = config, norm, placement
 
         def table(rows: int) -> nnx.Embed:
@@ -51,14 +56,22 @@ class Transformer(nnx.Module):
 
         self.embed = table(vocab_size)
         self.positions = table(config.max_length) if config.positions == "learned" else None
-        scale, gain = kind.embed_scale(norm, config.width), kind.branch_gain(norm)
-        self.embed_scale = None if scale is None else nnx.Param(jnp.float32(scale))
-        self.norm_embed = make_norm("norm_embed", "", config.width)
-        self.blocks = nnx.List(
-            [Block(config, make_norm, i, gain, rngs) for i in range(config.layers)]
+        scale, gain = (
+            kind.embed_scale(norm, config.width),
+            kind.branch_gain(norm, 2 * config.layers),
         )
-        self.norm_final = make_norm("norm_final", "", config.width)
+        self.embed_scale = None if scale is None else nnx.Param(jnp.float32(scale))
+        length = kind.embed_length(norm, config.width)
+        self.embed_length = None if length is None else nnx.Param(jnp.float32(length))
+        self.norm_embed = make_norm("norm_embed", config.width)
+        self.blocks = nnx.List(
+            [Block(config, placement, make_norms, i, gain, rngs) for i in range(config.layers)]
+        )
+        self.norm_final = make_norm("norm_final", config.width)
         self.head = None if config.tied else head()
+        for path, linear in nnx.iter_graph(self):
+            if isinstance(linear, Linear):
+                linear.kernel[...] *= kind.init_scale(norm, str(path[-1]), 2 * config.layers)
 
     def __call__(
         self, tokens: Int[Array, "b l"], context: Context | None = None
@@ -82,6 +95,8 @@ class Transformer(nnx.Module):
                 f"{length} tokens are more than model.max_length = {self.config.max_length}"
             )
         x = self.embed(tokens) * self.config.embed_factor
+        if self.embed_length is not None:
+            x = self.embed_length[...] * x / jnp.linalg.norm(x, axis=-1, keepdims=True)
         if self.positions is not None:
             x = x + self.positions(jnp.arange(length))
         if self.embed_scale is not None:
@@ -94,5 +109,7 @@ class Transformer(nnx.Module):
             logits = self.head(x)
         else:
             rows = self.embed.attend(x.reshape(-1, x.shape[-1]))
+            if self.embed_length is not None:
+                rows = rows / jnp.linalg.norm(self.embed.embedding[...], axis=-1)
             logits = rows.reshape(*x.shape[:-1], -1)
         return soft_cap(logits, self.config.logit_softcap)

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from normlab.config import check
 from normlab.model import Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
-from normlab.norms import Norm
+from normlab.norms import Norm, norms
 from normlab.scaling import weights
 from normlab.scaling.rules import scale_rules
 from normlab.scaling.walk import walk
@@ -44,7 +45,8 @@ class NormBound:
 
     A normalized row has ‖x̂‖ ≤ √d, with or without centring, whatever ε. So every block behind a
     norm is bounded by its weights alone, and the stream by the sum of its blocks. Attention gives
-    each head a convex combination of that head's values, whatever the weights of attention.
+    each head a convex combination of that head's values, whatever the weights of attention; so of
+    normalized values too, ‖x̂_h‖ ≤ √k.
     """
 
     def stem(self, model: Transformer) -> Rows:
@@ -69,19 +71,30 @@ class NormBound:
         """The same."""
         return rows
 
-    def attention(self, rows: Rows, branch: Attention) -> Rows:
-        """√(Σ_h max‖v_h‖²)·‖P‖₂."""
-        w, b = weights.values(branch)
-        heads = np.linalg.norm(_heads(rows, w, b, branch.config.head_size))
-        return _through(float(heads), branch.out)
+    def times(self, rows: Rows, factor: float) -> Rows:
+        """The same by |c|."""
+        return Rows(rows.radius * abs(factor), rows.gain, rows.shift * factor)
 
-    def mlp(self, rows: Rows, branch: MLP) -> Rows:
-        """‖h‖·‖G‖₂; |F(g)| ≤ |g| for each F here, and ‖g ⊙ b‖ ≤ max|g|·‖b‖, or the other way."""
-        gate = _norm_and_largest(rows, branch.gate)
-        if branch.up is None:
-            return _through(gate[0], branch.down)
-        up = _norm_and_largest(rows, branch.up)
-        return _through(min(gate[0] * up[1], gate[1] * up[0]), branch.down)
+    def inner(self, rows: Rows, branch: Attention | MLP) -> Rows:
+        """√(Σ_h max‖v_h‖²), or ‖h‖ of an MLP."""
+        if isinstance(branch, MLP):
+            return Rows.ball(_hidden(rows, branch), branch.down.kernel.shape[0])
+        gains, size = weights.head_gains(branch), branch.config.head_size
+        if branch.norm_v is None:
+            heads = np.abs(gains[::size]) * _heads(rows, *weights.values(branch), size)
+            return Rows.ball(float(np.linalg.norm(heads)), len(gains))
+        gain, shift = weights.gain(branch.norm_v), weights.shift(branch.norm_v)
+        gain, shift = (gains * np.tile(v, branch.config.heads) for v in (gain, shift))
+        return Rows(np.sqrt(len(gains)), gain, shift)
+
+    def out(self, rows: Rows, branch: Attention | MLP) -> Rows:
+        """r·‖ΓP‖₂ around bP + b_P."""
+        linear = weights.output(branch)
+        norm = rows.radius * weights.spectral_norm(
+            weights.scaled_rows(rows.gain, weights.kernel(linear))
+        )
+        constant = _constant(rows, weights.kernel(linear), weights.bias(linear))
+        return Rows(norm, np.ones(len(constant)), constant)
 
     def add(self, stream: Rows, branch: Rows, gain: float) -> Rows:
         """The triangle inequality."""
@@ -94,6 +107,15 @@ def _heads(rows: Rows, matrix: Array, bias: np.ndarray, size: int) -> np.ndarray
     blocks = [mapped[:, i : i + size] for i in range(0, mapped.shape[1], size)]
     spectral = np.array([weights.spectral_norm(block) for block in blocks])
     return rows.radius * spectral + np.linalg.norm(constant, axis=1)
+
+
+def _hidden(rows: Rows, branch: MLP) -> float:
+    """‖h‖: |F(g)| ≤ |g| for each F here, and ‖g ⊙ b‖ ≤ max|g|·‖b‖, or the other way."""
+    gate = _norm_and_largest(rows, branch.gate)
+    if branch.up is None:
+        return gate[0]
+    up = _norm_and_largest(rows, branch.up)
+    return min(gate[0] * up[1], gate[1] * up[0])
 
 
 def _norm_and_largest(rows: Rows, linear: Linear) -> tuple[float, float]:
@@ -109,17 +131,20 @@ def _constant(rows: Rows, matrix: Array, bias: np.ndarray) -> np.ndarray:
     return weights.host(weights.product(rows.shift[None], matrix))[0] + bias
 
 
-def _through(radius: float, linear: Linear) -> Rows:
-    norm = radius * weights.spectral_norm(weights.kernel(linear))
-    constant = weights.bias(linear)
-    return Rows(norm, np.ones(len(constant)), constant)
-
-
 def norm_bounds(model: Transformer) -> dict[str, Any]:
-    """By site name, a number that ‖x‖ there exceeds for no input (a head a number at q and k).
+    """By site name, a number that ‖x‖ there exceeds for no input (a head a number at q, k, v).
 
     Proved in exact arithmetic; the model's own float32 rounding is not in it.
+
+    Raises:
+        ValueError: a norm type for which ‖x̂‖ ≤ √d is not known.
     """
+    kind = model.norm.type
+    check(
+        norms[kind].unit_rows,
+        f"the rule 'bound' rests on rows of norm at most √d, which norm={kind} doesn't promise; "
+        "take another, such as moments, calibrated_max or row_max",
+    )
     return walk(model, NormBound())
 
 

@@ -37,16 +37,52 @@ class Rows:
     variance: Vector
     slope: Vector
 
-    def square(self, norm: Norm) -> float:
-        """The mean of ‖x‖², of ‖x − μ‖² where the norm centres."""
-        mean = self.mean - self.mean.mean() if weights.centres(norm) else self.mean
-        return float(np.sum(self.variance) + np.sum(mean**2))
+    def moved(self, before: Vector, a: Vector, after: Vector) -> "Rows":
+        """(x + before) ⊙ a + after."""
+        return Rows((self.mean + before) * a + after, self.variance * a**2, self.slope * a)
 
     def through(self, linear: Linear) -> tuple[Vector, Vector]:
         """Mean and variance of xW + b."""
         w = weights.kernel(linear)
         mean = weights.host(weights.product(self.mean[None], w))[0] + weights.bias(linear)
         return mean, weights.host(weights.product(self.variance[None], w * w))[0]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Rows inside a sublayer: xK + c + noise, x what entered, the noise uncorrelated with x."""
+
+    entered: Rows
+    linear: Float[Array, "d m"]
+    constant: Vector
+    noise: Vector
+
+    @property
+    def mean(self) -> Vector:
+        """Of each element."""
+        linear = weights.product(self.entered.mean[None], self.linear)
+        return weights.host(linear)[0] + self.constant
+
+    @property
+    def variance(self) -> Vector:
+        """Of each element."""
+        linear = weights.product(self.entered.variance[None], self.linear**2)
+        return weights.host(linear)[0] + self.noise
+
+    def moved(self, before: Vector, a: Vector, after: Vector) -> "Inside":
+        """(x + before) ⊙ a + after."""
+        linear = self.linear * jnp.asarray(a, jnp.float32)
+        return Inside(self.entered, linear, (self.constant + before) * a + after, self.noise * a**2)
+
+
+def squares(rows: Rows | Inside, norm: Norm) -> tuple[Vector, Vector]:
+    """Means of ‖x‖² and of the average element that the norm takes away, a head (width) a number.
+
+    The average is 0 where the norm does not centre, and ‖x‖² is that of the centred row.
+    """
+    mean, variance = (v.reshape(-1, norm.width) for v in (rows.mean, rows.variance))
+    middle = mean.mean(axis=1) if weights.centres(norm) else np.zeros(len(mean))
+    return variance.sum(axis=1) + np.sum((mean - middle[:, None]) ** 2, axis=1), middle
 
 
 class Moments:
@@ -73,42 +109,54 @@ class Moments:
         variance = np.sum([c**2 * weights.host(jnp.var(t, axis=0)) for c, t in tables], axis=0)
         return self.rows(mean, variance, np.ones(model.config.width))
 
-    def size(self, rows: Rows, norm: Norm) -> float:
+    def size(self, rows: Rows | Inside, norm: Norm) -> float:
         """Root mean square of ‖x‖."""
-        return np.sqrt(max(rows.square(norm), TINY))
+        return np.sqrt(max(squares(rows, norm)[0][0], TINY))
 
     def head_sizes(self, rows: Rows, linear: Linear, norm: Norm) -> np.ndarray:
         """Root mean square of each head's norm."""
         mean, variance = rows.through(linear)
         return np.sqrt((mean**2 + variance).reshape(-1, norm.width).sum(axis=1))
 
-    def normed(self, rows: Rows, norm: Norm) -> Rows:
-        """x·√(d / E‖x‖²) ⊙ γ + β: the norm of a row replaced by its root mean square."""
-        square, mean = rows.square(norm), rows.mean
-        if weights.centres(norm):
-            mean = mean - mean.mean()
-        a = np.sqrt(norm.width / max(square, TINY)) * weights.gain(norm)
-        return self.rows(mean * a + weights.shift(norm), rows.variance * a**2, rows.slope * a)
+    def normed(self, rows: Rows | Inside, norm: Norm) -> Any:
+        """x·√(d / E‖x‖²) ⊙ γ + β: the norm of a row, or head, replaced by its root mean square."""
+        square, middle = squares(rows, norm)
+        a = np.sqrt(norm.width / np.maximum(square, TINY))[:, None] * weights.gain(norm)
+        after = np.tile(weights.shift(norm), len(square))
+        moved = rows.moved(-np.repeat(middle, norm.width), a.ravel(), after)
+        return (
+            moved
+            if isinstance(moved, Inside)
+            else self.rows(moved.mean, moved.variance, moved.slope)
+        )
+
+    def times(self, rows: Rows, factor: float) -> Rows:
+        """Mean and slope by c, variance by c²."""
+        return Rows(rows.mean * factor, rows.variance * factor**2, rows.slope * factor)
 
     def fork(self, rows: Rows) -> Rows:
         """The stream follows itself."""
         return replace(rows, slope=np.ones_like(rows.mean))
 
-    def attention(self, rows: Rows, branch: Attention) -> Rows:
-        """Each token attending to itself: the linear map W_V P."""
-        w, b = weights.values(branch)
-        out = weights.kernel(branch.out)
-        constant = weights.host(weights.product(b[None], out))[0] + weights.bias(branch.out)
-        return self.mapped(rows, weights.product(w, out), constant)
+    def inner(self, rows: Rows, branch: Attention | MLP) -> Inside:
+        """Hidden units; or the values, each token attending to itself, head scales with them."""
+        if isinstance(branch, MLP):
+            return hidden(rows, branch)
+        value = branch.value
+        inside = Inside(rows, weights.kernel(value), weights.bias(value), np.zeros(1))
+        if branch.norm_v is not None:
+            inside = self.normed(inside, branch.norm_v)
+        linear, constant = (weights.repeated(x, branch) for x in (inside.linear, inside.constant))
+        inside = Inside(rows, linear, weights.host(constant), np.zeros(linear.shape[1]))
+        return inside.moved(np.zeros(1), weights.head_gains(branch), np.zeros(1))
 
-    def mlp(self, rows: Rows, branch: MLP) -> Rows:
-        """Gaussian gates and ups, correlated: h's linear part goes on as a linear map of x."""
-        units = hidden(rows, branch)
-        down = weights.kernel(branch.down)
-        linear = weights.product(units.linear, down)
-        constant = weights.host(weights.product(units.constant[None], down))[0]
-        noise = weights.host(weights.product(units.noise[None], down * down))[0]
-        mapped = self.mapped(rows, linear, constant + weights.bias(branch.down))
+    def out(self, rows: Inside, branch: Attention | MLP) -> Rows:
+        """The linear part goes on as a linear map of what entered the sublayer."""
+        last, bias = weights.kernel(weights.output(branch)), weights.bias(weights.output(branch))
+        linear = weights.product(rows.linear, last)
+        constant = weights.host(weights.product(rows.constant[None], last))[0]
+        noise = weights.host(weights.product(rows.noise[None], last * last))[0]
+        mapped = self.mapped(rows.entered, linear, constant + bias)
         return replace(mapped, variance=mapped.variance + noise)
 
     def mapped(self, rows: Rows, matrix: Float[Array, "d d"], constant: Vector) -> Rows:
@@ -124,16 +172,7 @@ class Moments:
         return Rows(stream.mean + gain * branch.mean, variance, np.ones_like(variance))
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """An MLP's hidden row as h ≈ xK + c + noise, the noise uncorrelated with x."""
-
-    linear: Float[Array, "d m"]
-    constant: Vector
-    noise: Vector
-
-
-def hidden(rows: Rows, branch: MLP) -> Hidden:
+def hidden(rows: Rows, branch: MLP) -> Inside:
     """The regression of h = F(g)·b on x, g and b Gaussian with the covariance that x gives them."""
     first = weights.kernel(branch.gate)
     g_mean, g_var = rows.through(branch.gate)
@@ -154,7 +193,7 @@ def hidden(rows: Rows, branch: MLP) -> Hidden:
     linear = first * jnp.asarray(by_g, jnp.float32) + second * jnp.asarray(by_b, jnp.float32)
     explained = weights.host(weights.product(rows.variance[None], linear * linear))[0]
     constant = mean - weights.host(weights.product(rows.mean[None], linear))[0]
-    return Hidden(linear, constant, np.maximum(square - mean**2 - explained, 0.0))
+    return Inside(rows, linear, constant, np.maximum(square - mean**2 - explained, 0.0))
 
 
 def root_mean_squares(model: Transformer) -> dict[str, tuple[Any, Any]]:

@@ -18,10 +18,14 @@ from normlab.scaling.walk import walk
 
 @dataclass(frozen=True)
 class Adjacent:
-    """What the code looks at: the formula of the block before, and the gain of the norm before."""
+    """What the code looks at: the formula of the block before, and the gain of the norm before.
+
+    Inside a block, `entered` is the gain of the norm before the block.
+    """
 
     scale: float
     gain: weights.Vector
+    entered: weights.Vector | None = None
 
 
 class PublishedCode:
@@ -30,8 +34,10 @@ class PublishedCode:
     After attention ‖Γ(W_V P + I)‖_F, with the key/value heads *tiled* over the query heads (0 1 0 1
     for 0 0 1 1: wrong pairs where there are groups). After a plain MLP mean|γ|·‖E‖₂·‖G‖₂; after a
     gated one ‖ΓE‖₂·‖ΓBG‖_F, without I. The stream that accumulates in pre- and peri-norm is not
-    seen, and a norm with no block before it has 1, query and key norms among them: the code has no
-    formula for them. An output norm and the input norm after it both have their block's.
+    seen, and a norm with no block before it has 1, and so have norms inside a block (of queries,
+    keys and values, and before the output map): the code has no formula for them, and the block's
+    formula does not see them. An output norm and the input norm after it both have their block's.
+    Constants of a placement (α, 1/√ℓ, head scales) are not seen either.
     """
 
     def stem(self, model: Transformer) -> Adjacent:
@@ -48,32 +54,47 @@ class PublishedCode:
 
     def normed(self, rows: Adjacent, norm: Norm) -> Adjacent:
         """The gain of the last norm; the block before stays the block before."""
-        return Adjacent(rows.scale, weights.gain(norm))
+        return Adjacent(rows.scale, weights.gain(norm), rows.entered)
+
+    def times(self, rows: Adjacent, factor: float) -> Adjacent:
+        """The same."""
+        return rows
 
     def fork(self, rows: Adjacent) -> Adjacent:
         """The same."""
         return rows
 
-    def attention(self, rows: Adjacent, branch: Attention) -> Adjacent:
-        """‖Γ(W_V P + I)‖_F with tiled heads."""
-        w, c = weights.kernel(branch.value), branch.config
-        matrix = weights.product(jnp.tile(w, (1, c.heads // c.kv)), weights.kernel(branch.out))
-        mapped = weights.scaled_rows(rows.gain, matrix + jnp.eye(len(matrix)))
-        return Adjacent(float(jnp.linalg.norm(mapped)), rows.gain)
+    def inner(self, rows: Adjacent, branch: Attention | MLP) -> Adjacent:
+        """1: no block stands before."""
+        return Adjacent(1.0, rows.gain, entered=rows.gain)
 
-    def mlp(self, rows: Adjacent, branch: MLP) -> Adjacent:
-        """mean|γ|·‖E‖₂·‖G‖₂, or ‖ΓE‖₂·‖ΓBG‖_F."""
-        first, last = weights.kernel(branch.gate), weights.kernel(branch.down)
-        if branch.up is None:
-            norms = weights.spectral_norm(first) * weights.spectral_norm(last)
-            return Adjacent(float(np.mean(np.abs(rows.gain))) * norms, rows.gain)
-        mapped = weights.scaled_rows(rows.gain, weights.product(weights.kernel(branch.up), last))
-        contraction = weights.spectral_norm(weights.scaled_rows(rows.gain, first))
-        return Adjacent(contraction * float(jnp.linalg.norm(mapped)), rows.gain)
+    def out(self, rows: Adjacent, branch: Attention | MLP) -> Adjacent:
+        """The block's formula."""
+        gain = rows.gain if rows.entered is None else rows.entered
+        formula = _mlp if isinstance(branch, MLP) else _attention
+        return Adjacent(formula(gain, branch), gain)
 
     def add(self, stream: Adjacent, branch: Adjacent, gain: float) -> Adjacent:
         """The branch alone."""
         return branch
+
+
+def _attention(gain: weights.Vector, branch: Any) -> float:
+    """‖Γ(W_V P + I)‖_F with tiled heads."""
+    w, c = weights.kernel(branch.value), branch.config
+    matrix = weights.product(jnp.tile(w, (1, c.heads // c.kv)), weights.kernel(branch.out))
+    return float(jnp.linalg.norm(weights.scaled_rows(gain, matrix + jnp.eye(len(matrix)))))
+
+
+def _mlp(gain: weights.Vector, branch: Any) -> float:
+    """mean|γ|·‖E‖₂·‖G‖₂, or ‖ΓE‖₂·‖ΓBG‖_F."""
+    first, last = weights.kernel(branch.gate), weights.kernel(branch.down)
+    if branch.up is None:
+        norms = weights.spectral_norm(first) * weights.spectral_norm(last)
+        return float(np.mean(np.abs(gain))) * norms
+    mapped = weights.scaled_rows(gain, weights.product(weights.kernel(branch.up), last))
+    contraction = weights.spectral_norm(weights.scaled_rows(gain, first))
+    return contraction * float(jnp.linalg.norm(mapped))
 
 
 @scale_rules.register("slanc_code")

@@ -1,6 +1,6 @@
 """SLaNC as its paper prints it (Salmani, Soloveychik 2024, arXiv:2410.10553)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,11 +25,15 @@ class Rows:
         gain: g; all one value where only the norm is known.
         direct: u ⊙ g is the stream itself, no norm between.
         along: mean product of the row with the stream it branched from, where that is known.
+        matrix: inside a sublayer, the rows are c·(u ⊙ g)M with this M.
+        factor: c.
     """
 
     gain: weights.Vector
     direct: bool = False
     along: float = 0.0
+    matrix: Float[Array, "d m"] | None = None
+    factor: float = 1.0
 
     @classmethod
     def flat(cls, square: float, width: int, along: float = 0.0) -> "Rows":
@@ -47,9 +51,11 @@ class SLaNC:
 
     A branch behind a norm of its own adds a vector taken as uncorrelated with the stream: with
     norm_in alone s² grows by ‖ΓM‖²_F, with norm_out by Σγ_out². An output norm sees the raw
-    branch, ‖ΓM‖_F; queries and keys ‖ΓW_h‖_F for head h. As in the paper, biases (β of a
-    LayerNorm, b of a linear map) and the non-linearity's contraction are left out, and centring,
-    which only lowers the sum, is too.
+    branch, ‖ΓM‖_F; queries, keys and values ‖ΓW_h‖_F for head h; the norm before an output map the
+    block's formula up to there, ‖ΓW_V‖_F, ‖ΓE‖_F or ‖ΓE‖₂·‖ΓB‖_F. Behind either, rows are
+    isotropic again. A head scale belongs to W_V, or to the gain of the norm on values. As in the
+    paper, biases (β of a LayerNorm, b of a linear map) and the non-linearity's contraction are left
+    out, and centring, which only lowers the sum, is too.
     """
 
     def stem(self, model: Transformer) -> Rows:
@@ -60,7 +66,9 @@ class SLaNC:
 
     def size(self, rows: Rows, norm: Norm) -> float:
         """Root mean square of ‖x‖."""
-        return float(np.linalg.norm(rows.gain))
+        if rows.matrix is None:
+            return float(np.linalg.norm(rows.gain))
+        return rows.factor * float(jnp.linalg.norm(weights.scaled_rows(rows.gain, rows.matrix)))
 
     def head_sizes(self, rows: Rows, linear: Linear, norm: Norm) -> np.ndarray:
         """‖ΓW_h‖_F for each head h."""
@@ -73,21 +81,34 @@ class SLaNC:
         """Γ."""
         return Rows(weights.gain(norm))
 
+    def times(self, rows: Rows, factor: float) -> Rows:
+        """cΓ."""
+        return Rows(abs(factor) * rows.gain)
+
     def fork(self, rows: Rows) -> Rows:
         """A branch that reads this without a norm between reads the stream itself."""
         return Rows(rows.gain, direct=True)
 
-    def attention(self, rows: Rows, branch: Attention) -> Rows:
-        """Each token attending to itself: M = W_V P."""
-        return _mapped(rows, weights.product(weights.values(branch)[0], weights.kernel(branch.out)))
-
-    def mlp(self, rows: Rows, branch: MLP) -> Rows:
-        """M = EG, or ‖ΓE‖₂·BG. (Γ as stored: √d enters once, with u.)"""
-        first, contraction = weights.kernel(branch.gate), 1.0
-        if branch.up is not None:
+    def inner(self, rows: Rows, branch: Attention | MLP) -> Rows:
+        """W_V, each token attending to itself; E, or ‖ΓE‖₂·B. (√d enters once, with u.)"""
+        if isinstance(branch, MLP):
+            first = weights.kernel(branch.gate)
+            if branch.up is None:
+                return replace(rows, matrix=first)
             contraction = weights.spectral_norm(weights.scaled_rows(rows.gain, first))
-            first = weights.kernel(branch.up)
-        return _mapped(rows, contraction * weights.product(first, weights.kernel(branch.down)))
+            return replace(rows, matrix=weights.kernel(branch.up), factor=contraction)
+        gains = weights.head_gains(branch)
+        if branch.norm_v is None:
+            w = weights.values(branch)[0]
+            return replace(rows, matrix=w * jnp.asarray(gains, jnp.float32))
+        return Rows(gains * np.tile(weights.gain(branch.norm_v), branch.config.heads))
+
+    def out(self, rows: Rows, branch: Attention | MLP) -> Rows:
+        """M = W_V P, EG, or ‖ΓE‖₂·BG; P or G alone behind a norm."""
+        last = weights.kernel(weights.output(branch))
+        if rows.matrix is None:
+            return _mapped(rows, last)
+        return _mapped(rows, rows.factor * weights.product(rows.matrix, last))
 
     def add(self, stream: Rows, branch: Rows, gain: float) -> Rows:
         """‖Γ(gM + I)‖²_F where the branch reads the stream, else the sum of the squares."""
@@ -95,10 +116,10 @@ class SLaNC:
         return Rows.flat(square + 2 * gain * branch.along, len(stream.gain))
 
 
-def _mapped(rows: Rows, matrix: Float[Array, "d d"]) -> Rows:
+def _mapped(rows: Rows, matrix: Float[Array, "m d"]) -> Rows:
     mapped = weights.scaled_rows(rows.gain, matrix)
     along = float(np.sum(rows.gain**2 * weights.host(jnp.diag(matrix)))) if rows.direct else 0.0
-    return Rows.flat(float(jnp.sum(mapped * mapped)), len(rows.gain), along)
+    return Rows.flat(float(jnp.sum(mapped * mapped)), matrix.shape[1], along)
 
 
 @scale_rules.register("slanc")

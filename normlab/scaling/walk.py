@@ -8,7 +8,7 @@ from normlab.model import Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
-from normlab.model.placement import Residual
+from normlab.model.residual import Residual
 from normlab.norms import Norm
 
 R = TypeVar("R")
@@ -24,19 +24,22 @@ class Walker(Protocol[R]):
         """The scale for a norm that these rows enter."""
 
     def head_sizes(self, rows: R, linear: Linear, norm: Norm) -> np.ndarray:
-        """The same for the queries or keys that `linear` makes: a head (norm.width) a number."""
+        """The same for queries, keys or values, as `linear` makes them: a head a number."""
 
     def normed(self, rows: R, norm: Norm) -> R:
         """The rows that leave a norm."""
 
+    def times(self, rows: R, factor: float) -> R:
+        """The rows by a constant of the placement."""
+
     def fork(self, rows: R) -> R:
         """The stream where a branch leaves it: what the branch knows of the way around it."""
 
-    def attention(self, rows: R, branch: Attention) -> R:
-        """The rows that leave attention."""
+    def inner(self, rows: R, branch: Attention | MLP) -> R:
+        """The rows before the output map: heads side by side (norm_v behind them), or hidden."""
 
-    def mlp(self, rows: R, branch: MLP) -> R:
-        """The rows that leave an MLP."""
+    def out(self, rows: R, branch: Attention | MLP) -> R:
+        """Those rows, with or without a norm between, through the output map."""
 
     def add(self, stream: R, branch: R, gain: float) -> R:
         """The sum, stream + gain · branch."""
@@ -54,24 +57,36 @@ class _Walk(Generic[R]):
         return self.walker.normed(rows, norm)
 
     def branch(self, branch: Any, rows: R) -> R:
-        if isinstance(branch, MLP):
-            return self.walker.mlp(rows, branch)
-        for norm, linear in ((branch.norm_q, branch.query), (branch.norm_k, branch.key)):
-            if norm is not None:
-                sizes = self.walker.head_sizes(rows, linear, norm)
-                self.scales[norm.site.name] = sizes[:, None] if len(sizes) > 1 else sizes[0]
-        return self.walker.attention(rows, branch)
+        for norm, linear in _by_head(branch):
+            sizes = self.walker.head_sizes(rows, linear, norm)
+            self.scales[norm.site.name] = sizes[:, None] if len(sizes) > 1 else sizes[0]
+        rows = self.through(branch.norm_inner, self.walker.inner(rows, branch))
+        return self.walker.out(rows, branch)
 
     def residual(self, part: Residual, stream: R) -> R:
-        forked = self.walker.fork(stream)
-        rows = self.branch(part.branch, self.through(part.norm_in, forked))
+        rows = self.through(part.norm_in, self.walker.fork(stream))
+        rows = self.branch(part.branch, self.times(rows, part.scale_in))
         rows = self.through(part.norm_out, rows)
         gain = 1.0 if part.branch_gain is None else float(part.branch_gain[...])
-        return self.through(part.norm_skip, self.walker.add(stream, rows, gain))
+        # αx + gF as α(x + (g/α)F): only the sum knows how the branch follows the stream.
+        total = self.walker.add(stream, rows, gain / part.alpha)
+        return self.through(part.norm_skip, self.times(total, part.alpha))
+
+    def times(self, rows: R, factor: float) -> R:
+        return rows if factor == 1.0 else self.walker.times(rows, factor)
+
+
+def _by_head(branch: Attention | MLP) -> list[tuple[Norm, Linear]]:
+    """The norms of queries, keys and values, where there are any, and what makes their rows."""
+    if isinstance(branch, MLP):
+        return []
+    norms = (branch.norm_q, branch.norm_k, branch.norm_v)
+    maps = (branch.query, branch.key, branch.value)
+    return [(norm, m) for norm, m in zip(norms, maps, strict=True) if norm is not None]
 
 
 def walk(model: Transformer, walker: Walker[R]) -> dict[str, Any]:
-    """The scale of each norm by site name: a number, or [heads, 1] at queries and keys."""
+    """The scale of each norm by site name: a number, or [heads, 1] at queries, keys and values."""
     going = _Walk(walker)
     stream = going.through(model.norm_embed, walker.stem(model))
     for block in model.blocks:

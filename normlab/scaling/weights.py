@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from normlab.model import Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
+from normlab.model.mlp import MLP
 from normlab.norms import Norm
 
 Vector = Float[np.ndarray, " d"]
@@ -39,14 +40,15 @@ def bias(linear: Linear) -> Vector:
 
 
 def gain(norm: Norm) -> Vector:
-    """γ as stored, ones where the norm has none."""
-    stored = 1.0 if norm.gain is None else host(norm.gain[...])
-    return np.broadcast_to(stored, norm.width).astype(np.float64)
+    """γ, ones where the norm has none."""
+    gamma = norm.gamma()
+    return np.broadcast_to(1.0 if gamma is None else host(gamma), norm.width).astype(np.float64)
 
 
 def shift(norm: Norm) -> Vector:
     """β, zeros where the norm has none."""
-    return np.zeros(norm.width) if norm.bias is None else host(norm.bias[...])
+    beta = norm.beta()
+    return np.zeros(norm.width) if beta is None else host(beta)
 
 
 def centres(norm: Norm) -> bool:
@@ -72,17 +74,39 @@ def scaled_rows(gains: Vector, matrix: Array) -> Array:
 
 def values(attention: Attention) -> tuple[Float[Array, "d o"], Vector]:
     """W_V and b_V with each key/value head repeated in place, to stand beside the query heads."""
+    linear = attention.value
+    return repeated(kernel(linear), attention), host(repeated(bias(linear), attention))
+
+
+def repeated(x: Array | np.ndarray, attention: Attention) -> Array:
+    """What values have ([... kv·k]) for each query head ([... h·k])."""
     c = attention.config
-    w, b = kernel(attention.value), bias(attention.value)
-    by_head = w.reshape(w.shape[0], c.kv, c.head_size)
-    repeated = jnp.repeat(by_head, c.heads // c.kv, axis=1).reshape(w.shape[0], -1)
-    return repeated, np.repeat(b.reshape(c.kv, -1), c.heads // c.kv, axis=0).ravel()
+    by_head = jnp.asarray(x, jnp.float32).reshape(*x.shape[:-1], c.kv, c.head_size)
+    return jnp.repeat(by_head, c.heads // c.kv, axis=-2).reshape(*x.shape[:-1], -1)
+
+
+def head_gains(attention: Attention) -> Vector:
+    """The factor on each element of the heads side by side; ones without learned head scales."""
+    c, scale = attention.config, attention.head_scale
+    return np.repeat(np.ones(c.heads) if scale is None else host(scale[...]), c.head_size)
+
+
+def output(branch: Attention | MLP) -> Linear:
+    """The output map: P of attention, G of an MLP."""
+    return branch.down if isinstance(branch, MLP) else branch.out
 
 
 def tables(model: Transformer) -> list[tuple[float, Float[Array, "n d"]]]:
     """What the stem adds up: (factor, token rows) and, where there are any, learned positions."""
     learned = 1.0 if model.embed_scale is None else float(model.embed_scale[...])
-    found = [(learned * model.config.embed_factor, model.embed.embedding[...])]
+    rows, factor = model.embed.embedding[...], learned * model.config.embed_factor
+    if model.embed_length is not None:  # every row has this norm, whatever is stored
+        lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
+        rows, factor = model.embed_length[...] * rows / lengths, learned
+    found = [(factor, rows)]
+    if model.embed_length is not None:  # FixNorm's rows
+        rows = found[0][1] / jnp.linalg.norm(found[0][1], axis=-1, keepdims=True)
+        found = [(learned * float(model.embed_length[...]), rows)]
     if model.positions is not None:
         found.append((learned, model.positions.embedding[...]))
     return found

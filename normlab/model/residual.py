@@ -1,0 +1,71 @@
+"""The residual wrapper of attention and MLP alike, and what builds its norms."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from normlab.model.context import Context
+from normlab.model.placement import Wiring
+from normlab.norms import Norm, Site
+
+
+class MakeNorm(Protocol):
+    """(kind of site, width, part of the sublayer) → the norm there, or None without one."""
+
+    def __call__(self, kind: str, width: int, part: str = "") -> Norm | None: ...
+
+
+MakeNorms = Callable[[frozenset[str], str], MakeNorm]
+"""(kinds of site, path in the model) → what builds the norms there."""
+
+
+def norm_maker(norm: type[Norm], config: object, sites: frozenset[str], path: str) -> MakeNorm:
+    """What builds the norms of one sublayer: `norm` where `sites` has the kind, else None."""
+
+    def make(kind: str, width: int, part: str = "") -> Norm | None:
+        if kind not in sites:
+            return None
+        return norm(width, Site(kind, ".".join(filter(None, (path, part, kind)))), config)
+
+    return make
+
+
+class Residual(nnx.Module):
+    """A sublayer and its way around: skip(α·x + g·out(F(c·in(x)))), each part where there is one.
+
+    Serves attention and MLP alike. A placement chooses which of in, out and skip are norms, and
+    the constants α and c (`Wiring`); g is a learned scalar where the norm type has one (see
+    `Norm.branch_gain`).
+    """
+
+    def __init__(
+        self,
+        branch: nnx.Module,
+        wiring: Wiring,
+        make_norm: MakeNorm,
+        width: int,
+        gain: float | None,
+        dropout: float,
+    ):
+        self.branch = branch
+        self.norm_in = make_norm("norm_in", width)
+        self.norm_out = make_norm("norm_out", width)
+        self.norm_skip = make_norm("norm_skip", width)
+        self.branch_gain = None if gain is None else nnx.Param(jnp.float32(gain))
+        self.alpha, self.scale_in, self.dropout = wiring.alpha, wiring.scale_in, dropout
+
+    def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
+        """The stream after this sublayer."""
+        h = times(self.scale_in, context.norm(self.norm_in, x))
+        h = context.norm(self.norm_out, self.branch(h, context))
+        if self.branch_gain is not None:
+            h = h * self.branch_gain[...]
+        return context.norm(self.norm_skip, times(self.alpha, x) + context.dropout(h, self.dropout))
+
+
+def times(factor: float, x: Array) -> Array:
+    """Multiply by a constant, with no operation at all for 1."""
+    return x if factor == 1.0 else factor * x
