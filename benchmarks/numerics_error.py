@@ -36,8 +36,8 @@ FIELDS = ("d", "format", "order", "rows", "mean", "worst", "overflowed", "subnor
 total = jax.jit(sum_of_squares, static_argnums=1)
 
 
-def recorded(spec: str, count: int) -> np.ndarray:
-    """Norm inputs of a run directory's model or a pretrained one, [count, d], over its sites."""
+def site_inputs(spec: str) -> list[np.ndarray]:
+    """What each norm of the model's own width sees, [tokens, d]: a run directory or a name."""
     lm = run.load(spec) if Path(spec).is_dir() else pretrained.load(spec)
     text = load_corpus(DataConfig(corpus="auto-raw")).text("valid")[:10_000]
     length = min(512, lm.model.config.max_length)
@@ -51,9 +51,19 @@ def recorded(spec: str, count: int) -> np.ndarray:
         return context.inputs
 
     rows = [np.asarray(x[0]) for x in inputs(params).values()]
-    wide = [x for x in rows if x.shape[-1] == lm.model.config.width]
-    scaled = np.concatenate([x / np.median(np.linalg.norm(x, axis=-1)) for x in wide])
-    return scaled[np.linspace(0, len(scaled) - 1, count).astype(int)]
+    return [x for x in rows if x.shape[-1] == lm.model.config.width]
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """So many of the rows, evenly taken."""
+    return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+
+
+def recorded(spec: str, count: int) -> np.ndarray:
+    """Norm inputs of a model, [count, d], over its sites, each site's by its median norm."""
+    sites = site_inputs(spec)
+    scaled = np.concatenate([x / np.median(np.linalg.norm(x, axis=-1)) for x in sites])
+    return spread(scaled, count)
 
 
 def measure(x: np.ndarray, name: str, order: str) -> dict:

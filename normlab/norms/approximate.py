@@ -1,0 +1,355 @@
+"""Norms that approximate LayerNorm's arithmetic, for a model that was trained with the exact one.
+
+All keep LayerNorm's parameters and config fields. With `center=False` each approximates RMSNorm.
+See `normlab.transforms.swap`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from normlab.about import About
+from normlab.config import check, knob
+from normlab.norms.base import NormConfig, norms
+from normlab.norms.statistics import LayerNorm, LayerNormConfig, RMSNormConfig
+from normlab.numerics import Accumulator
+
+MAGIC = 0x5F3759DF
+
+
+@dataclass(frozen=True)
+class L1Config(LayerNormConfig):
+    """How an L1 LayerNorm computes."""
+
+    type: str = knob("l1", "norm type, a registered name (set by norm=NAME)")
+
+
+@norms.register("l1")
+class L1LayerNorm(LayerNorm):
+    """L1 LayerNorm (Lin et al. 2020, arXiv:2009.08034): no squares.
+
+    y = (x − μ) / √((C·mean|x − μ|)² + ε) ⊙ γ + β, with C = √(π/2).
+
+    C makes the divisor equal σ for a Gaussian row, where E|x − μ| = σ√(2/π). That C, and how the
+    paper has ε, are unconfirmed: here ε acts as in the LayerNorm that this one stands for. The
+    statistic is Σ|x − μ|, accumulated as the precision says.
+    """
+
+    Config: ClassVar[type[NormConfig]] = L1Config
+    unit_rows: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="L1 LayerNorm",
+        formula="y = (x − μ) / √((√(π/2)·mean|x − μ|)² + ε) ⊙ γ + β",
+        source="Lin et al. 2020, arXiv:2009.08034; unconfirmed: the constant √(π/2), and ε",
+        property="equals LayerNorm in the mean over Gaussian rows, whatever their shift and scale, "
+        "and not on rows of another shape",
+        test="tests/test_norms_approximate.py::test_l1_is_layernorm_on_gaussian_rows_only",
+    )
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        c = self.config
+        z, mean_abs = acc.deviations(x, c.center)
+        square = (math.pi / 2) * (mean_abs * mean_abs)
+        return self.affine(z * acc.inverse_rms(square, c.eps)).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class DroppedMeanConfig(LayerNormConfig):
+    """How a LayerNorm without μ² in its denominator computes."""
+
+    type: str = knob("dropped-mean", "norm type, a registered name (set by norm=NAME)")
+
+
+@norms.register("dropped-mean")
+class DroppedMean(LayerNorm):
+    """LayerNorm whose variance is taken for the mean square (Sci. China Inf. Sci. 67:200404, 2024).
+
+    y = (x − μ) / √(mean x² + ε) ⊙ γ + β: the mean leaves the numerator only, so that Σx and Σx²
+    need one pass. Each row comes out too small by the factor √(σ² + ε) / √(σ² + μ² + ε). The
+    denominator is RMSNorm's (arXiv:1910.07467).
+    """
+
+    Config: ClassVar[type[NormConfig]] = DroppedMeanConfig
+    about: ClassVar[About] = About(
+        title="LayerNorm, μ² dropped",
+        formula="y = (x − μ) / √(mean x² + ε) ⊙ γ + β",
+        source="Hardware-oriented algorithms for softmax and layer normalization, Sci. China Inf. "
+        "Sci. 67:200404 (2024), abstract; unconfirmed: its joint root and division, left out here",
+        property="is LayerNorm times √((σ² + ε) / (σ² + μ² + ε))",
+        test="tests/test_norms_approximate.py::test_dropped_mean_shrinks_by_its_factor",
+    )
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        z, mean_square = acc.moments(x)
+        inverse = acc.inverse_rms(mean_square, self.config.eps)
+        centred = z - acc.mean(z) if self.config.center else z
+        return self.affine(centred * inverse).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class MaxRescaleConfig(LayerNormConfig):
+    """How a norm that divides by the row's largest element first computes."""
+
+    type: str = knob("max-rescale", "norm type, a registered name (set by norm=NAME)")
+
+
+@norms.register("max-rescale")
+class MaxRescale(LayerNorm):
+    """LayerNorm or RMSNorm (arXiv:1910.07467) of x/m with ε/m², where m = max|x|.
+
+    Exact for every m, and no square is larger than 1 (LayerNorm: 4), so Σ ≤ d (4d) in any format.
+    That is how LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over the row, and
+    ε has to follow: apple/coremltools#2821 left it as it was. Where ε/m² leaves float32, y (below
+    1e-18) comes out as 0.
+    """
+
+    Config: ClassVar[type[NormConfig]] = MaxRescaleConfig
+    about: ClassVar[About] = About(
+        title="Max-rescale",
+        formula="y = x/m / √(mean (x/m)² + ε/m²) ⊙ γ + β, m = max|x|",
+        source="Blue 1978 (doi:10.1145/355769.355771), LAPACK; for norms apple/coremltools#2821",
+        property="equals the exact norm, with ε, on rows of any size that float32 holds, and in "
+        "fp16 where the plain sum overflows",
+        test="tests/test_norms_approximate.py::test_max_rescale_is_exact_and_does_not_overflow",
+    )
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        c, wide = self.config, x.astype(jnp.float32)
+        largest = jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
+        # y does not depend on m, so neither does its derivative.
+        m = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+        acc.scale = 1.0  # m is the row's scale; a static one on top of it would make Σ vanish
+        z, mean_square = acc.moments(wide / m, c.center)
+        eps = jnp.square(math.sqrt(c.eps) / m)  # ε/m²; m² alone could leave float32
+        inverse = acc.inverse_rms(mean_square, eps)
+        return self.affine(z * inverse).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class DoubledConfig(RMSNormConfig):
+    """How an RMSNorm on a LayerNorm unit computes; it can't centre."""
+
+    type: str = knob("doubled", "norm type, a registered name (set by norm=NAME)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            not self.center,
+            "norm.center = True: norm 'doubled' makes an RMSNorm of a LayerNorm and can't centre; "
+            "expected False, or norm=layernorm",
+        )
+
+
+@norms.register("doubled")
+class Doubled(LayerNorm):
+    """RMSNorm (arXiv:1910.07467) by a unit that only knows LayerNorm: LayerNorm([x, −x])[:d].
+
+    The doubled row has mean 0 and variance mean x², so this is exact, ε included. It is how RMSNorm
+    reaches the fused LayerNorm of Apple's neural engine (ANEMLL). The unit's statistic is over 2d
+    elements: Σ is twice RMSNorm's, and in a half format its range ends a factor √2 earlier.
+    """
+
+    Config: ClassVar[type[NormConfig]] = DoubledConfig
+    about: ClassVar[About] = About(
+        title="[x, −x] doubling",
+        formula="y = LayerNorm([x, −x])[:d] ⊙ γ + β",
+        source="Anemll/Anemll (RMSNorm on the Apple neural engine); no paper",
+        property="equals RMSNorm, ε included, within 1 ulp of the statistic",
+        test="tests/test_norms_approximate.py::test_doubled_is_rmsnorm",
+    )
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        both, c = jnp.concatenate([wide, -wide], axis=-1), self.config
+        y = acc.normalize(both, c.eps, center=True, form=c.eps_form)
+        return self.affine(y[..., : self.width]).astype(x.dtype)
+
+
+class ByInverseRoot(LayerNorm):
+    """LayerNorm with another 1/√v, v = σ² + ε: what the types below have in common."""
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        c = self.config
+        z, mean_square = acc.moments(x, c.center)
+        v = mean_square + c.eps / jnp.square(jnp.asarray(acc.scale, jnp.float32))
+        # A sum that overflowed gives 0 as in the exact norm, not what an approximation makes of it.
+        exact = acc.inverse_rms(mean_square, c.eps)
+        inverse = jnp.where(jnp.isfinite(v), self.inverse_root(v), exact)
+        return self.affine(z * inverse).astype(x.dtype)
+
+    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
+        """1/√v for v ≥ 0, as the type has it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FastRsqrtConfig(LayerNormConfig):
+    """How a LayerNorm with the fast inverse square root computes."""
+
+    type: str = knob("fast-rsqrt", "norm type, a registered name (set by norm=NAME)")
+    steps: int = knob(1, "Newton steps after the first guess")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.steps >= 0, f"norm.steps = {self.steps}: expected a number ≥ 0, such as 1")
+
+
+@norms.register("fast-rsqrt")
+class FastRsqrt(ByInverseRoot):
+    """LayerNorm by the fast inverse square root, as PIM-GPT has it (arXiv:2310.09385).
+
+    The bits of v as an integer i give the first guess, the float with the bits 0x5f3759df − (i≫1);
+    then a ← a·(1.5 − 0.5·v·a²), `steps` times. One step leaves at most 1.752e-3 of relative error,
+    always downwards; two leave 4.8e-6.
+    """
+
+    Config: ClassVar[type[NormConfig]] = FastRsqrtConfig
+    unit_rows: ClassVar[bool] = False  # without a step, up to 3.4 % over
+    about: ClassVar[About] = About(
+        title="Fast inverse square root",
+        formula="a = float(0x5f3759df − (bits(v) ≫ 1)), then a ← a(1.5 − 0.5 v a²); y = (x − μ) a",
+        source="Quake III Arena (1999); in norms PIM-GPT, Wu et al. 2023, arXiv:2310.09385; "
+        "unconfirmed: PIM-GPT's number of steps",
+        property="relative error of 1/√v at most 1.752e-3 after one step, for every v",
+        test="tests/test_norms_approximate.py::test_fast_rsqrt_error_after_each_step",
+    )
+
+    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
+        """The guess from the bits, and Newton's steps."""
+        a = _guess(v)
+        for _ in range(self.config.steps):
+            a = a * (1.5 - 0.5 * v * a * a)
+        return a
+
+
+@jax.custom_jvp
+def _guess(v: Array) -> Array:
+    return _float(MAGIC - (_bits(v) >> 1))
+
+
+@_guess.defjvp
+def _guess_slope(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The guess is linear in v between two powers of two of either; this is its slope there."""
+    (v,), (t,) = primals, tangents
+    a = _guess(v)
+    return a, -0.5 * _power(a) / _power(v) * t
+
+
+def _power(v: Array) -> Array:
+    """2^e for v = f·2^e, 1 ≤ f < 2."""
+    return _float(_bits(v) & 0x7F800000)
+
+
+def _bits(v: Array) -> Array:
+    return lax.bitcast_convert_type(v, jnp.int32)
+
+
+def _float(bits: Array) -> Array:
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+@dataclass(frozen=True)
+class IterL2Config(LayerNormConfig):
+    """How an IterL2Norm computes."""
+
+    type: str = knob("iterl2", "norm type, a registered name (set by norm=NAME)")
+    steps: int = knob(5, "iterations")
+    rate: float = knob(0.345, "c in λ = c·2^−e, e the exponent of m; 0 < c < 0.5")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.steps >= 0, f"norm.steps = {self.steps}: expected a number ≥ 0, such as 5")
+        check(
+            0 < self.rate < 0.5,
+            f"norm.rate = {self.rate}: expected 0 < rate < 0.5, or λm ≥ 1 diverges; such as 0.345",
+        )
+
+
+@norms.register("iterl2")
+class IterL2Norm(ByInverseRoot):
+    """IterL2Norm (Ye et al. 2024, arXiv:2412.04778): no division and no root.
+
+    y = √d·a·(x − μ) ⊙ γ + β, where a → 1/√m by a ← a + λ·m·a·(1 − m·a²), with m = ‖x − μ‖² + dε.
+    For m = f·2^e, 1 ≤ f < 2, it starts at a = 2^(−(e+1)/2) and has λ = c·2^−e.
+
+    With u = a√m it is u ← u + λm·u(1 − u²): near 1 the error shrinks by 1 − 2λm a step, and λm =
+    c·f is within 0.345 and 0.69. λm = ½ is Newton's step. In the worst case five steps leave
+    3.5e-3 of relative error, more than half an ulp of fp16; eight leave 1.1e-4.
+    """
+
+    Config: ClassVar[type[NormConfig]] = IterL2Config
+    unit_rows: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="IterL2Norm",
+        formula="y = √d·a·(x − μ) ⊙ γ + β; a ← a + λma(1 − ma²), m = ‖x − μ‖² + dε",
+        source="Ye et al. 2024, arXiv:2412.04778; unconfirmed: λ = 0.345·2^−e, the start "
+        "2^(−(e+1)/2), and ε",
+        property="relative error of 1/√m at most 3.5e-3 after 5 steps and 1.1e-4 after 8, "
+        "over all m",
+        test="tests/test_norms_approximate.py::test_iterl2_worst_error_after_so_many_steps",
+    )
+
+    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
+        """√d·a after `steps` iterations from the exponent of m = d·v."""
+        c, m = self.config, v * self.width
+        exponent = jnp.frexp(m)[1] - 1
+        half = -(exponent + 1)
+        a = jnp.ldexp(jnp.where(half % 2 == 1, jnp.float32(math.sqrt(2)), 1.0), half // 2)
+        rate = jnp.ldexp(jnp.float32(c.rate), -exponent) * m
+        for _ in range(c.steps):
+            a = a + rate * a * (1.0 - m * a * a)
+        return math.sqrt(self.width) * a
+
+
+@dataclass(frozen=True)
+class DyadicConfig(LayerNormConfig):
+    """How a LayerNorm with a dyadic multiplier computes."""
+
+    type: str = knob("dyadic", "norm type, a registered name (set by norm=NAME)")
+    bits: int = knob(8, "bits of the integer b in the multiplier b/2^c, 1 to 22")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.bits <= 22, f"norm.bits = {self.bits}: expected 1 to 22")
+
+
+@norms.register("dyadic")
+class Dyadic(ByInverseRoot):
+    """LayerNorm whose row is multiplied by a dyadic number (HAWQ-V3, arXiv:2011.10680).
+
+    1/√(σ² + ε) is rounded to b/2^c, which integer hardware applies as a product and a shift. HAWQ's
+    code takes b with 31 bits; how few do is the question that `bits` asks. HAWQ rescales by static
+    factors; here the factor is the row's own. The row itself and γ are not quantized.
+    """
+
+    Config: ClassVar[type[NormConfig]] = DyadicConfig
+    differentiable: ClassVar[bool] = False
+    unit_rows: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        title="Dyadic rescaling",
+        formula="y = (x − μ)·b / 2^c ⊙ γ + β, b/2^c ≈ 1/√(σ² + ε)",
+        source="Yao et al. 2020, arXiv:2011.10680, and batch_frexp of its code",
+        property="|b/2^c − r| ≤ 2^(−c−1); on integer rows y is the integer product and shift",
+        test="tests/test_norms_approximate.py::test_dyadic_on_integers_is_a_product_and_a_shift",
+    )
+
+    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
+        """b/2^c, exact in float32."""
+        b, c = dyadic(lax.rsqrt(v), self.config.bits)
+        return jnp.ldexp(b.astype(jnp.float32), -c)
+
+
+def dyadic(r: Float[Array, "*any"], bits: int) -> tuple[Int[Array, "*any"], Int[Array, "*any"]]:
+    """The integers (b, c), 2^(bits−1) ≤ b ≤ 2^bits, with b/2^c nearest r > 0; ties up."""
+    fraction, exponent = jnp.frexp(r)
+    return jnp.floor(jnp.ldexp(fraction, bits) + 0.5).astype(jnp.int32), bits - exponent
