@@ -51,9 +51,12 @@ def without_model(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def quoted(argument: str) -> str:
-    """`precision=[fp16:lanes(8)]` with its strings quoted, for parentheses mean a call to Hydra."""
+    """`precision=[fp16:lanes(8)]` with its strings quoted, for parentheses mean a call to Hydra.
+
+    So it is with `transform=[rescale(0.25)]`.
+    """
     name, _, value = argument.partition("=")
-    if name != "precision" or {"'", '"'} & set(value):
+    if name not in ("precision", "transform") or {"'", '"'} & set(value):
         return argument
     strings = re.split(r",(?![^(]*\))", value.strip().removeprefix("[").removesuffix("]"))
     return f"{name}=[{','.join(repr(s.strip()) for s in strings if s.strip())}]"

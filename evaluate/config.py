@@ -9,6 +9,7 @@ from normlab.numerics import Precision
 from normlab.protocols import protocols
 from normlab.registry import choice
 from normlab.scaling import scale_rules
+from normlab.transforms import parse, transforms
 
 SOURCES = ("checkpoint", "model", "runs")
 
@@ -30,7 +31,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Which models, in which precisions, on which text, by which protocol."""
+    """Which models, rewritten how, in which precisions, on which text, by which protocol."""
 
     checkpoint: str | None = knob(None, "a run directory that `python -m train` wrote")
     model: str | None = knob(
@@ -41,6 +42,12 @@ class EvaluateConfig:
         ("fp32", "fp16", "fp16+slanc"),
         "columns, each FORMAT[:ORDER][+RULE], such as [fp32,fp16:sequential,fp16:pairwise+slanc]; "
         "fp32 is always run, for Δ refers to it",
+    )
+    transform: tuple[str, ...] = knob(
+        ("none",),
+        "rows, each a chain of rewrites of the model before it is read, such as "
+        f"[none,fold,recentre+rescale(0.25)]: {', '.join(transforms)}; or a norm type, which "
+        "takes the place of the model's own",
     )
     data: TextConfig = knob(TextConfig, "the text to be read")
     split: str = knob("test", f"which part of the text: {', '.join(SPLITS)}")
@@ -55,6 +62,11 @@ class EvaluateConfig:
     batch: int | None = knob(None, "windows in a batch; null: logits of at most 64 MiB")
     calibration_windows: int = knob(8, "windows of validation text for rules that look at text")
     per_token: bool = knob(False, "keep each scored token's NLL, in OUT/tokens")
+    compare: bool = knob(
+        False,
+        "compare each token with fp32: |ΔNLL|, KL, top-1 agreement; the columns that are missing "
+        "run side by side, so that a run that is cut off has none of them",
+    )
     out: str = knob("results", "directory for table.md, table.csv, table.tex and records.jsonl")
 
     def __post_init__(self) -> None:
@@ -62,6 +74,9 @@ class EvaluateConfig:
         check(len(self.precision) > 0, "precision = []: expected at least one, such as [fp32]")
         for text in self.precision:
             check_precision(text)
+        check(len(self.transform) > 0, "transform = []: expected at least one, such as [none]")
+        for text in self.transform:
+            parse(text)
         choice("split", self.split, SPLITS)
         if self.protocol is not None:
             choice("protocol", self.protocol, protocols)

@@ -17,17 +17,24 @@ from normlab.language_model import LanguageModel
 from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.perplexity import default_batch
 from normlab.provenance import provenance
+from normlab.run import parameters
 
 
-def of_model(lm: LanguageModel) -> dict[str, Any]:
-    """The fields of a record that tell which model it is, down to its weights' hash."""
+def of_model(lm: LanguageModel, transform: str) -> dict[str, Any]:
+    """The fields of a record that tell which model it is, down to its weights' hash.
+
+    Args:
+        lm: the model as it is evaluated, after its transform.
+        transform: the transform's text, "none" for a model as it was loaded.
+    """
     weights = jax.tree.leaves(nnx.state(lm.model))
     return {
         "model": lm.name,
+        "transform": transform,
         "norm": lm.model.norm.type,
         "placement": lm.model.placement.type,
         "weights_sha256": sha256(weights),
-        "parameters": sum(leaf.size for leaf in weights),
+        "parameters": parameters(lm.model),
         "model_config": to_dict(lm.model.config),
         "norm_config": to_dict(lm.model.norm),
         "placement_config": to_dict(lm.model.placement),
@@ -42,6 +49,7 @@ def of_run(subject: Subject) -> dict[str, Any]:
     config = subject.config
     return {
         "model": subject.name,
+        "transform": str(subject.transform),
         "norm": config["norm"]["type"],
         "placement": config["placement"]["type"],
         "model_config": config["model"],

@@ -13,6 +13,7 @@ from normlab.language_model import LanguageModel
 from normlab.protocols import Protocol, protocols
 from normlab.results.record import OK
 from normlab.run import FINAL, Run, is_run, load, open_run
+from normlab.transforms import NOTHING, Chain, parse
 
 PRETRAINED_DATA = DataConfig(corpus="auto-raw")
 """What a pretrained model reads where nothing is asked for."""
@@ -31,6 +32,7 @@ class Subject:
         tokenizer: loads its tokenizer only; None where a run stopped before it had one.
         config: a run's config.yaml; empty for a pretrained model.
         trained_text: SHA-256 of the text that a run was trained on.
+        transform: what is done to the model before it is evaluated.
     """
 
     name: str
@@ -41,6 +43,12 @@ class Subject:
     tokenizer: Callable[[], Tokenizer] | None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     trained_text: str | None = None
+    transform: Chain = parse(NOTHING)
+
+    def transformed(self, chain: Chain) -> "Subject":
+        """The same model after a chain of transforms: a row of its own, of another name."""
+        name = f"{self.name} ({chain})" if chain.steps else self.name
+        return dataclasses.replace(self, name=name, transform=chain)
 
     def protocol(self, asked: str | None) -> Protocol:
         """The protocol asked for, or its own."""
@@ -55,7 +63,7 @@ class Subject:
 
 
 def subjects(config: EvaluateConfig) -> list[Subject]:
-    """All models that were asked for, their protocols and windows checked.
+    """All models that were asked for, each in all its transforms, protocols and windows checked.
 
     Raises:
         FileNotFoundError: no such file or directory, or no run in it.
@@ -73,7 +81,8 @@ def subjects(config: EvaluateConfig) -> list[Subject]:
         subject.window(protocol, config.window)
         if subject.tokenizer is not None and protocol.words_only:
             protocol.check_tokenizer(subject.tokenizer())
-    return found
+    chains = dict.fromkeys(str(parse(text)) for text in config.transform)
+    return [subject.transformed(parse(text)) for subject in found for text in chains]
 
 
 def _runs(directory: Path) -> list[Run]:
