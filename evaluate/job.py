@@ -1,10 +1,11 @@
 """One model in one precision after another, each result written down as soon as it is there."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +17,19 @@ import numpy as np
 
 from evaluate import facts
 from evaluate.config import EvaluateConfig
-from evaluate.measures import compared, measures
+from evaluate.measures import compared, measures, token_measures
 from evaluate.subjects import Subject, subjects
 from evaluate.texts import Texts, calibration_tokens
 from normlab.language_model import LanguageModel
 from normlab.norms import norms
 from normlab.numerics import Precision
-from normlab.perplexity import Scores, score
-from normlab.progress import Progress
+from normlab.perplexity import Column, Scores, score_columns
+from normlab.progress import Progress, console
 from normlab.protocols import Windows
 from normlab.results import Record, RecordFile
 from normlab.results.record import NOT_APPLICABLE, OK
 from normlab.scaling import needs_calibration, scales
+from normlab.transforms import DoesNotApply
 
 REFERENCE = "fp32"
 """What Δ refers to."""
@@ -53,6 +55,12 @@ def evaluate(config: EvaluateConfig) -> list[Record]:
     return records
 
 
+@functools.lru_cache(maxsize=1)
+def _loaded(load: Callable[[], LanguageModel]) -> LanguageModel:
+    """The model that was loaded last, for the transforms of one model follow each other."""
+    return load()
+
+
 @dataclass
 class Bench:
     """One model on the bench: what all its records share is worked out once."""
@@ -63,16 +71,17 @@ class Bench:
     file: RecordFile
     done: dict[str, Record]
     _scales: dict[tuple[str, bool], Mapping[str, Any]] = field(default_factory=dict)
+    _scored: dict[str, Scores] = field(default_factory=dict)
 
     def record(self, text: str) -> Record:
         """The record of one precision, from the file or made now."""
         precision = Precision.parse(text)
         key = self._key(precision)
-        if key in self.done and self._tokens_kept(self.done[key]):
+        if self._has(key):
             return self.done[key]
         record = Record(key=key, precision=text, **self._known)
-        if self.subject.status != OK:
-            record = dataclasses.replace(record, status=self.subject.status)
+        if self._status != OK:
+            record = dataclasses.replace(record, status=self._status)
         elif not self._applies(precision):
             record = dataclasses.replace(record, status=NOT_APPLICABLE)
         else:
@@ -84,17 +93,34 @@ class Bench:
 
     @cached_property
     def _lm(self) -> LanguageModel:
-        return self.subject.load()
+        return self._made[0]
+
+    @cached_property
+    def _made(self) -> tuple[LanguageModel, str]:
+        """The model after its transform; where that can't rewrite it, the model and "n/a"."""
+        lm = dataclasses.replace(_loaded(self.subject.load), name=self.subject.name)
+        try:
+            return dataclasses.replace(lm, model=self.subject.transform(lm.model)), OK
+        except DoesNotApply as error:
+            console.print(f"{self.subject.name}: {error}")
+            return lm, NOT_APPLICABLE
+
+    @cached_property
+    def _status(self) -> str:
+        return self.subject.status if self.subject.status != OK else self._made[1]
 
     @cached_property
     def _known(self) -> dict[str, Any]:
         """The fields that don't depend on the precision."""
         ready = self.subject.status == OK
         make = (lambda: self._lm.tokenizer) if ready else self.subject.tokenizer
-        known = facts.of_model(self._lm) if ready else facts.of_run(self.subject)
+        known = self._of_model() if ready else facts.of_run(self.subject)
         if make is None:
             return known
         return known | facts.of_text(self.config, self.subject, self.texts, make())
+
+    def _of_model(self) -> dict[str, Any]:
+        return facts.of_model(self._lm, str(self.subject.transform))
 
     @cached_property
     def _windows(self) -> Windows:
@@ -109,7 +135,7 @@ class Bench:
         known = {k: v for k, v in self._known.items() if k != "facts"}
         # The sources say it exactly: a commit may touch only docs, "-dirty" may be anything.
         known["provenance"] = {k: v for k, v in known["provenance"].items() if k != "code"}
-        known |= {"precision": str(precision), "status": self.subject.status}
+        known |= {"precision": str(precision), "status": self._status}
         if precision.rule and needs_calibration(precision.rule):
             known["calibration"] = self.config.calibration_windows
         text = json.dumps(known, sort_keys=True, default=str)
@@ -118,8 +144,8 @@ class Bench:
     def _evaluated(self, record: Record, precision: Precision) -> Record:
         found, calibration = self._rule(precision)
         began = time.monotonic()
-        scores = self._score(precision, found, record)
-        seconds = time.monotonic() - began
+        scores = self._scores(record)
+        seconds = None if self.config.compare else time.monotonic() - began
         return dataclasses.replace(
             record,
             order="native float32" if precision.plain else str(precision.summation),
@@ -127,23 +153,43 @@ class Bench:
             scales_sha256=facts.sha256(jax.tree.leaves(found)) if precision.rule else None,
             calibration=calibration,
             seconds=seconds,
-            tokens_per_second=float(scores.counts.sum()) / seconds,
+            tokens_per_second=float(scores.counts.sum()) / seconds if seconds else None,
             token_nll_file=self._keep_tokens(scores, record.key),
             **measures(scores, self._windows, found),
+            **token_measures(scores, self._windows),
         )
 
-    def _score(self, precision: Precision, found: Mapping[str, Any], record: Record) -> Scores:
+    def _scores(self, record: Record) -> Scores:
+        """One column's, or with `compare` those of all columns that are still missing at once."""
+        if record.precision not in self._scored:
+            texts = self._missing() if self.config.compare else [record.precision]
+            precisions = [Precision.parse(text) for text in texts]
+            columns = [Column(p, self._rule(p)[0]) for p in precisions]
+            found = self._run(columns, f"{record.model} {', '.join(texts)}", record.batch)
+            self._scored = dict(zip(texts, found, strict=True))
+        return self._scored[record.precision]
+
+    def _missing(self) -> list[str]:
+        """The reference, and the columns that have no record or no comparison with it."""
+        asked = dict.fromkeys(str(Precision.parse(text)) for text in self.config.precision)
+        return [REFERENCE] + [
+            text
+            for text in asked
+            if text != REFERENCE
+            and self._applies(Precision.parse(text))
+            and not self._has(self._key(Precision.parse(text)))
+        ]
+
+    def _run(self, columns: list[Column], title: str, batch: int | None) -> list[Scores]:
         windows, began = self._windows, time.monotonic()
         behind = np.cumsum(windows.counts)
-        with Progress(f"{record.model} {record.precision}", len(windows)) as progress:
+        with Progress(title, len(windows)) as progress:
 
             def on_batch(done: int) -> None:
                 rate = behind[done - 1] / (time.monotonic() - began)
                 progress.update(done, f"{rate:,.0f} tokens/s")
 
-            return score(
-                self._lm.model, windows, precision, found, batch=record.batch, on_batch=on_batch
-            )
+            return score_columns(self._lm.model, windows, columns, batch=batch, on_batch=on_batch)
 
     def _rule(self, precision: Precision) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
         """The scales of a precision's rule, each rule applied once to a model."""
@@ -172,9 +218,13 @@ class Bench:
         np.savez(path, nll=scores.token_nll[scored], tokens=self._windows.targets[scored])
         return name
 
-    def _tokens_kept(self, record: Record) -> bool:
-        """Whether a record has all that was asked for."""
-        if not self.config.per_token or record.status != OK:
-            return True
+    def _has(self, key: str) -> bool:
+        """Whether there is a record with all that was asked for."""
+        record = self.done.get(key)
+        if record is None or record.status != OK:
+            return record is not None
+        if self.config.compare and record.precision != REFERENCE and record.kl_mean is None:
+            return False
         name = record.token_nll_file
-        return name is not None and (Path(self.config.out) / name).exists()
+        kept = name is not None and (Path(self.config.out) / name).exists()
+        return kept or not self.config.per_token

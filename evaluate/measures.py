@@ -27,10 +27,30 @@ def measures(scores: Scores, windows: Windows, scales: Mapping[str, Any]) -> dic
         "overflowed_rows": sum(s.overflowed for s in seen),
         "underflowed_rows": sum(s.subnormal + s.zero for s in seen),
         "zero_rows": sum(s.zero for s in seen),
+        "imprecise_rows": sum(s.imprecise for s in seen),
+        "harmed_rows": sum(s.harmed for s in seen),
         "sites": _sites(scores, scales),
         "window_nll": scores.window_nll.tolist(),
         "window_tokens": windows.counts.tolist(),
         "window_words": windows.words.tolist(),
+    }
+
+
+def token_measures(scores: Scores, windows: Windows) -> dict[str, Any]:
+    """The fields that compare scored tokens with fp32; none where that was not asked for."""
+    if scores.beside is None:
+        return {}
+    scored = windows.scored
+    size = np.where(scored, np.abs(scores.beside.delta_nll), -1.0)  # NaN is the largest
+    at = np.unravel_index(np.argmax(size), size.shape)
+    kl = scores.beside.kl[scored]
+    return {
+        "token_delta_mean": float(size[scored].mean(dtype=np.float64)),
+        "token_delta_max": float(size[at]),
+        "token_delta_max_at": [int(i) for i in at],
+        "top1_agreement": float(scores.beside.agrees[scored].mean()),
+        "kl_mean": float(kl.mean(dtype=np.float64)),
+        "kl_max": float(kl.max()),
     }
 
 

@@ -1,10 +1,10 @@
-"""Perplexity of one model in one precision over prepared windows: the hot loop of evaluation."""
+"""Perplexity of one model over prepared windows, in a precision: the hot loop of evaluation."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int64
 
+from normlab.divergence import kl_divergence
 from normlab.loss import token_nll
 from normlab.model import Context, Transformer
 from normlab.norms import Norm
 from normlab.numerics import Observed, Precision
 from normlab.protocols import Windows
+from normlab.site_rows import SiteRows
 
 LOGITS_BYTES = 64 * 2**20
 """What a batch's float32 logits may take where no batch size is asked for."""
@@ -25,16 +27,26 @@ BATCH_TOKENS = 8192
 """How many positions it may have then."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SiteRows:
-    """What a norm site saw of the real tokens; see `normlab.numerics.Observed`."""
+Tensor = Any
+"""A NumPy array, or a JAX array while it is on the device."""
 
-    rows: int
-    overflowed: int
-    subnormal: int
-    zero: int
-    max_abs: float
-    max_norm: float
+
+class Column(NamedTuple):
+    """A precision and the static scales by site; a site that is missing has scale 1."""
+
+    precision: Precision
+    scales: Mapping[str, Any] | None = None
+
+
+class Beside(NamedTuple):
+    """Each token in one precision beside the same token in another; 0 where it isn't scored."""
+
+    delta_nll: Float32[Tensor, "n l"]
+    """NLL less that of the reference, in nats."""
+    kl: Float32[Tensor, "n l"]
+    """KL(reference ‖ this) of the distributions over the next token, in nats."""
+    agrees: Bool[Tensor, "n l"]
+    """Whether both hold the same token to be the likeliest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +57,14 @@ class Scores:
         window_nll: sum of −log p over each window's scored tokens, in nats, float64.
         token_nll: that of each token, float32; 0 where it isn't scored.
         sites: what each norm saw, padding left out.
+        beside: each token beside the reference; None where there is none.
     """
 
     window_nll: Float64[np.ndarray, " n"]
     token_nll: Float32[np.ndarray, "n l"]
     counts: Int64[np.ndarray, " n"]
     sites: dict[str, SiteRows]
+    beside: Beside | None = None
 
     @property
     def sum_nll(self) -> float:
@@ -115,32 +129,76 @@ def score(
         batch: windows in a batch; None takes `default_batch`.
         on_batch: told, after each batch, how many windows are done.
     """
+    column = Column(precision, scales)
+    return score_columns(model, windows, [column], batch=batch, on_batch=on_batch)[0]
+
+
+def score_columns(
+    model: Transformer,
+    windows: Windows,
+    columns: Sequence[Column],
+    *,
+    batch: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Scores]:
+    """One forward pass for each column, batch by batch, all but the first beside the first.
+
+    So that two distributions can be compared without keeping the logits of a text: those of the
+    first column live for one batch, and are computed once for all others.
+
+    Args:
+        model: as in `score`, like all that is not said here.
+        windows: from a protocol.
+        columns: the first is the reference.
+        batch: windows in a batch.
+        on_batch: told how many windows are done.
+    """
     graphdef, params = nnx.split(model)
     size = batch or default_batch(windows, model.embed.num_embeddings)
-    arithmetic = dataclasses.replace(precision, rule=None, pow2=False)
+    passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
+    run = partial(_side_by_side, passes)
+    batches = list(_batches(run, windows, size, on_batch or (lambda done: None)))
+    found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
+    for scores in found:
+        for site, rows in scores.sites.items():
+            if rows.rows <= 0:
+                raise ValueError(
+                    f"norm {model.norm.type!r} accumulated nothing through its `acc` at {site}, so "
+                    "no precision applies to it: set has_statistic = False in its class, or use acc"
+                )
+    return found
+
+
+def _told(model: Transformer, params: Any, column: Column) -> tuple[Precision, Any, dict[str, Any]]:
+    """What `_batch_nll` is told of the precision, the weights and the scales."""
+    precision, scales = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
-    run = partial(_batch_nll, graphdef, arithmetic, params, given)
-    outs = list(_batches(run, windows, size, on_batch or (lambda done: None)))
-    tokens = np.concatenate([nll for nll, _ in outs])[: len(windows)]
-    real, total = int(windows.lengths.sum()), len(outs) * size * windows.inputs.shape[1]
-    sites = {s: _merged([seen[s] for _, seen in outs], real, total) for s in outs[0][1]}
-    for site, rows in sites.items():
-        if rows.rows <= 0:
-            raise ValueError(
-                f"norm {model.norm.type!r} accumulated nothing through its `acc` at {site}, so no "
-                "precision applies to it: set has_statistic = False in its class, or use acc"
-            )
-    return Scores(tokens.sum(axis=1, dtype=np.float64), tokens, windows.counts, sites)
+    return dataclasses.replace(precision, rule=None, pow2=False), params, given
 
 
-Out = tuple[Float[Array, "b l"], dict[str, Observed]]
-"""Each position's NLL, 0 where it isn't scored, and what each norm saw."""
+class Out(NamedTuple):
+    """What one pass over a batch leaves: each position's NLL, 0 where it isn't scored."""
+
+    nll: Float[Array, "b l"]
+    observed: dict[str, Observed]
+    beside: Beside | None = None
+
+
+def _side_by_side(passes: Sequence[Callable[..., Any]], *batch: np.ndarray) -> list[Out]:
+    first, *others = passes
+    nll, observed, logits = first(*batch, keep=bool(others))
+    outs = [Out(nll, observed)]
+    for other in others:
+        other_nll, observed, other_logits = other(*batch, keep=True)
+        kl, agrees = _compared(logits, other_logits, batch[2])
+        outs.append(Out(other_nll, observed, Beside(other_nll - nll, kl, agrees)))
+    return outs
 
 
 def _batches(
-    run: Callable[..., Out], windows: Windows, size: int, on_batch: Callable[[int], None]
-) -> Iterator[Out]:
+    run: Callable[..., list[Out]], windows: Windows, size: int, on_batch: Callable[[int], None]
+) -> Iterator[list[Out]]:
     """Each batch's results on the host, fetched when the next batch is under way."""
     waiting = []
     for start in range(0, len(windows), size):
@@ -160,7 +218,11 @@ def _padded(windows: Windows, size: int) -> tuple[np.ndarray, ...]:
     return tuple(np.pad(a, ((0, missing), (0, 0))) for a in arrays)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+Passed = tuple[Float[Array, "b l"], dict[str, Observed], Any]
+"""Each position's NLL, what the norms saw and, where they are kept, the logits [b, l, v]."""
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="keep")
 def _batch_nll(
     graphdef: nnx.GraphDef,
     precision: Precision,
@@ -170,11 +232,21 @@ def _batch_nll(
     targets: Int[Array, "b l"],
     scored: Bool[Array, "b l"],
     real: Bool[Array, "b l"],
-) -> Out:
+    keep: bool,
+) -> Passed:
     context = _RealRows(precision, scales, real)
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
-    return jnp.where(scored, token_nll(logits, targets), 0.0), context.observed
+    nll = jnp.where(scored, token_nll(logits, targets), 0.0)
+    return nll, context.observed, logits if keep else None
+
+
+@jax.jit
+def _compared(
+    logits: Float[Array, "b l v"], other: Float[Array, "b l v"], scored: Bool[Array, "b l"]
+) -> tuple[Float[Array, "b l"], Bool[Array, "b l"]]:
+    agrees = jnp.argmax(logits, axis=-1) == jnp.argmax(other, axis=-1)
+    return jnp.where(scored, kl_divergence(logits, other), 0.0), agrees & scored
 
 
 class _RealRows(Context):
@@ -196,20 +268,17 @@ class _RealRows(Context):
         return jnp.where(real, y, 0.0)  # with ε = 0, a row of zeros becomes NaN
 
 
-def _merged(parts: list[Observed], real: int, total: int) -> SiteRows:
-    """Batches together; of `total` positions `real` are no padding."""
+def _scores(outs: Sequence[Out], windows: Windows, size: int) -> Scores:
+    """One column's batches together, the fill of the last one cut off."""
+    n, length = windows.inputs.shape
+    real, total = int(windows.lengths.sum()), len(outs) * size * length
 
-    def column(name: str) -> np.ndarray:
-        return np.array([getattr(part, name) for part in parts])
+    def joined(parts: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *batches: np.concatenate(batches)[:n], *parts)
 
-    def count(name: str) -> int:
-        return int(column(name).sum(dtype=np.int64))
-
-    return SiteRows(
-        rows=count("rows") * real // total,
-        overflowed=count("overflowed"),
-        subnormal=count("subnormal"),
-        zero=count("zero"),
-        max_abs=float(column("max_abs").max()),
-        max_norm=math.sqrt(column("max_square").max()),
-    )
+    sites = {
+        site: SiteRows.of([out.observed[site] for out in outs], real, total)
+        for site in outs[0].observed
+    }
+    nll, beside = joined([out.nll for out in outs]), joined([out.beside for out in outs])
+    return Scores(nll.sum(axis=1, dtype=np.float64), nll, windows.counts, sites, beside)

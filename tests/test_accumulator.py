@@ -196,7 +196,7 @@ def test_observed_leaves_a_scan_and_adds_up():
 
     total = lax.scan(step, Observed.nothing(), jnp.asarray(x))[0]
     alone = seen(rows, "fp16") + seen(rows * 300, "fp16") + seen(rows * 1e-6, "fp16")
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool(a == b), total, alone))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), total, alone))
     assert [int(n) for n in (total.rows, total.overflowed, total.zero)] == [18, 6, 6]
 
 

@@ -93,7 +93,7 @@ def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
 def test_a_second_call_computes_nothing_and_a_new_column_only_itself(runs, tmp_path, monkeypatch):
     first = evaluate(ask(tmp_path, checkpoint=str(runs / "a")))
     lines = (tmp_path / "records.jsonl").read_text()
-    monkeypatch.setattr("evaluate.job.score", None)
+    monkeypatch.setattr("evaluate.job.score_columns", None)
     again = evaluate(ask(tmp_path, checkpoint=str(runs / "a")))
     assert [r.to_json() for r in again] == [r.to_json() for r in first]
     assert (tmp_path / "records.jsonl").read_text() == lines
@@ -122,6 +122,23 @@ def test_each_tokens_nll_is_kept_where_it_is_asked_for(runs, tmp_path):
         with np.load(tmp_path / str(record.token_nll_file)) as file:
             assert len(file["nll"]) == len(file["tokens"]) == record.tokens_scored
             assert file["nll"].sum(dtype=np.float64) == pytest.approx(record.sum_nll)
+
+
+def test_tokens_are_compared_with_fp32_where_it_is_asked_for(runs, tmp_path, monkeypatch):
+    asked = {"checkpoint": str(runs / "a"), "precision": ("fp32", "fp8_e5m2:sequential", "fp16")}
+    plain = evaluate(ask(tmp_path, **asked))
+    assert [r.kl_mean for r in plain] == [None] * 3
+    wide, low, half = evaluate(ask(tmp_path, compare=True, **asked))
+    assert (wide.key, wide.kl_mean, wide.top1_agreement) == (plain[0].key, None, None)
+    assert low.sum_nll == pytest.approx(plain[1].sum_nll, rel=1e-5)
+    assert 0 < half.kl_mean < low.kl_mean < low.kl_max
+    assert 0 < half.token_delta_mean < low.token_delta_mean < low.token_delta_max
+    assert low.top1_agreement <= half.top1_agreement <= 1
+    window, position = low.token_delta_max_at
+    assert (window < 6, position < 16) == (True, True)
+    monkeypatch.setattr("evaluate.job.score_columns", None)
+    again = evaluate(ask(tmp_path, compare=True, **asked))
+    assert [r.to_json() for r in again] == [r.to_json() for r in (wide, low, half)]
 
 
 def test_fp32_is_run_even_where_it_is_no_column(runs, tmp_path):

@@ -12,7 +12,16 @@ from flax import nnx
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
 from normlab.numerics import Precision
-from normlab.perplexity import Scores, _batch_nll, default_batch, exp, score, unit_scales
+from normlab.perplexity import (
+    Column,
+    Scores,
+    _batch_nll,
+    default_batch,
+    exp,
+    score,
+    score_columns,
+    unit_scales,
+)
 from normlab.protocols.windows import Span, Stream, assemble
 
 D, VOCAB, LENGTH = 64, 37, 11
@@ -179,6 +188,62 @@ def test_non_finite_results_are_shown():
     assert scores.nonfinite_windows == len(SPANS)
     huge = Scores(np.array([9e5, 1e5]), np.zeros((2, 1), np.float32), np.array([1, 1]), {})
     assert huge.perplexity == math.inf == exp(1e6)
+
+
+# --- token by token
+
+
+def test_columns_side_by_side_are_the_columns_alone():
+    model, read = loud(1600.0), windows()
+    texts = ("fp32", "fp16:pairwise")
+    found = score_columns(model, read, [Column(parse(t)) for t in texts], batch=3)
+    for text, scores in zip(texts, found, strict=True):
+        alone = score(model, read, parse(text), batch=3)
+        np.testing.assert_allclose(scores.token_nll, alone.token_nll, rtol=1e-5, atol=1e-6)
+        assert scores.sites["norm_final"].overflowed == alone.sites["norm_final"].overflowed
+    assert found[0].beside is None
+    assert score(model, read, parse("fp16")).beside is None
+
+
+def test_each_scored_token_is_compared_with_the_reference():
+    model, read = with_weights(build(layers=2), lambda x: x * 4), windows()
+    texts = ("fp32", "fp8_e5m2:sequential", "fp32")
+    wide, low, same = score_columns(model, read, [Column(parse(t)) for t in texts], batch=3)
+    np.testing.assert_allclose(
+        low.beside.delta_nll, low.token_nll - wide.token_nll, rtol=1e-3, atol=1e-5
+    )
+    assert np.abs(low.beside.delta_nll).max() > 0.01
+    assert all((array[~read.scored] == 0).all() for array in low.beside)
+    assert 0 < low.beside.agrees[read.scored].mean() < 1
+    assert (low.beside.kl[read.scored] > 0).all()
+    assert same.beside.agrees[read.scored].all()
+    assert np.abs(same.beside.kl).max() == np.abs(same.beside.delta_nll).max() == 0
+
+
+def test_what_a_site_saw_is_that_of_the_rows_it_was_given():
+    model, read = build(), windows(SPANS[:3])
+    scales = {"norm_final": np.float32(3.0)}
+    site = score(model, read, parse("fp16"), scales, batch=2).sites["norm_final"]
+    seen = []
+
+    class Spy(type(model.norm_final)):
+        def __call__(self, x, acc):
+            seen.append(np.asarray(x, np.float64))
+            return super().__call__(x, acc)
+
+    model.norm_final.__class__ = Spy
+    for i, n in enumerate(read.lengths):
+        model(read.inputs[i : i + 1, :n])
+    norms = np.sort(np.linalg.norm(np.concatenate([x[0] for x in seen]), axis=-1))
+    assert site.rows == len(norms) == sum(site.sums["counts"]) == sum(site.squares["counts"])
+    assert site.max_norm == pytest.approx(norms[-1], rel=1e-4)
+    assert site.median_norm == pytest.approx(np.median(norms), rel=2 ** (1 / 8) - 1)
+    assert 2 ** site.squares["first"] <= norms[0] ** 2 < 2 ** (site.squares["first"] + 0.25)
+    assert 2 ** site.sums["first"] <= norms[0] ** 2 / 9 < 2 ** (site.sums["first"] + 0.25)
+    assert abs(site.sum_error) < 1e-3
+    lossy = 2.0**-11 * (norms**2 + D * 1e-5) / 9 < D * 2.0**-25  # docs/scales.md
+    assert 0 < site.imprecise == lossy.sum() < len(norms)
+    assert site.harmed == site.above == 0
 
 
 # --- the loop

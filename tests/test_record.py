@@ -18,6 +18,9 @@ FULL = Record(
     sum_nll=math.nan,
     delta=-math.inf,
     delta_stderr=0.25,
+    token_delta_max=math.inf,
+    token_delta_max_at=[1, 3],
+    kl_mean=math.nan,
     tokens_scored=7,
     sites={"norm_final": {"rows": 3, "max_norm": math.inf, "scale": [[2.0], [0.5]]}},
     window_nll=[1.5, math.nan],
@@ -37,6 +40,8 @@ DESIGNED = {
     *("bytes", "words", "word_perplexity", "bits_per_byte", "nonfinite_windows", "sites"),
     *("protocol_version", "dataset_revision", "text_sha256", "tokenizer_hash", "model_config"),
     *("norm_config", "placement_config", "scales_sha256", "seed", "provenance", "default_order"),
+    *("token_delta_mean", "token_delta_max", "token_delta_max_at", "top1_agreement"),
+    *("kl_mean", "kl_max", "imprecise_rows", "harmed_rows"),
 }
 
 
@@ -53,7 +58,8 @@ def test_json_is_standard_and_gives_back_the_record():
     assert float(values["sum_nll"]) != float(values["sum_nll"])
     again = Record.from_json(FULL.to_json())
     assert again.to_json() == FULL.to_json()
-    assert again.perplexity == math.inf
+    assert again.perplexity == again.token_delta_max == math.inf
+    assert again.token_delta_max_at == [1, 3]
     assert math.isnan(again.window_nll[1])
     assert again.sites == FULL.sites
 

@@ -1,13 +1,18 @@
 """The accumulator: what a norm is handed at call time, so that it obeys a precision."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from normlab.numerics.accumulate import accumulate, sum_of_squares
+from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
 from normlab.numerics.formats import round_to
 from normlab.numerics.observed import Observed
 from normlab.numerics.precision import Precision
+
+EPS_FORMS = ("under", "added", "floor")
+"""Where ε stands: under the root, added to the root, or as the root's least value."""
 
 
 class Accumulator:
@@ -39,6 +44,7 @@ class Accumulator:
         self.precision = Precision.parse(precision)
         self.scale = scale
         self.observed: Observed | None = Observed.nothing() if observe else None
+        self._exact: tuple[Array, int] | None = None  # Σ of the last rows, and d; until ε is known
 
     def normalize(
         self,
@@ -46,19 +52,46 @@ class Accumulator:
         eps: float,
         center: bool = False,
         first: int | None = None,
+        form: str = "under",
     ) -> Float[Array, "*batch d"]:
-        """The normalized row z · rsqrt(ms + ε/s²), with z and ms as `moments` gives them."""
+        """The normalized row: z · `inverse_rms`, with z and ms as `moments` gives them."""
         z, mean_square = self.moments(x, center, first)
-        return z * self.inverse_rms(mean_square, eps)
+        return z * self.inverse_rms(mean_square, eps, form)
+
+    def normalize_groups(
+        self, x: Float[Array, "*batch d"], groups: int, eps: float
+    ) -> Float[Array, "*batch d"]:
+        """The row in `groups` equal parts, each centred and normalized as a row of its own."""
+        scale: Any = self.scale  # a row's scale is that of each of its parts
+        scale = scale[..., None] if jnp.ndim(scale) else scale
+        parts = Accumulator(self.precision, scale, self.observed is not None)
+        y = parts.normalize(x.reshape(*x.shape[:-1], groups, -1), eps, center=True)
+        self.observed = parts.observed
+        return y.reshape(x.shape)
 
     def inverse_rms(
-        self, mean_square: Float[Array, "*batch 1"], eps: float
+        self,
+        mean_square: Float[Array, "*batch 1"],
+        eps: float | Float[Array, "*batch 1"],
+        form: str = "under",
     ) -> Float[Array, "*batch 1"]:
         """Rsqrt(ms + ε/s²): ε is scaled as x was, or a change of ε would be measured.
 
-        It is 0 where the sum overflowed, and nothing hides that.
+        It is 0 where the sum overflowed, and nothing hides that. The other forms are
+        1/(√ms + ε/s), "added" to the root, and 1/max(√ms, ε/s), the "floor" of the root.
         """
-        return lax.rsqrt(mean_square + eps * self._multiplier() ** 2)
+        multiplier = self._multiplier(mean_square.dtype)
+        scaled = eps * multiplier**2 if form == "under" else (eps * multiplier) ** 2
+        if self.observed is not None and self._exact is not None:
+            (exact, d), self._exact = self._exact, None
+            terms = 1 if self.precision.mean else d
+            self.observed = self.observed.with_eps(exact, terms * scaled, d, self.precision.format)
+        if form == "under":
+            return lax.rsqrt(mean_square + scaled)
+        zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0
+        root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
+        least = eps * multiplier
+        return 1.0 / (root + least if form == "added" else jnp.maximum(root, least))
 
     def moments(
         self, x: Float[Array, "*batch d"], center: bool = False, first: int | None = None
@@ -66,11 +99,12 @@ class Accumulator:
         """The scaled row z = x · (1/s), less its mean where asked, and its accumulated mean square.
 
         Args:
-            x: rows to be normalized, each on the last axis; taken to float32.
+            x: rows to be normalized, each on the last axis; taken to float32. In plain fp32,
+                float64 rows stay what they are: the exact arithmetic to compare with.
             center: subtract the mean (LayerNorm, GroupNorm). The mean square is then the variance.
             first: take the statistic of the first so many coordinates only (partial RMSNorm).
         """
-        x = jnp.asarray(x, jnp.float32)
+        x = widened(x, self.precision)
         z = self._held(self._scaled(self._held(x)))
         part = z[..., :first]
         if not center:
@@ -82,6 +116,18 @@ class Accumulator:
         total = self._total_about(mean, part, centred[..., :first])
         self._record(x[..., :first], total, centred[..., :first], mean)
         return centred, total / self._terms(part)
+
+    def deviations(
+        self, x: Float[Array, "*batch d"], center: bool = False
+    ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch 1"]]:
+        """As `moments`, with the accumulated mean of |z| in place of the mean square (L1 norms)."""
+        x = widened(x, self.precision)
+        z = self._held(self._scaled(self._held(x)))
+        mean = self.mean(z) if center else None
+        z = z if mean is None else self._held(z - mean)
+        total = accumulate(jnp.abs(z), self.precision)[..., None]
+        self._record(x, total, z, mean, power=1)
+        return z, total / self._terms(z)
 
     def mean(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
         """Σz/d by the precision, the last axis kept; not observed."""
@@ -113,33 +159,34 @@ class Accumulator:
 
     def _scaled(self, x: Array) -> Array:
         unscaled = isinstance(self.scale, int | float) and self.scale == 1
-        return x if unscaled else x * self._multiplier()
+        return x if unscaled else x * self._multiplier(x.dtype)
 
-    def _multiplier(self) -> Array:
-        """1/s in float32. XLA makes it of a division by s anyway, so let it be seen."""
-        return 1.0 / jnp.asarray(self.scale, jnp.float32)
+    def _multiplier(self, dtype: Any = jnp.float32) -> Array:
+        """1/s. XLA makes it of a division by s anyway, so let it be seen."""
+        return 1.0 / jnp.asarray(self.scale, dtype)
 
-    def _record(self, x: Array, total: Array, summed: Array, mean: Array | None = None) -> None:
-        """Note the rows x: their totals, and the vectors whose squares were summed."""
+    def _record(
+        self, x: Array, total: Array, summed: Array, mean: Array | None = None, power: int = 2
+    ) -> None:
+        """Note the rows x: their totals, and the vectors whose squares were summed (or sizes)."""
         if self.observed is None:
             return
         sums = total if mean is None else jnp.concatenate([total, mean], axis=-1)
-        filled = jnp.max(jnp.abs(summed), axis=-1, keepdims=True) > 0
-        tiny = total < self.precision.format.smallest_normal
-        self.observed += Observed(
-            rows=jnp.int32(total.size),
-            overflowed=_count(jnp.any(self._out_of_range(sums), axis=-1)),
-            subnormal=_count(tiny & (total > 0)),
-            zero=_count((total <= 0) & filled),
-            max_abs=jnp.max(jnp.abs(x)),
-            max_square=jnp.max(jnp.sum(x * x, axis=-1)),
+        from_mean = x if mean is None else x - jnp.mean(x, axis=-1, keepdims=True)
+        square = jnp.sum(jnp.abs(from_mean) ** power, axis=-1, keepdims=True)
+        exact = square * self._multiplier() ** power * (self._terms(x) / x.shape[-1])
+        self._exact = (exact, x.shape[-1]) if power == 2 else None  # ε adds to a sum of squares
+        self.observed = self.observed.with_rows(
+            x,
+            square,
+            exact,
+            total,
+            lost=jnp.any(self._out_of_range(sums), axis=-1),
+            filled=jnp.max(jnp.abs(summed), axis=-1, keepdims=True) > 0,
+            to=self.precision.format,
         )
 
     def _out_of_range(self, sums: Array) -> Array:
         to = self.precision.format
         saturated = jnp.abs(sums) >= to.max if to.overflow == "saturate" else False
         return ~jnp.isfinite(sums) | saturated
-
-
-def _count(rows: Array) -> Array:
-    return jnp.sum(rows, dtype=jnp.int32)

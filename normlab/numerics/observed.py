@@ -1,4 +1,4 @@
-"""What a norm saw: rows out of the format's range, and the largest values."""
+"""What a norm saw: rows out of the format's range, how they are spread, and the largest values."""
 
 import dataclasses
 
@@ -7,35 +7,129 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from normlab.numerics.formats import FloatFormat
+from normlab.numerics.histogram import BINS, histogram
+
+_LARGEST = ("max_abs", "max_square")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """Counts and maxima over the rows that one norm (or several) normalized; `a + b` merges two.
+    """Counts, sums and maxima over the rows that one norm (or several) normalized; `a + b` merges.
 
-    A pytree of six small arrays: it may leave a `scan`, be stacked, and be added up.
+    A pytree of small arrays: it may leave a `scan`, be stacked, and be added up.
+
+    A row's sum is known twice: Σ̂, as the precision accumulated it, and Σ, that of the scaled row in
+    float32 (centred where the norm centres). Edges are those of the precision's format. A row of
+    zeros is never out of range.
     """
 
     rows: Int[Array, ""]  # rows seen; a head or a group is a row of its own
+    # Σ̂, what came out
     overflowed: Int[Array, ""]  # rows with a sum that is not finite
     subnormal: Int[Array, ""]  # rows whose sum of squares is below the smallest normal, not zero
     zero: Int[Array, ""]  # rows whose sum of squares is zero (or less), though the row is not
+    error: Float[Array, ""]  # sum of Σ̂/Σ − 1 over the rows that did not overflow
+    # Σ, what the scale made of the row
+    above: Int[Array, ""]  # rows with Σ above the largest finite value
+    below_normal: Int[Array, ""]  # rows with Σ below the smallest normal
+    below_subnormal: Int[Array, ""]  # those of them below the smallest value that is not zero
+    imprecise: Int[Array, ""]  # rows on which underflow may cost more than one rounding
+    harmed: Int[Array, ""]  # those of them with Σ below the smallest normal
     max_abs: Float[Array, ""]  # the largest |x|, before any scale
-    max_square: Float[Array, ""]  # the largest ‖x‖² of a row, in float32, before any scale
+    max_square: Float[Array, ""]  # the largest Σ at scale 1: ‖x‖², ‖x − μ‖² where the norm centres
+    squares: Int[Array, " bins"]  # histogram of Σ at scale 1
+    sums: Int[Array, " bins"]  # histogram of Σ
 
     @classmethod
     def nothing(cls) -> "Observed":
         """Before the first row; the neutral element of `+`."""
-        count, value = jnp.int32(0), jnp.float32(0)
-        return cls(count, count, count, count, value, value)
+        made = {
+            f.name: jnp.float32(0) if f.name in ("error", *_LARGEST) else jnp.int32(0)
+            for f in dataclasses.fields(cls)
+        }
+        none = jnp.zeros(BINS, jnp.int32)
+        return cls(**(made | {"squares": none, "sums": none}))
 
     def __add__(self, other: "Observed") -> "Observed":
-        """Both together: counts added, maxima taken."""
-        return Observed(
-            self.rows + other.rows,
-            self.overflowed + other.overflowed,
-            self.subnormal + other.subnormal,
-            self.zero + other.zero,
-            jnp.maximum(self.max_abs, other.max_abs),
-            jnp.maximum(self.max_square, other.max_square),
+        """Both together: counts and sums added, maxima taken."""
+        made = {}
+        for f in dataclasses.fields(self):
+            merge = jnp.maximum if f.name in _LARGEST else jnp.add
+            made[f.name] = merge(getattr(self, f.name), getattr(other, f.name))
+        return Observed(**made)
+
+    def with_rows(
+        self,
+        x: Float[Array, "*batch d"],
+        square: Float[Array, "*batch 1"],
+        exact: Float[Array, "*batch 1"],
+        total: Float[Array, "*batch 1"],
+        lost: Array,
+        filled: Array,
+        to: FloatFormat,
+    ) -> "Observed":
+        """More rows.
+
+        Args:
+            x: the rows.
+            square: Σ at scale 1.
+            exact: Σ.
+            total: Σ̂.
+            lost: where a sum overflowed, [*batch].
+            filled: where a row is not of zeros, [*batch 1].
+            to: the format.
+        """
+        tiny, some = total < to.smallest_normal, exact > 0
+        error = jnp.where(some & ~lost[..., None], total / exact - 1.0, 0.0)
+        return self + dataclasses.replace(
+            Observed.nothing(),
+            rows=jnp.int32(total.size),
+            overflowed=count(lost),
+            subnormal=count(tiny & (total > 0)),
+            zero=count((total <= 0) & filled),
+            error=jnp.sum(error),
+            above=count(exact > to.max),
+            below_normal=count(some & (exact < to.smallest_normal)),
+            below_subnormal=count(some & (exact < smallest(to))),
+            max_abs=jnp.max(jnp.abs(x)),
+            max_square=jnp.max(square),
+            squares=histogram(square),
+            sums=histogram(exact),
         )
+
+    def with_eps(
+        self, exact: Float[Array, "*batch 1"], eps: Float[Array, "..."], d: int, to: FloatFormat
+    ) -> "Observed":
+        """The same rows, now that ε is known: on which of them underflow may do harm.
+
+        The d squares lose at most min(Σ, d·q) together, with q half the smallest value that is not
+        zero (or that value itself, where subnormals are flushed). It matters beside Σ + dε/s², of
+        which the norm takes the root. See docs/scales.md.
+
+        Args:
+            exact: Σ.
+            eps: ε as it is added to Σ: dε/s².
+            d: terms of the sum.
+            to: the format.
+        """
+        step = smallest(to) if to.subnormals == "flush" else smallest(to) / 2
+        unit = 2.0 ** -(to.mantissa + 1)
+        imprecise = jnp.minimum(exact, d * step) > unit * (exact + eps)
+        harmed = imprecise & (exact < to.smallest_normal)
+        return dataclasses.replace(
+            self,
+            imprecise=self.imprecise + count(imprecise),
+            harmed=self.harmed + count(harmed),
+        )
+
+
+def smallest(to: FloatFormat) -> float:
+    """The smallest positive value that a result can have."""
+    return to.smallest_normal if to.subnormals == "flush" else to.smallest_subnormal
+
+
+def count(rows: Array) -> Int[Array, ""]:
+    """How many are true."""
+    return jnp.sum(rows, dtype=jnp.int32)

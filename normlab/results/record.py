@@ -28,6 +28,7 @@ class Record:
     placement: str | None
     precision: str
     status: str = OK  # or "n/a" (no statistic), or how the training run ended, if not well
+    transform: str = "none"  # what was done to the model before it was read
     # The text, and how it was read
     protocol: str | None = None
     protocol_version: int | None = None
@@ -57,11 +58,20 @@ class Record:
     delta_stderr: float | None = None
     word_delta: float | None = None
     word_delta_stderr: float | None = None
+    # Token by token against fp32, where it was asked for; nats
+    token_delta_mean: float | None = None  # mean |ΔNLL| of a scored token
+    token_delta_max: float | None = None  # the largest
+    token_delta_max_at: list[int] | None = None  # its window and position (of the input), from 0
+    top1_agreement: float | None = None  # share of tokens with the same likeliest next token
+    kl_mean: float | None = None  # KL(fp32 ‖ this) of the next token's distribution
+    kl_max: float | None = None
     # What the norms saw
     rows: int | None = None
     overflowed_rows: int | None = None  # rows with a sum that is not finite
     underflowed_rows: int | None = None  # rows whose sum is below the smallest normal
     zero_rows: int | None = None  # those of them whose sum is zero
+    imprecise_rows: int | None = None  # rows on which underflow may cost more than one rounding
+    harmed_rows: int | None = None  # those of them whose exact sum is below the smallest normal
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     # What it depends on
     order: str | None = None  # the order of summation, the default written out

@@ -77,6 +77,7 @@ def groups(records: Iterable[Record]) -> list[Group]:
         if config is None:
             continue
         flat = {k: v for k, v in _flat(config).items() if k not in _NOT_THE_MODEL}
+        flat["transform"] = record.transform
         group = found.setdefault(json.dumps(flat, sort_keys=True), Group(flat, {}))
         rows = group.records.setdefault(record.precision, [])
         rows[:] = [r for r in rows if r.model != record.model] + [record]

@@ -1,0 +1,79 @@
+"""What a norm site saw of a text, all batches together."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from normlab.numerics import Observed
+from normlab.numerics.histogram import median, packed
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """Rows of one norm, padding left out; see `normlab.numerics.Observed` for Σ̂ and Σ.
+
+    Args:
+        rows: rows seen; a head is a row of its own.
+        overflowed: rows whose Σ̂ is not finite.
+        subnormal: rows whose Σ̂ is below the format's smallest normal, but not zero.
+        zero: rows whose Σ̂ is zero though the row is not.
+        above: rows whose Σ is above the format's largest value.
+        below_normal: rows whose Σ is below its smallest normal.
+        below_subnormal: those of them below its smallest subnormal.
+        imprecise: rows on which underflow may cost more than one rounding.
+        harmed: those of `below_normal` on which it may: not ruled by ε.
+        sum_error: mean of Σ̂/Σ − 1 over the rows that did not overflow; −0.3 says that sums stall
+            (swamping). None where all did.
+        max_abs: largest |x|.
+        max_norm: largest ‖x‖ (‖x − μ‖ where the norm centres).
+        median_norm: its median over rows that are numbers, within 9 %; None where there are none.
+        squares: histogram of ‖x‖², as `normlab.numerics.histogram.packed` writes it.
+        sums: that of Σ, ‖x‖²/s².
+    """
+
+    rows: int
+    overflowed: int
+    subnormal: int
+    zero: int
+    above: int
+    below_normal: int
+    below_subnormal: int
+    imprecise: int
+    harmed: int
+    sum_error: float | None
+    max_abs: float
+    max_norm: float
+    median_norm: float | None
+    squares: Mapping[str, Any]
+    sums: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, parts: Sequence[Observed], real: int, total: int) -> "SiteRows":
+        """Batches together; of `total` positions `real` are no padding."""
+
+        def column(name: str) -> np.ndarray:
+            return np.array([getattr(part, name) for part in parts])
+
+        counts = {name: int(column(name).sum(dtype=np.int64)) for name in _COUNTS}
+        counts["rows"] = counts["rows"] * real // total
+        finite = counts["rows"] - counts["overflowed"]
+        squares, sums = (column(n).sum(axis=0, dtype=np.int64) for n in ("squares", "sums"))
+        middle = median(squares)
+        return cls(
+            **counts,
+            sum_error=float(column("error").sum(dtype=np.float64)) / finite if finite else None,
+            max_abs=float(column("max_abs").max()),
+            max_norm=math.sqrt(column("max_square").max()),
+            median_norm=None if middle is None else math.sqrt(middle),
+            squares=packed(squares),
+            sums=packed(sums),
+        )
+
+
+_COUNTS = (
+    "rows", "overflowed", "subnormal", "zero", "above", "below_normal", "below_subnormal",
+    "imprecise", "harmed",
+)  # fmt: skip

@@ -1,0 +1,42 @@
+"""What records say of scores, on arrays by hand."""
+
+import math
+
+import numpy as np
+
+from evaluate.measures import token_measures
+from normlab.perplexity import Beside, Scores
+from normlab.protocols.windows import Windows
+
+SCORED = np.array([[False, True, True], [True, True, False]])
+
+
+def measured(delta, kl=((0, 1, 2), (3, 4, 0)), agrees=((0, 1, 0), (1, 1, 0))):
+    tokens = np.zeros((2, 3), np.int32)
+    windows = Windows(tokens, tokens, SCORED, *(np.array([3, 2]) for _ in range(3)))
+    beside = Beside(np.float32(delta), np.float32(kl), np.array(agrees, bool))
+    scores = Scores(np.zeros(2), np.float32(tokens), windows.counts, {}, beside)
+    return token_measures(scores, windows)
+
+
+def test_tokens_that_are_scored_are_averaged():
+    assert measured([[0, -1, 2], [0.5, -4.5, 0]]) == {
+        "token_delta_mean": 2.0,
+        "token_delta_max": 4.5,
+        "token_delta_max_at": [1, 1],
+        "top1_agreement": 0.75,
+        "kl_mean": 2.5,
+        "kl_max": 4.0,
+    }
+
+
+def test_a_difference_that_is_no_number_is_the_largest():
+    found = measured([[0, -1, math.nan], [0, 9, 0]])
+    assert math.isnan(found["token_delta_max"])
+    assert found["token_delta_max_at"] == [0, 2]
+    assert math.isnan(found["token_delta_mean"])
+
+
+def test_nothing_is_said_where_nothing_was_compared():
+    scores = Scores(np.zeros(2), np.zeros((2, 3), np.float32), np.array([2, 2]), {})
+    assert token_measures(scores, None) == {}
