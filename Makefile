@@ -15,7 +15,7 @@ table: $(VENV)/.core
 	$(RUN) -m evaluate model=smollm2-135m out=results/smollm2-135m max_windows=8
 
 test: $(VENV)/.test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.test
 	$(RUN) -m ruff check .

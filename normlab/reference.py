@@ -1,0 +1,89 @@
+"""The reference table of all methods: `python -m normlab.reference > docs/norms.md`."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+from flax import nnx
+
+from normlab.about import About
+from normlab.model import PlacementConfig, placements
+from normlab.norms import Norm, NormState, Site, norms
+from normlab.transforms import transforms
+
+LAYERS = 4  # so many blocks show every site that a placement fills
+HEAD = "<!-- Made by `python -m normlab.reference > docs/norms.md`; a test compares. -->"
+
+
+def methods() -> Iterator[tuple[str, str, About]]:
+    """(kind, registered name, what is said of it) of everything that is registered."""
+    yield from (("norm", name, norms[name].about) for name in norms)
+    yield from (("placement", name, placements[name].about) for name in placements)
+    yield from (("transform", name, transforms[name].about) for name in transforms)
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    return "\n\n".join([
+        HEAD,
+        "# Methods",
+        "Notation: a row x ∈ R^d, its mean μ and variance σ², gain γ, bias β, x̂ = x/√(mean x²). "
+        "The last columns name the property that tells a right implementation from a wrong one, "
+        "and the test of it.",
+        "## Norm types: `norm=NAME`",
+        _table(["type", "formula", "parameters", "statistic"], _norm_rows()),
+        "## Placements: `placement=NAME`",
+        "Sites of a model of four blocks; any row may add `norm_embed` and `norm_qk`.",
+        _table(["placement", "formula", "sites"], _placement_rows()),
+        "## Transforms of a trained model: `python -m evaluate … transform=[NAME]`",
+        _table(["transform", "formula"], _transform_rows()),
+    ]) + "\n"  # fmt: skip
+
+
+def _table(columns: Sequence[str], rows: Iterator[tuple[list[str], About]]) -> str:
+    lines = [[*columns, "property", "test", "source"], ["---"] * (len(columns) + 3)]
+    for cells, about in rows:
+        test = about.test.partition("::")[2] or about.test
+        lines.append([*cells, about.property, f"`{test}`", about.source])
+    return "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |" for row in lines)
+
+
+def _norm_rows() -> Iterator[tuple[list[str], About]]:
+    for name in norms:
+        kind = norms[name]
+        about, statistic = kind.about, "accumulated" if kind.has_statistic else "none"
+        yield [f"`{name}`: {about.title}", about.formula, _parameters(kind), statistic], about
+
+
+def _parameters(kind: type[Norm]) -> str:
+    """What it learns at its defaults, with shapes; then what it keeps beside."""
+    width = 4096  # a number that no shape has by chance
+    norm = nnx.eval_shape(lambda: kind(width, Site("norm_in", "norm_in"), kind.Config()))
+    parts = [_shapes(norm, nnx.Param, width), _shapes(norm, NormState, width)]
+    return parts[0] + f"; kept: {parts[1]}" * (parts[1] != "none")
+
+
+def _shapes(norm: Norm, of: type[nnx.Variable], width: int) -> str:
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.state(norm, of))[0]
+    found = []
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        shape = ", ".join("d" if n == width else str(n) for n in leaf.shape)
+        found.append(f"{name} [{shape}]" if shape else name)
+    return ", ".join(found) or "none"
+
+
+def _placement_rows() -> Iterator[tuple[list[str], About]]:
+    for name in placements:
+        about = placements[name].about
+        sites = ", ".join(sorted(PlacementConfig(type=name).sites(LAYERS)))
+        yield [f"`{name}`: {about.title}", about.formula, sites], about
+
+
+def _transform_rows() -> Iterator[tuple[list[str], About]]:
+    for name in transforms:
+        about = transforms[name].about
+        yield [f"`{name}`: {about.title}", about.formula], about
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
