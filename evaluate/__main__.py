@@ -32,10 +32,12 @@ def report(config: EvaluateConfig, records: Sequence[Record]) -> None:
     for table in made:
         shown.print(terminal(table))
     written = ["table.md", "table.csv", "table.tex", "records.jsonl"]
-    lines = spread.lines(records, [str(Precision.parse(text)) for text in config.precision])
-    if lines:
-        (out / "spread.md").write_text(grid(lines) + f"\n\n{spread.LEGEND}\n", encoding="utf-8")
-        print(f"{grid(lines)}\n\n{spread.LEGEND}")
+    found = spread.spreads(records, [str(Precision.parse(text)) for text in config.precision])
+    if found:
+        parts = [part for title, lines in found for part in (title, grid(lines))]
+        page = "\n\n".join([*parts, spread.LEGEND]) + "\n"
+        (out / "spread.md").write_text(page, encoding="utf-8")
+        print(page)
         written.append("spread.md")
     print(f"written to {out}: {', '.join(written)}")
 

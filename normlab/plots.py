@@ -69,7 +69,7 @@ def figures(records: Iterable[Record], out: Path) -> list[Path]:
     """All figures that the records give, as SVG and PNG in `out`; the files written.
 
     For each model and text: `…-delta`, what each column costs; for each column with a scale rule
-    `…-scales`; for each column in a narrow format `…-sums`.
+    `…-scales`; for each column but fp32 `…-sums`.
     """
     groups: dict[str, dict[str, Record]] = {}
     for r in records:  # of two records for one thing the later one counts
@@ -91,9 +91,8 @@ def figures(records: Iterable[Record], out: Path) -> list[Path]:
 
 def _name(r: Record) -> str:
     """Of all that keeps numbers apart, what tells the figures of one directory apart."""
-    transform = "" if r.transform == "none" else f"-{r.transform}"
     text = f"{r.dataset}-{r.split}-{r.protocol}{r.window}"
-    return _slug(f"{r.model}{transform}-{text}{f'-{r.max_windows}' if r.max_windows else ''}")
+    return _slug(f"{r.model}-{text}{f'-{r.max_windows}' if r.max_windows else ''}")
 
 
 def _slug(text: str) -> str:

@@ -46,6 +46,7 @@ def test_a_signal_saves_leaves_and_the_same_command_goes_on(
     assert "saved" in capsys.readouterr().out
     assert signal.getsignal(number) is before
     run = train(config)
+    assert [r["step"] for r in run.metrics if "loss" in r] == list(range(1, 13))
     sessions = run.read("provenance.json")["sessions"]
     assert step <= sessions[1]["from_step"] <= step + 1
     assert same_ends(run, alone, config)

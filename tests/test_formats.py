@@ -206,3 +206,8 @@ def test_under_other_xla_flags(flags):
     done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 1_000_000
+
+
+def test_a_seed_is_a_number():
+    with pytest.raises(ValueError, match="stochastic"):
+        FloatFormat.parse("fp16.stochastic(SEED)")

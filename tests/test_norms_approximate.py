@@ -246,3 +246,19 @@ def test_a_sum_that_overflows_gives_zero_as_in_the_exact_norm(name):
 def test_refuses(name, fields, message):
     with pytest.raises(ValueError, match=message):
         make(name, **fields)
+
+
+@pytest.mark.parametrize("name", ["fast-rsqrt", "iterl2", "dyadic"])
+def test_a_negative_variance_is_no_number_as_in_layernorm(name):
+    rng = np.random.default_rng(0)  # the mean's rounding decides about the sign of Σx²/d − μ²
+    x = np.float32(rng.uniform(100, 300, (256, 1)) + rng.normal(size=(256, 48)))
+    wanted = np.isnan(call(make("layernorm"), x, "bf16.onepass"))
+    assert wanted.any()
+    assert np.array_equal(np.isnan(call(make(name), x, "bf16.onepass")), wanted)
+
+
+def test_max_rescale_is_observed_as_what_it_reads():
+    acc, x = Accumulator("fp16:pairwise", observe=True), rows() * np.float32(1e5)
+    make("max-rescale", center=False)(x, acc)
+    assert float(acc.observed.max_abs) == np.abs(x).max()
+    np.testing.assert_allclose(acc.observed.max_square, np.square(x).sum(-1).max(), rtol=1e-5)

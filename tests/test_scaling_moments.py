@@ -175,7 +175,7 @@ def error(x, scale):
 )
 def test_up_to_the_cap_no_underflow_harms_a_row(direction, size, share):
     """The bound of docs/scales.md: half of (log₂ d + 2) roundings, whatever the row."""
-    s = share * harmless(EPS)
+    s = share * harmless(EPS**0.5)
     direction[0] += 1.5  # not zero
     x = s * 10**size * direction / np.linalg.norm(direction)  # ‖x‖ ≤ 200 s: no overflow
     assert error(x, s) <= 1.02 * 0.5 * (np.log2(WIDTH) + 2) * 2.0**-11
@@ -183,7 +183,7 @@ def test_up_to_the_cap_no_underflow_harms_a_row(direction, size, share):
 
 def test_above_the_cap_a_row_can_be_lost():
     """The test above can fail: at 64 times the cap, such a row's squares vanish."""
-    s = 64 * harmless(EPS)
+    s = 64 * harmless(EPS**0.5)
     x = np.full(WIDTH, s * 2.0**-12.6)
     assert error(x, s) > 0.5
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scaling_models import KINDS, random_tokens, uneven
 
 from normlab.model import Context
+from normlab.norms import Site, norms
 from normlab.scaling import weights
 
 
@@ -78,3 +79,14 @@ def test_what_a_norm_lacks_is_neutral():
     assert np.array_equal(weights.gain(model.norm_final), np.ones(24))
     assert np.array_equal(weights.shift(model.norm_final), np.zeros(24))
     assert not weights.centres(model.norm_final)
+
+
+def test_what_a_scale_is_capped_by_and_what_a_statistic_is_centred_on():
+    def made(name, **fields):
+        return norms[name](16, Site("norm_in", "norm_in"), norms[name].Config(**fields))
+
+    assert made("rmsnorm", eps=1e-6).least_rms() == pytest.approx(1e-3)
+    assert made("rmsnorm", eps=1e-6, eps_form="added").least_rms() == 1e-6
+    assert made("scalenorm", eps=1e-6).least_rms() == 2.5e-7
+    assert weights.centres(made("layernorm"))
+    assert not weights.centres(made("dropped-mean"))

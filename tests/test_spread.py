@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from normlab.results import Record
-from normlab.results.spread import best_rates, groups, lines
+from normlab.results.spread import best_rates, groups, lines, spreads
 
 
 def record(norm, seed, perplexity, precision="fp32", lr=1e-3, status="ok", valid=None, **more):
@@ -15,7 +15,7 @@ def record(norm, seed, perplexity, precision="fp32", lr=1e-3, status="ok", valid
     loss = math.log(perplexity) if valid is None and perplexity else valid
     return Record(
         key="", model=f"{norm}-{lr}-{seed}", norm=norm, placement="pre", precision=precision,
-        status=status, perplexity=perplexity, facts={"config": config, "training":
+        status=status, perplexity=perplexity, seed=seed, facts={"config": config, "training":
         {"best_valid_loss": loss}}, **more,
     )  # fmt: skip
 
@@ -77,8 +77,6 @@ def test_settings_that_differ_are_columns_and_a_record_made_again_counts_once():
     other = [record("rmsnorm", s, 80.0 + s) for s in (0, 1)]
     for r in other:
         r.facts["config"]["norm"]["eps"] = 1e-3
-    for i, r in enumerate(other):
-        object.__setattr__(r, "model", f"other-{i}")
     rows = by_head(lines(records + other, []))
     assert [r["norm.eps"] for r in rows] == ["1e-05", "0.001"]
     assert rows[0]["seeds"] == "2"
@@ -86,3 +84,22 @@ def test_settings_that_differ_are_columns_and_a_record_made_again_counts_once():
 
 def test_one_seed_each_is_no_spread():
     assert lines([record("rmsnorm", 0, 90.0), record("layernorm", 0, 91.0)], []) == []
+
+
+def test_numbers_that_do_not_compare_share_no_table():
+    records = [record("rmsnorm", s, 90.0 + s, tokenizer_hash="a") for s in (0, 1)]
+    records += [record("rmsnorm", s, 30.0 + s, tokenizer_hash="b") for s in (0, 1)]
+    first, second = (by_head(made) for _, made in spreads(records, []))
+    assert [row["p"] for row in (*first, *second)] == ["*", "*"]
+
+
+def test_what_the_protocol_reports_is_what_is_spread():
+    words = {"reported": "word_perplexity", "word_perplexity": 400.0}
+    (row,) = by_head(lines([record("rmsnorm", s, 90.0, **words) for s in (0, 1)], []))
+    assert row["fp32"].startswith("400.000")
+
+
+def test_a_seed_that_was_run_twice_counts_once():
+    records = [record("rmsnorm", 0, 90.0), record("rmsnorm", 0, 90.0)]
+    object.__setattr__(records[1], "model", "elsewhere")
+    assert lines(records, []) == []

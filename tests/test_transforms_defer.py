@@ -69,6 +69,15 @@ def test_cancelling_is_exact_without_eps():
         assert same(with_eps, apply(with_eps, "defer"))
 
 
+def test_a_static_scale_changes_nothing_in_exact_arithmetic():
+    with jax.enable_x64(True):
+        qk = {"norm_qk": True}
+        model = apply(small("rmsnorm", norm_fields={"eps": 1e-2}, placement_fields=qk), "cancel")
+        scales = {n.site.name: 64.0 for n in all_norms(model)}
+        scaled = model(TOKENS, Context(scales=scales))
+        np.testing.assert_allclose(scaled, model(TOKENS), rtol=0, atol=1e-11)
+
+
 def test_products_grow_with_the_stream():
     """The pitfall: max |aW| follows the stream's size, max |norm(a)W| doesn't see it."""
     model = tiny_model(vocab_size=31, norm_fields={"eps": 0.0}, **SMALL)

@@ -150,6 +150,8 @@ class Trainer:
                     if step + 1 < c.steps and self._enough():
                         return "stopped early"
                 if asked.number is not None and step + 1 < c.steps:
+                    if pending is not None:
+                        self._note(progress, *pending)
                     self._leave(checkpoints, step + 1, asked.number)
             if pending is not None:
                 self._note(progress, *pending)

@@ -153,7 +153,7 @@ def _backward_kernel(
     g = dy * gain_ref[...]
     dx = g - normalized * (jnp.sum(g * normalized, axis=1, keepdims=True) / plan.width)
     if plan.center:
-        dx = dx - jnp.sum(g, axis=1, keepdims=True) / plan.width
+        dx = dx - jnp.sum(_inside(plan, dx), axis=1, keepdims=True) / plan.width
     dx_ref[...] = _inside(plan, dx * inverse)
     dgain_ref[...] = jnp.sum(dy * normalized, axis=0, keepdims=True)
     dbias_ref[...] = jnp.sum(dy, axis=0, keepdims=True)

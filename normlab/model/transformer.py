@@ -20,9 +20,9 @@ from normlab.norms import NormConfig, norms
 class Transformer(nnx.Module):
     """A causal language model of one norm type and one placement.
 
-    Its state holds parameters only: dropout keys and precisions come with each call (`Context`), so
-    `nnx.split(model)` gives a structure and a pytree of arrays for `jax.jit`. A tied head calls the
-    embedding; no Variable is shared.
+    Its state holds parameters, and what norms keep beside them (`NormState`). Dropout keys and
+    precisions come with each call (`Context`), so `nnx.split(model)` gives a structure and a pytree
+    of arrays for `jax.jit`. A tied head calls the embedding; no Variable is shared.
 
     Args:
         config: size and shape.

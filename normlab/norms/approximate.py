@@ -76,6 +76,7 @@ class DroppedMean(LayerNorm):
     """
 
     Config: ClassVar[type[NormConfig]] = DroppedMeanConfig
+    centred_statistic: ClassVar[bool] = False
     about: ClassVar[About] = About(
         title="LayerNorm, μ² dropped",
         formula="y = (x − μ) / √(mean x² + ε) ⊙ γ + β",
@@ -124,12 +125,13 @@ class MaxRescale(LayerNorm):
         """Shape and dtype of `x`."""
         c, wide = self.config, x.astype(jnp.float32)
         largest = jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
+        normal = largest >= jnp.finfo(jnp.float32).tiny  # 1/m is finite
         # y does not depend on m, so neither does its derivative.
-        m = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
-        acc.scale = 1.0  # m is the row's scale; a static one on top of it would make Σ vanish
-        z, mean_square = acc.moments(wide / m, c.center)
-        eps = jnp.square(math.sqrt(c.eps) / m)  # ε/m²; m² alone could leave float32
-        inverse = acc.inverse_rms(mean_square, eps)
+        m = lax.stop_gradient(jnp.where(normal, largest, 1.0))
+        acc.scale = m  # in place of a static one, which on top of it would make Σ vanish
+        z, mean_square = acc.moments(wide, c.center)
+        acc.scale = 1.0  # ε/m² is formed here: m² alone could leave float32
+        inverse = acc.inverse_rms(mean_square, jnp.square(math.sqrt(c.eps) / m))
         return self.affine(z * inverse).astype(x.dtype)
 
 
@@ -182,9 +184,10 @@ class ByInverseRoot(LayerNorm):
         c = self.config
         z, mean_square = acc.moments(x, c.center)
         v = mean_square + c.eps / jnp.square(jnp.asarray(acc.scale, jnp.float32))
-        # A sum that overflowed gives 0 as in the exact norm, not what an approximation makes of it.
-        exact = acc.inverse_rms(mean_square, c.eps)
-        inverse = jnp.where(jnp.isfinite(v), self.inverse_root(v), exact)
+        # A sum that overflowed gives 0 and a negative variance NaN, as in the exact norm, not what
+        # an approximation makes of them.
+        exact, good = acc.inverse_rms(mean_square, c.eps), (v >= 0) & jnp.isfinite(v)
+        inverse = jnp.where(good, self.inverse_root(jnp.where(good, v, 1.0)), exact)
         return self.affine(z * inverse).astype(x.dtype)
 
     def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:

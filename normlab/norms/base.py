@@ -71,6 +71,8 @@ class Norm(nnx.Module):
     """Whether its derivative is that of its formula; False where it truly rounds (integers)."""
     affine_last: ClassVar[bool] = True
     """Whether y = γ ⊙ f(x) + β, γ and β as stored here, and f knows nothing of them."""
+    centred_statistic: ClassVar[bool] = True
+    """Whether a norm that centres (`config.center`) accumulates the centred row."""
     unit_rows: ClassVar[bool] = True
     """Whether y = γ ⊙ x̂ + β with ‖x̂‖₂ ≤ √d for every x, which the static scale rules rest on."""
 
@@ -117,6 +119,11 @@ class Norm(nnx.Module):
         if beta is not None:
             y = y + beta
         return y
+
+    def least_rms(self) -> float:
+        """The RMS at which ε begins to rule a row: √ε, or ε itself where it stands at the root."""
+        eps = float(getattr(self.config, "eps", 0.0))
+        return eps**0.5 if getattr(self.config, "eps_form", "under") == "under" else eps
 
     def fold(self) -> tuple[Float[Array, " d"], Float[Array, " d"]] | None:
         """(a, b) where the norm as it stands is the map x ↦ a ⊙ x + b outside training; or None."""

@@ -178,6 +178,10 @@ class ScaleNorm(Norm):
         """g/√d: what multiplies x / √(mean x²)."""
         return self.length[...] / math.sqrt(self.width)
 
+    def least_rms(self) -> float:
+        """ε is the least length: ε/√d."""
+        return float(self.config.eps) / math.sqrt(self.width)
+
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         y = acc.normalize(x, self.config.eps / math.sqrt(self.width), form="floor")

@@ -23,10 +23,12 @@ class TaperNormConfig(NormConfig):
     type: str = knob("tapernorm", "norm type, a registered name (set by norm=NAME)")
     eps: float = knob(1e-5, "ε, added to the mean square under the root")
     start: float = knob(0.1, "share of the training in which the gate is 1 and c is measured")
-    end: float = knob(0.8, "share of the training from which on the gate is 0")
+    end: float = knob(0.8, "share of the steps after which the gate is 0 (some must be left)")
     ema: float = knob(0.05, "share of a step in the running means that c is the quotient of")
     scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    keep_final: bool = knob(True, "the final norm never fades: it anchors the size of the logits")
+    keep_final: bool = knob(
+        True, "a norm before the head never fades: it anchors the logits (post-norm has none)"
+    )
 
     def __post_init__(self) -> None:
         check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")

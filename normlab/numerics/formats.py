@@ -69,10 +69,11 @@ class FloatFormat:
         """The same format with `flush`, `saturate` or `stochastic(SEED)` added."""
         if seeded := _SEEDED.fullmatch(option):
             return dataclasses.replace(self, stochastic=int(seeded[1]))
-        choice("option of a float format", option, FORMAT_OPTIONS)
         if option == "flush":
             return dataclasses.replace(self, subnormals="flush")
-        return dataclasses.replace(self, overflow="saturate")
+        if option == "saturate":
+            return dataclasses.replace(self, overflow="saturate")
+        raise unknown("option of a float format", option, FORMAT_OPTIONS)
 
     def __str__(self) -> str:
         """The string that `parse` reads."""

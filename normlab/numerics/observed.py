@@ -38,7 +38,7 @@ class Observed:
     imprecise: Int[Array, ""]  # rows on which underflow may cost more than one rounding
     harmed: Int[Array, ""]  # those of them with Σ below the smallest normal
     max_abs: Float[Array, ""]  # the largest |x|, before any scale
-    max_square: Float[Array, ""]  # the largest Σ at scale 1: ‖x‖², ‖x − μ‖² where the norm centres
+    max_square: Float[Array, ""]  # largest Σ at scale 1: ‖x‖² (‖x − μ‖² if centred; l1: Σ|x − μ|)
     squares: Int[Array, " bins"]  # histogram of Σ at scale 1
     sums: Int[Array, " bins"]  # histogram of Σ
 

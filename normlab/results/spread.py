@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from normlab.results.record import NOT_APPLICABLE, OK, Record
-from normlab.results.table import number
+from normlab.results.table import HEAD, Cell, number, tables
 
 RATE = "optimizer.lr"
 _NOT_THE_MODEL = ("seed", "run", "runs", "log_every", "data.root", "data.cache")
@@ -41,7 +41,7 @@ class Group:
     @property
     def logs(self) -> list[float]:
         """Log-perplexity in fp32 of each seed that has one."""
-        good = [r.perplexity for r in self.records.get("fp32", []) if r.status == OK]
+        good = [Cell.of(r).value for r in self.records.get("fp32", []) if r.status == OK]
         return [math.log(p) if p else math.nan for p in good if p is not None]
 
     @property
@@ -59,7 +59,8 @@ class Group:
         if set(bad) == {NOT_APPLICABLE}:
             return NOT_APPLICABLE
         good = [r for r in records if r.status == OK]
-        values = [r.perplexity if precision == "fp32" else r.delta for r in good]
+        cells = [Cell.of(r) for r in good]
+        values = [c.value if precision == "fp32" else c.delta for c in cells]
         parts = [_spread(values, signed=precision != "fp32")] if good else []
         overflowed = sum(r.overflowed_rows or 0 for r in good)
         parts += [f"overflow {overflowed:,}"] * bool(overflowed)
@@ -69,7 +70,7 @@ class Group:
 def groups(records: Iterable[Record]) -> list[Group]:
     """The records of training runs by config, as they come; pretrained models have no seed.
 
-    Of two records of one run and precision the later one counts.
+    Of two records of one seed and precision the later one counts: a run made twice is one run.
     """
     found: dict[str, Group] = {}
     for record in records:
@@ -80,7 +81,7 @@ def groups(records: Iterable[Record]) -> list[Group]:
         flat["transform"] = record.transform
         group = found.setdefault(json.dumps(flat, sort_keys=True), Group(flat, {}))
         rows = group.records.setdefault(record.precision, [])
-        rows[:] = [r for r in rows if r.model != record.model] + [record]
+        rows[:] = [r for r in rows if r.seed != record.seed] + [record]
     return list(found.values())
 
 
@@ -94,11 +95,25 @@ def best_rates(found: Sequence[Group]) -> list[Group]:
     return list(best.values())
 
 
+def spreads(
+    records: Iterable[Record], precisions: Sequence[str]
+) -> list[tuple[str, list[list[str]]]]:
+    """(title, lines) for each text and way of reading it where a config has several seeds.
+
+    Numbers that don't compare never share a table, as in `normlab.results.table.tables`.
+    """
+    by_text: dict[tuple, list[Record]] = {}
+    for record in records:
+        by_text.setdefault(tuple(getattr(record, name) for name in HEAD), []).append(record)
+    found = [(tables(group)[0].title, lines(group, precisions)) for group in by_text.values()]
+    return [(title, made) for title, made in found if made]
+
+
 def lines(records: Iterable[Record], precisions: Sequence[str]) -> list[list[str]]:
     """A head and a line for each config, at its best learning rate; none where all seeds are one.
 
     Args:
-        records: any; those of training runs count.
+        records: of one text; those of training runs count.
         precisions: the columns.
     """
     found = groups(records)

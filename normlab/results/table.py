@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from normlab.results.record import OK, Record
 
 SUBJECT = ("model", "norm", "placement")
-_HEAD = (
+HEAD = (
     "dataset_title", "text_sha256", "split", "protocol", "protocol_version", "window",
     "max_windows", "tokenizer", "tokenizer_hash", "windows", "tokens_scored", "default_order",
 )  # fmt: skip
 LEGEND = (
     "Δ is the difference to fp32, ± its paired standard error over windows. overflow: rows whose "
     "sum left the format's range and became infinite; zero: rows whose sum vanished; n/a: the norm "
-    "accumulates nothing."
+    "accumulates nothing, or the transform can't rewrite this model."
 )
 
 
@@ -119,7 +119,7 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
     """
     groups: dict[tuple, list[Record]] = {}
     for record in records:
-        groups.setdefault(tuple(getattr(record, name) for name in _HEAD), []).append(record)
+        groups.setdefault(tuple(getattr(record, name) for name in HEAD), []).append(record)
     made = []
     for head, group in groups.items():
         asked = tuple(dict.fromkeys(precisions or (r.precision for r in group)))
@@ -127,5 +127,5 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
         for r in group:
             subject = (r.model, r.norm or "", r.placement or "")
             rows.setdefault(subject, {})[r.precision] = Cell.of(r)
-        made.append(Table(dict(zip(_HEAD, head, strict=True)), group[0].reported, asked, rows))
+        made.append(Table(dict(zip(HEAD, head, strict=True)), group[0].reported, asked, rows))
     return made

@@ -115,8 +115,9 @@ class Moments:
 
     def head_sizes(self, rows: Rows, linear: Linear, norm: Norm) -> np.ndarray:
         """Root mean square of each head's norm."""
-        mean, variance = rows.through(linear)
-        return np.sqrt((mean**2 + variance).reshape(-1, norm.width).sum(axis=1))
+        mean, variance = (v.reshape(-1, norm.width) for v in rows.through(linear))
+        middle = mean.mean(axis=1, keepdims=True) if weights.centres(norm) else 0.0
+        return np.sqrt(((mean - middle) ** 2 + variance).sum(axis=1))
 
     def normed(self, rows: Rows | Inside, norm: Norm) -> Any:
         """x·√(d / E‖x‖²) ⊙ γ + β: the norm of a row, or head, replaced by its root mean square."""
@@ -211,9 +212,13 @@ def headroom(width: int) -> float:
     return (4 * width) ** 0.25
 
 
-def harmless(eps: float) -> float:
-    """The largest scale, 128√ε, at which no underflow harms any row (docs/scales.md, 'The cap')."""
-    return 128 * eps**0.5
+def harmless(least_rms: float) -> float:
+    """The largest scale, 128√ε, at which no underflow harms any row (docs/scales.md, 'The cap').
+
+    Args:
+        least_rms: √ε as the norm has it, see `Norm.least_rms`.
+    """
+    return 128 * least_rms
 
 
 @scale_rules.register("moments")
@@ -227,5 +232,5 @@ def moments(model: Transformer) -> dict[str, Any]:
     found = {}
     for site, (low, high) in root_mean_squares(model).items():
         middle = np.sqrt(low * high) / headroom(norms[site].width)
-        found[site] = np.maximum(middle, harmless(getattr(norms[site].config, "eps", 0.0)))
+        found[site] = np.maximum(middle, harmless(norms[site].least_rms()))
     return found

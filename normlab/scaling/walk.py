@@ -58,6 +58,11 @@ class _Walk(Generic[R]):
 
     def branch(self, branch: Any, rows: R) -> R:
         for norm, linear in _by_head(branch):
+            if not getattr(linear, "scaled", True):
+                raise ValueError(
+                    f"{norm.site.name} reads rows that 'cancel' left unnormalized: expected a rule "
+                    "that looks at rows, such as calibrated or row_max"
+                )
             sizes = self.walker.head_sizes(rows, linear, norm)
             self.scales[norm.site.name] = sizes[:, None] if len(sizes) > 1 else sizes[0]
         rows = self.through(branch.norm_inner, self.walker.inner(rows, branch))

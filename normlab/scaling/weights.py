@@ -53,7 +53,7 @@ def shift(norm: Norm) -> Vector:
 
 def centres(norm: Norm) -> bool:
     """Whether the norm's statistic is that of x − μ."""
-    return bool(getattr(norm.config, "center", False))
+    return norm.centred_statistic and bool(getattr(norm.config, "center", False))
 
 
 def host(x: Array) -> np.ndarray:
@@ -99,14 +99,11 @@ def output(branch: Attention | MLP) -> Linear:
 def tables(model: Transformer) -> list[tuple[float, Float[Array, "n d"]]]:
     """What the stem adds up: (factor, token rows) and, where there are any, learned positions."""
     learned = 1.0 if model.embed_scale is None else float(model.embed_scale[...])
-    rows, factor = model.embed.embedding[...], learned * model.config.embed_factor
-    if model.embed_length is not None:  # every row has this norm, whatever is stored
-        lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
-        rows, factor = model.embed_length[...] * rows / lengths, learned
-    found = [(factor, rows)]
-    if model.embed_length is not None:  # FixNorm's rows
-        rows = found[0][1] / jnp.linalg.norm(found[0][1], axis=-1, keepdims=True)
-        found = [(learned * float(model.embed_length[...]), rows)]
+    rows, factor = model.embed.embedding[...], model.config.embed_factor
+    if model.embed_length is not None:  # every row has this norm, whatever is stored (FixNorm)
+        rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        factor = float(model.embed_length[...])
+    found = [(learned * factor, rows)]
     if model.positions is not None:
         found.append((learned, model.positions.embedding[...]))
     return found

@@ -32,11 +32,11 @@ class DeferredNorm(Norm):
         self.gain, self.bias = None, None
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch e"]:
-        """The row and its factor, e = d + 1; with a static scale s both are of x/s."""
+        """The row and its factor, e = d + 1; a static scale touches the statistic alone."""
         z, mean_square = acc.moments(x, center=self.config.center)
         c = self.config
         factor = acc.inverse_rms(mean_square, c.eps, c.eps_form)
-        return jnp.concatenate([z, factor], axis=-1).astype(x.dtype)
+        return jnp.concatenate([z * acc.scale, factor / acc.scale], axis=-1).astype(x.dtype)
 
 
 class DeferredLinear(Linear):

@@ -7,7 +7,7 @@ from flax import nnx
 
 from normlab.model import Transformer
 from normlab.norms import Norm, norms
-from normlab.norms.statistics import ExactLayerNormConfig
+from normlab.norms.statistics import ExactLayerNormConfig, LayerNormConfig
 
 _PLAIN = {"center": False, "one_plus": False, "eps_form": "under"}
 """Fields that change what a norm computes, with the value that a type without them stands for."""
@@ -46,6 +46,8 @@ def swap(model: Transformer, name: str, **knobs: Any) -> Transformer:
 def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
     """A norm of another type at the same site, with the arrays of `old`."""
     where = f"norm {old.config.type!r} at {old.site.name}"
+    if not isinstance(old, norms[old.config.type]):
+        raise ValueError(f"{where} was rewritten by another transform: swap before it, not after")
     new = kind(old.width, old.site, _config(old.config, kind, knobs, where))
     graph, empty = nnx.split(new)
     state = nnx.state(old)
@@ -61,6 +63,10 @@ def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
 def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> Any:
     """The type's config, with LayerNorm's fields as `old` has them, and the knobs."""
     name = kind.Config().type
+    if not issubclass(kind.Config, LayerNormConfig):
+        raise ValueError(
+            f"norm {name!r} can't take the place of {where}: expected LayerNorm's or RMSNorm's kin"
+        )
     fields = {f.name for f in dataclasses.fields(kind.Config)} - {"type"}
     for knob in knobs:
         if knob not in fields:
@@ -68,6 +74,11 @@ def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> An
             raise ValueError(f"norm {name!r} has no knob {knob!r}; it has {has}")
     common = {f.name for f in dataclasses.fields(ExactLayerNormConfig)} & fields
     taken = {key: getattr(old, key) for key in common if hasattr(old, key)}
+    if name in ("layernorm", "rmsnorm") and taken.get("center") != kind.Config().center:
+        raise ValueError(
+            f"norm {name!r} can't take the place of {where}, which has center = "
+            f"{taken.get('center')}: that would be the same norm under another name"
+        )
     try:
         config = kind.Config(**(taken | knobs))
     except ValueError as error:
