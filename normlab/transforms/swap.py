@@ -57,16 +57,16 @@ def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
             f"norm {new.config.type!r} can't take the place of {where}: it needs "
             f"{_written(needs)}, and there is {_written(has)}"
         )
+    if not issubclass(kind.Config, LayerNormConfig):  # GroupNorm: the same gain, another row
+        raise ValueError(
+            f"norm {new.config.type!r} can't take the place of {where}: expected LayerNorm's kin"
+        )
     return nnx.merge(graph, state)
 
 
 def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> Any:
     """The type's config, with LayerNorm's fields as `old` has them, and the knobs."""
     name = kind.Config().type
-    if not issubclass(kind.Config, LayerNormConfig):
-        raise ValueError(
-            f"norm {name!r} can't take the place of {where}: expected LayerNorm's or RMSNorm's kin"
-        )
     fields = {f.name for f in dataclasses.fields(kind.Config)} - {"type"}
     for knob in knobs:
         if knob not in fields:
