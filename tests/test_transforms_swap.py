@@ -106,6 +106,7 @@ def test_a_layernorm_does_not_become_what_can_not_centre(layernorm):
         ("dyt", "i-bert", r"'i-bert' can't take the place of norm 'dyt' at .*: .*alpha"),
         ("rmsnorm", "dyt", r"'dyt' can't take the place of norm 'rmsnorm' at .*: .*alpha"),
         ("rmsnorm", "none", "'none' can't take the place of norm 'rmsnorm'"),
+        ("rmsnorm", "layernorm", "the same norm under another name"),
     ],
 )
 def test_names_the_parameters_that_do_not_fit(model, name, message):
