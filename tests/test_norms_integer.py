@@ -82,7 +82,7 @@ def test_i_bert_is_the_same_in_unbounded_integers(bits, center):
     np.testing.assert_allclose(call(norm, x), wanted, rtol=2e-7, atol=0)
 
 
-# Derandomized: at 24 bits one example in hundreds differs by one unit of the quantization (LOG.md).
+# Derandomized: one random example has differed by one unit of the quantization (LOG.md).
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(
     size=st.floats(1e-3, 1e3),
