@@ -74,7 +74,9 @@ def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> An
             raise ValueError(f"norm {name!r} has no knob {knob!r}; it has {has}")
     common = {f.name for f in dataclasses.fields(ExactLayerNormConfig)} & fields
     taken = {key: getattr(old, key) for key in common if hasattr(old, key)}
-    if name in ("layernorm", "rmsnorm") and taken.get("center") != kind.Config().center:
+    if name in ("layernorm", "rmsnorm") and taken.get("center") != getattr(
+        kind.Config(), "center", None
+    ):
         raise ValueError(
             f"norm {name!r} can't take the place of {where}, which has center = "
             f"{taken.get('center')}: that would be the same norm under another name"
