@@ -6,7 +6,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 ASK    ?=
 
-.PHONY: table test check clean
+.PHONY: table test check docs clean
 
 table: $(VENV)/.core
 	$(RUN) -m train experiment=table $(ASK)
@@ -22,6 +22,9 @@ check: $(VENV)/.test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+
 $(VENV)/bin/pip:
 	@$(PYTHON) -m venv $(VENV)
 
@@ -35,5 +38,9 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.core
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -61,4 +61,5 @@ class Progress:
         if not console.is_terminal and due and done > self._start:
             self._line = now
             left = (now - self._began) / (done - self._start) * (self.total - done)
-            print(f"{self.title}: {done}/{self.total}  {shown}  {left:.0f} s left", flush=True)
+            line = f"{self.title}: {done}/{self.total}  {shown}  {left:.0f} s left"
+            console.print(line, markup=False, highlight=False)

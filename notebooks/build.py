@@ -1,5 +1,6 @@
 """Execute notebooks, NAME.py into NAME.ipynb: `python notebooks/build.py [NAME ...]`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # names the folder that it ran in
 
 
 def build(text: Path) -> Path:
