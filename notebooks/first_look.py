@@ -33,12 +33,14 @@ from normlab.config import build
 from normlab.data import load_tokens
 from normlab.model import Context
 from normlab.numerics import Precision, sum_of_squares
+from normlab.progress import console
 from normlab.results import tables
 from normlab.results.formats import markdown
 from normlab.scaling import scales
 from train.config import TrainConfig
 from train.loop import train
 
+console.quiet = True  # no progress bars on this page
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]

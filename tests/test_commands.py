@@ -1,0 +1,107 @@
+"""Every `python -m` command of the README and of the documentation runs, on something small."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import TINY, tiny_config
+from small_checkpoints import CONFIGS, tensors, write_folder
+
+from train.loop import train
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RECORD = 'python() { for a in "$@"; do printf "%s\\t" "$a"; done; echo; }; '
+MUTE = "make() { :; }; git() { :; }; pip() { :; }; cd() { :; }; "
+
+
+def commands() -> list[tuple[str, ...]]:
+    """What bash hands to `python` in the fenced blocks of all pages, loops and variables included.
+
+    Blocks that name a language (Python, YAML, …) are not for bash.
+    """
+    found = []
+    for page in PAGES:
+        for language, block in FENCED.findall(page.read_text()):
+            if language or not re.search(r"^ *python ", block, re.MULTILINE):
+                continue
+            with tempfile.TemporaryDirectory() as empty:
+                bash = ["bash", "-c", RECORD + MUTE + block]
+                done = subprocess.run(bash, cwd=empty, capture_output=True, text=True)
+            assert done.returncode == 0, f"{page}: {done.stderr}"
+            found += [tuple(line.rstrip("\t").split("\t")) for line in done.stdout.splitlines()]
+    return [c for c in found if c[0] == "-m" and c[1].split(".")[0] in ("train", "evaluate")]
+
+
+TRAIN = {
+    **{f"model.{name}": value for name, value in TINY.items()},
+    "data": "embedded", "data.vocab_size": 300, "optimizer.warmup": 1, "steps": 2, "batch": 4,
+    "window": 16, "eval_every": 2, "eval_windows": 4,
+}  # fmt: skip
+EVALUATE = {"max_windows": 2, "window": 32, "calibration_windows": 1, "data.corpus": "embedded"}
+
+
+def small(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The same command on a tiny model, its files in HOME."""
+    _, app, *arguments = command
+    flags = [a for a in arguments if "=" not in a]
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    if app == "train":
+        wide = {"norm": "rmsnorm", "placement": "pre", "seed": 0} if "experiment" in given else {}
+        given = given | {k: v for k, v in wide.items() if k not in given} | TRAIN
+        given.pop("run", None)
+        given |= {"runs": "HOME/made"}
+        if given.get("norm") == "rmsnorm,mediannorm":  # the one that the page adds
+            given["norm"] = "rmsnorm,layernorm"
+    elif app == "evaluate" and given:
+        places = {"checkpoint": "HOME/run", "runs": "HOME/runs", "model": "hf:HOME/hf"}
+        given |= {k: v for k, v in places.items() if k in given} | EVALUATE | {"out": "HOME/out"}
+    elif app == "evaluate.figures":
+        flags = ["HOME/out"]
+    elif app == "train.remove":
+        given |= {"checkpoint": "HOME/run", "steps": 1, "out": "HOME/removed"}
+    return ("-m", app, *flags, *sorted(f"{k}={v}" for k, v in given.items()))
+
+
+COMMANDS = commands()
+SMALL = list(dict.fromkeys(map(small, COMMANDS)))
+"""Many differ in nothing but the model and the text."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A trained run, a directory of runs, a Hugging Face checkpoint, and records to draw from."""
+    folder = tmp_path_factory.mktemp("commands")
+    norm = {"type": "layernorm"}
+    train(tiny_config(folder / "runs", norm=norm, run=str(folder / "run"), steps=4))
+    train(tiny_config(folder / "runs", norm=norm, steps=4))
+    write_folder(folder / "hf", "llama", CONFIGS["llama"], tensors("llama"))
+    run(["-m", "evaluate", "checkpoint=HOME/run", "out=HOME/out"], folder)
+    return folder
+
+
+def run(arguments: Sequence[str], home: Path) -> None:
+    arguments = [a.replace("HOME", str(home)) for a in arguments]
+    environment = os.environ | {"NORMLAB_TRACEBACK": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def test_there_are_commands_of_both_applications_with_loops_unrolled():
+    assert {c[1] for c in COMMANDS} >= {"train", "evaluate", "evaluate.figures", "train.remove"}
+    assert not any("$" in argument for command in COMMANDS for argument in command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SMALL, ids=" ".join)
+def test_it_runs(command, home):
+    run(command, home)
