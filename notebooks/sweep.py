@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Reading a sweep
 #
-# You will run a small sweep (two norms, three learning rates, two seeds), see which runs diverged, draw loss against
+# You will run a small sweep (two norms, three learning rates, two seeds), see whether any diverged, draw loss against
 # learning rate, and make the table for a paper: each norm at its best rate, mean ± spread over seeds, and whether
 # the difference is one. About two minutes on a laptop.
 

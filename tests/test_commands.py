@@ -18,14 +18,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-RECORD = 'python() { for a in "$@"; do printf "%s\\t" "$a"; done; echo; }; '
+RECORD = 'python() { for a in "$XLA_FLAGS" "$@"; do printf "%s\\t" "$a"; done; echo; }; '
 MUTE = "make() { :; }; git() { :; }; pip() { :; }; cd() { :; }; "
 
 
 def commands() -> list[tuple[str, ...]]:
     """What bash hands to `python` in the fenced blocks of all pages, loops and variables included.
 
-    Blocks that name a language (Python, YAML, …) are not for bash.
+    Before it, XLA's flags. Blocks that name a language are not for this machine: Python, YAML, and
+    (sh) what needs a launcher, a cluster, or two processes at once; those have tests of their own.
     """
     found = []
     for page in PAGES:
@@ -37,7 +38,7 @@ def commands() -> list[tuple[str, ...]]:
                 done = subprocess.run(bash, cwd=empty, capture_output=True, text=True)
             assert done.returncode == 0, f"{page}: {done.stderr}"
             found += [tuple(line.rstrip("\t").split("\t")) for line in done.stdout.splitlines()]
-    return [c for c in found if c[0] == "-m" and c[1].split(".")[0] in ("train", "evaluate")]
+    return [c for c in found if c[1] == "-m" and c[2].split(".")[0] in ("train", "evaluate")]
 
 
 TRAIN = {
@@ -50,7 +51,7 @@ EVALUATE = {"max_windows": 2, "window": 32, "calibration_windows": 1, "data.corp
 
 def small(command: tuple[str, ...]) -> tuple[str, ...]:
     """The same command on a tiny model, its files in HOME."""
-    _, app, *arguments = command
+    flags_of_xla, _, app, *arguments = command
     flags = [a for a in arguments if "=" not in a]
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     if app == "train":
@@ -67,7 +68,7 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         flags = ["HOME/out"]
     elif app == "train.remove":
         given |= {"checkpoint": "HOME/run", "steps": 1, "out": "HOME/removed"}
-    return ("-m", app, *flags, *sorted(f"{k}={v}" for k, v in given.items()))
+    return (flags_of_xla, "-m", app, *flags, *sorted(f"{k}={v}" for k, v in given.items()))
 
 
 COMMANDS = commands()
@@ -82,14 +83,14 @@ def home(tmp_path_factory):
     norm = {"type": "layernorm"}
     train(tiny_config(folder / "runs", norm=norm, run=str(folder / "run"), steps=4))
     train(tiny_config(folder / "runs", norm=norm, steps=4))
-    write_folder(folder / "hf", "llama", CONFIGS["llama"], tensors("llama"))
-    run(["-m", "evaluate", "checkpoint=HOME/run", "out=HOME/out"], folder)
+    write_folder(folder / "hf", CONFIGS["llama"], tensors("llama"))
+    run(["", "-m", "evaluate", "checkpoint=HOME/run", "out=HOME/out"], folder)
     return folder
 
 
 def run(arguments: Sequence[str], home: Path) -> None:
     arguments = [a.replace("HOME", str(home)) for a in arguments]
-    environment = os.environ | {"NORMLAB_TRACEBACK": "1"}
+    environment = os.environ | {"NORMLAB_TRACEBACK": "1", "XLA_FLAGS": arguments.pop(0)}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -97,7 +98,7 @@ def run(arguments: Sequence[str], home: Path) -> None:
 
 
 def test_there_are_commands_of_both_applications_with_loops_unrolled():
-    assert {c[1] for c in COMMANDS} >= {"train", "evaluate", "evaluate.figures", "train.remove"}
+    assert {c[2] for c in COMMANDS} >= {"train", "evaluate", "evaluate.figures", "train.remove"}
     assert not any("$" in argument for command in COMMANDS for argument in command)
 
 

@@ -24,7 +24,7 @@ SMALL = {
 def shrunk(notebook, name, folder):
     """The notebook with other constants behind its own."""
     if name in SMALL:
-        write_folder(folder / "hf", "llama", CONFIGS["llama"], tensors("llama"))
+        write_folder(folder / "hf", CONFIGS["llama"], tensors("llama"))
         source = SMALL[name].format(model=f"hf:{folder / 'hf'}")
         first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
         for constant in source.partition("=")[0].split(","):
