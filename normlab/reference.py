@@ -9,16 +9,33 @@ from normlab.about import About
 from normlab.model import PlacementConfig, placements
 from normlab.norms import Norm, NormState, Site, norms
 from normlab.transforms import transforms
+from normlab.transforms.remove import Frozen
 
 LAYERS = 4  # so many blocks show every site that a placement fills
 HEAD = "<!-- Made by `python -m normlab.reference > docs/norms.md`; a test compares. -->"
+
+
+LEFT_OUT = (
+    "nGPT (Loshchilov et al. 2024, arXiv:2410.01131; NVIDIA/ngpt, model.py and train.py) is no row "
+    "here: it doesn't fit the frame without bending it. It needs a residual sum with a learned "
+    "factor on each element (x + a ⊙ (N(F(x)) − x)), learned factors behind queries and keys once "
+    "they are rotated, behind gate and up, and behind the logits, and a step that puts every "
+    "matrix back on the sphere after the optimizer: attention, MLP, residual, head, optimizer and "
+    "step would each learn of one architecture. Its normalized sum alone would not be nGPT."
+)
 
 
 def methods() -> Iterator[tuple[str, str, About]]:
     """(kind, registered name, what is said of it) of everything that is registered."""
     yield from (("norm", name, norms[name].about) for name in norms)
     yield from (("placement", name, placements[name].about) for name in placements)
-    yield from (("transform", name, transforms[name].about) for name in transforms)
+    yield from (("transform", name, about) for name, about in _transforms())
+
+
+def _transforms() -> Iterator[tuple[str, About]]:
+    """The registered ones, and removal, which needs training between its steps: `train.remove`."""
+    yield from ((name, transforms[name].about) for name in transforms)
+    yield "remove", Frozen.about
 
 
 def reference() -> str:
@@ -35,7 +52,10 @@ def reference() -> str:
         "Sites of a model of four blocks; any row may add `norm_embed` and `norm_qk`.",
         _table(["placement", "formula", "sites"], _placement_rows()),
         "## Transforms of a trained model: `python -m evaluate … transform=[NAME]`",
+        "`remove` is `python -m train.remove`, which trains between its steps.",
         _table(["transform", "formula"], _transform_rows()),
+        "## Left out",
+        LEFT_OUT,
     ]) + "\n"  # fmt: skip
 
 
@@ -80,8 +100,7 @@ def _placement_rows() -> Iterator[tuple[list[str], About]]:
 
 
 def _transform_rows() -> Iterator[tuple[list[str], About]]:
-    for name in transforms:
-        about = transforms[name].about
+    for name, about in _transforms():
         yield [f"`{name}`: {about.title}", about.formula], about
 
 

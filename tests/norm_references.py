@@ -74,7 +74,8 @@ def quantized(x, bits, floor=0.0):
     """A row's integers and its scale, by float32 as the norm's input is."""
     most = np.float32(2 ** (bits - 1) - 1)
     top = max(np.abs(x).max(), np.float32(floor))
-    return [int(q) for q in np.round(x * (most / top))], top * np.float32(1 / most)
+    q = np.round(x * (most / top))  # at 24 bits the largest can round to one above `most`
+    return [int(v) for v in np.clip(q, -most, most)], top * np.float32(1 / most)
 
 
 def i_bert_row(x, c):

@@ -16,6 +16,7 @@ from norm_references import dyadic as dyadic_reference
 from normlab.norms import Site, norms
 from normlab.norms.approximate import dyadic
 from normlab.numerics import Accumulator
+from normlab.numerics.histogram import histogram
 
 SITE = Site("norm_final", "norm_final")
 APPROXIMATE = [n for n in norms if norms[n].__module__.endswith("approximate")]
@@ -101,8 +102,8 @@ def test_l1_accumulates_sizes_and_not_squares():
     observed = seen(norm.config, 16, "fp16:pairwise")(x)  # Σx² ≈ 160,000, Σ|x| ≈ 1,300
     assert int(observed.overflowed) == 0
     np.testing.assert_allclose(call(norm, x, "fp16:pairwise"), call(norm, x), rtol=2e-3)
-    largest = np.abs(np.float64(x)).sum(-1).max()
-    np.testing.assert_allclose(observed.max_square, largest, rtol=1e-5)
+    sizes = np.abs(np.float64(x)).sum(-1)
+    np.testing.assert_array_equal(observed.sums, histogram(jnp.float32(sizes)))
 
 
 @settings(deadline=None, max_examples=20)
@@ -257,8 +258,37 @@ def test_a_negative_variance_is_no_number_as_in_layernorm(name):
     assert np.array_equal(np.isnan(call(make(name), x, "bf16.onepass")), wanted)
 
 
-def test_max_rescale_is_observed_as_what_it_reads():
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("name", APPROXIMATE)
+def test_the_row_that_is_observed_is_the_one_that_was_read(name, center):
+    """Whatever is summed of it: sizes, x over its largest element, [x, −x]."""
+    center = center and name not in ("doubled", "dropped-mean")  # their statistic is uncentred
     acc, x = Accumulator("fp16:pairwise", observe=True), rows() * np.float32(1e5)
-    make("max-rescale", center=False)(x, acc)
+    make(name, center=center)(x, acc)
+    squares = (np.float64(x - x.mean(-1, keepdims=True) if center else x) ** 2).sum(-1)
     assert float(acc.observed.max_abs) == np.abs(x).max()
-    np.testing.assert_allclose(acc.observed.max_square, np.square(x).sum(-1).max(), rtol=1e-5)
+    np.testing.assert_allclose(acc.observed.max_square, squares.max(), rtol=1e-5)
+    np.testing.assert_array_equal(acc.observed.squares, histogram(jnp.float32(squares)))
+
+
+def in_halves(x):
+    return np.float32(np.float16(x))
+
+
+def test_a_unit_that_reads_halves_rescales_and_centres_in_halves():
+    """The option `.input` at each step of its own that a norm makes of the row."""
+    x = rows(64) * np.float32(10)
+    held = in_halves(x)
+    z = in_halves(held * (np.float32(1) / np.abs(held).max(-1, keepdims=True)))
+    mean_square = (np.float64(z) ** 2).mean(-1, keepdims=True)
+    y = call(make("max-rescale", center=False, eps=0.0), x, "fp32.input")
+    assert np.array_equal(y, call(make("max-rescale", center=False, eps=0.0), x, "fp32"))
+    y = call(make("max-rescale", center=False, eps=0.0), x, "fp16:rounded.input")
+    np.testing.assert_allclose(y, z / np.sqrt(mean_square), rtol=6e-4)
+    # A multiple of z, and of z alone, so that elements that agree in halves agree in the output.
+    assert np.abs(y / np.abs(y).max(-1, keepdims=True) - z).max() < 3e-7
+    y = call(make("dropped-mean", eps=0.0), x, "fp16:rounded.input")
+    mean = np.float32(np.float16(held.sum(-1, keepdims=True))) / np.float32(48)
+    centred = in_halves(held - mean)
+    largest = np.abs(centred).max(-1, keepdims=True)
+    assert np.abs(y / np.abs(y).max(-1, keepdims=True) - centred / largest).max() < 3e-7

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from norm_references import ai_layernorm_row, arithmetic_reference, exact, i_bert_row
 
@@ -82,8 +82,8 @@ def test_i_bert_is_the_same_in_unbounded_integers(bits, center):
     np.testing.assert_allclose(call(norm, x), wanted, rtol=2e-7, atol=0)
 
 
-# Derandomized: one random example has differed by one unit of the quantization (LOG.md).
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(deadline=None, max_examples=20)
+@example(size=4.5390625, tail=6, shift=0.0, seed=96)  # x·(most/top) rounds to most + 1/2: clipped
 @given(
     size=st.floats(1e-3, 1e3),
     tail=st.integers(0, 6),

@@ -13,6 +13,7 @@ from test_norms import make, randomized, row
 from normlab.model import Context
 from normlab.norms import norms
 from normlab.numerics import Accumulator
+from normlab.transforms import DoesNotApply, apply
 
 FP32 = Accumulator()
 
@@ -77,6 +78,84 @@ def test_fixup_starts_as_its_rules_say():
         assert block.mlp.norm_in.shift[...].shape == ()
     assert not np.any(fixup.head.kernel[...])
     assert np.array_equal(fixup.embed.embedding[...], plain.embed.embedding[...])
+
+
+def test_tfixup_starts_as_its_factors_say():
+    """Huang et al. 2020; 0.67·12^(−1/4) = 0.36 for twelve blocks."""
+    kind, config = norms["none"], norms["none"].Config(method="tfixup")
+    assert kind.init_scale(config, "value", 24) == pytest.approx(0.36, abs=5e-4)
+    plain = tiny_model("none", norm_fields={"branch_gain": 1.0}, tied=False, layers=3)
+    tfixup = tiny_model("none", norm_fields={"method": "tfixup"}, tied=False, layers=3)
+    factors = {"query": 1, "key": 1, "value": 0.67 * 3**-0.25}
+    for name, factor in factors.items():
+        ours, theirs = (getattr(m.blocks[1].attention.branch, name) for m in (tfixup, plain))
+        np.testing.assert_allclose(ours.kernel[...], factor * theirs.kernel[...], rtol=1e-6)
+    std = plain.config.std * 0.67 * 3**-0.25  # without GPT-2's division of output maps
+    for linear in (tfixup.blocks[1].attention.branch.out, tfixup.blocks[2].mlp.branch.down):
+        assert np.std(linear.kernel[...]) == pytest.approx(std, rel=0.1)
+    np.testing.assert_allclose(
+        tfixup.embed.embedding[...], 27**-0.25 * plain.embed.embedding[...], rtol=1e-6
+    )
+    assert float(tfixup.embed_scale[...]) == pytest.approx(math.sqrt(32))
+    assert np.array_equal(tfixup.head.kernel[...], plain.head.kernel[...])
+    assert tfixup.blocks[0].mlp.branch_gain is None
+
+
+def estimated():
+    """One block of `bhyt-estimated` whose attention gives every token the mean of all values."""
+    fields = {"layers": 1, "heads": 4, "kv_heads": 2, "causal": False, "positions": "none"}
+    model = tiny_model("bhyt-estimated", **fields)
+    attention = model.blocks[0].attention
+    attention.branch.query.kernel[...] *= 0.0
+    attention.branch.out.kernel[...] *= 700.0  # so that it adds about as much as is there
+    return model
+
+
+def told(block, x, precision="fp32", scale=1.0):
+    """An accumulator as a block that x entered hands it to its MLP's norm."""
+    acc = Accumulator(precision, scale)
+    acc.entered = x, block.attention
+    return acc
+
+
+def test_the_estimate_is_the_sums_mean_square():
+    block, x = estimated().blocks[0], np.random.default_rng(0).normal(size=(256, 16, 32))
+    x = np.float32(x * 3 / np.sqrt((x**2).mean(-1, keepdims=True)))
+    summed = np.float64(block.attention(x, Context()))
+    y = np.float64(block.mlp.norm_in(np.float32(summed), told(block, x)))
+    estimate = np.square(0.1 * summed / np.arctanh(y)).mean()  # y = tanh(x / (κ·root))
+    assert estimate == pytest.approx(np.square(summed).mean(), rel=0.05)
+    assert np.square(summed).mean() > 1.3 * np.square(x).mean()
+
+
+def test_an_estimated_statistic_is_not_of_the_row_that_it_divides():
+    block = estimated().blocks[0]
+    norm, x = block.mlp.norm_in, np.float32(np.random.default_rng(0).normal(size=(4, 32)))
+    jacobian = jax.jacobian(lambda v: norm(jnp.tile(v, (4, 1)), told(block, x))[3])(x[0])
+    assert np.count_nonzero(jacobian - np.diag(np.diag(jacobian))) == 0
+    with pytest.raises(ValueError, match="can't be estimated outside its block"):
+        norm(x, Accumulator())
+    with pytest.raises(DoesNotApply):
+        apply(estimated(), "fold")
+
+
+def test_the_estimate_reaches_the_model(tokens):
+    """Float64 of the formula at a model's MLP, whose first norm is an ordinary BHyT."""
+    model, context = tiny_model("bhyt-estimated", heads=4, kv_heads=2), Context(capture=True)
+    block = model.blocks[1]
+    block.attention.norm_in.lam[...] = jnp.float32(30.0)
+    model(tokens, context)
+    branch, out = block.attention.branch, model.blocks[1].attention.branch.out
+    value = np.float64(branch.value.kernel[...]).reshape(32, 2, 8).repeat(2, axis=1)
+    added = np.square(value.reshape(32, 32) @ np.float64(out.kernel[...])).sum() * 9 / (16 * 32)
+    x, summed = (context.inputs[f"blocks.1.{s}.norm_in"] for s in ("attention", "mlp"))
+    root = np.sqrt((np.float64(x) ** 2).mean(-1, keepdims=True) + added + 1e-6)
+    wanted = np.tanh(0.1 * np.float64(summed) / root)
+    for precision, scale, error in (("fp32", 1.0, 1e-5), ("fp16:pairwise", 0.5, 2e-3)):
+        y = block.mlp.norm_in(summed, told(block, x, precision, scale))
+        np.testing.assert_allclose(y, wanted, rtol=error, atol=1e-7)
+    exact = tiny_model("bhyt", heads=4, kv_heads=2)
+    assert not np.allclose(exact(tokens), tiny_model("bhyt-estimated", heads=4, kv_heads=2)(tokens))
 
 
 def test_each_method_has_its_branch_gain_and_the_config_may_overrule_it():

@@ -138,6 +138,21 @@ def test_fixnorm_gives_cosines(tokens):
     np.testing.assert_allclose(logits, g * cosines, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_of_one_length_go_with_any_norm(tokens):
+    """The paper's FixNorm beside LayerNorm: `model.embed_length`, which norm=fixnorm implies."""
+    model = tiny_model("layernorm", embed_length=3.0)
+    x = model.stem(tokens, Context())
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 3.0, rtol=1e-5)
+    before = model(tokens)
+    model.embed.embedding[...] *= np.exp2(np.arange(97) % 5).astype(np.float32)[:, None]
+    np.testing.assert_allclose(model(tokens), before, rtol=1e-5, atol=1e-5)
+    assert tiny_model("layernorm").embed_length is None
+    assert float(tiny_model("fixnorm").embed_length[...]) == pytest.approx(np.sqrt(32))
+    assert float(tiny_model("fixnorm", embed_length=3.0).embed_length[...]) == 3.0
+    with pytest.raises(ValueError, match="model.embed_length = 0: expected a number > 0"):
+        tiny_model("layernorm", embed_length=0)
+
+
 def test_fixnorm_ignores_the_size_of_embedding_rows(tokens):
     model = tiny_model("fixnorm", layers=1, width=16)
     before = model(tokens)

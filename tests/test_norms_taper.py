@@ -3,15 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from conftest import tiny_config
+from conftest import tiny_config, tiny_model
 from flax import nnx
 from test_norms import FINAL, make, randomized, row
 
 import normlab.run
+from normlab.loss import token_nll
+from normlab.model import Context
 from normlab.norms import norms
 from normlab.numerics import Accumulator
 from train.loop import train
+from train.step import learned, make_step
 
 FP32 = Accumulator()
 
@@ -85,6 +89,59 @@ def test_the_final_norm_stays_unless_told_otherwise(keep):
     assert np.array_equal(y[0], make("rmsnorm")(row(), FP32)) == keep
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_anchor_pulls_rows_to_the_size_that_they_had(keep):
+    fields = {"anchor": 0.5, "start": 0.5, "ema": 0.25, "keep_final": keep}
+    norm, x = make("tapernorm", site=FINAL, **fields), row()[None]
+    size = np.sqrt((np.float64(x) ** 2).mean(-1) + 1e-5)
+    assert float(norm.penalty()) == 0
+    at(norm, 0.1, x)
+    assert float(norm.penalty()) == 0
+    np.testing.assert_allclose(norm.size[...] / norm.seen[...], size.mean(), rtol=1e-6)
+
+    graphdef, state = nnx.split(norm)
+
+    def penalty(x):
+        inside = nnx.merge(graphdef, state, copy=True)
+        at(inside, 0.6, x)
+        return inside.penalty()
+
+    found, slope = jax.value_and_grad(penalty)(jnp.asarray(2 * x))
+    far = 2 * size - size.mean()
+    np.testing.assert_allclose(found, 0.5 * (far**2).mean(), rtol=1e-4)
+    wanted = far[..., None] * np.float64(2 * x) / (2 * size[..., None]) / 48 / 5
+    np.testing.assert_allclose(slope, wanted, rtol=1e-4, atol=1e-7)
+    assert make("tapernorm", **fields).penalty() is None  # inside the blocks
+
+
+def test_the_anchor_is_part_of_the_loss(tokens):
+    """One step, halfway: the loss is the cross-entropy and λ·E[(r − r₀)²], and is descended."""
+    model = tiny_model("tapernorm", norm_fields={"anchor": 3.0, "keep_final": False})
+    model.norm_final.size[...], model.norm_final.seen[...] = jnp.float32(0.5), jnp.float32(0.5)
+    graphdef, params = nnx.split(model)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    context = Context(capture=True, progress=jnp.float32(0.5))
+    apart = nnx.merge(graphdef, params, copy=True)
+    nll = float(token_nll(apart(inputs, context), targets).mean())
+    size = np.sqrt((np.float64(context.inputs["norm_final"]) ** 2).mean(-1) + 1e-5)
+    copy = jax.tree.map(jnp.copy, params)
+    optimizer = optax.sgd(1.0)
+    step = make_step(graphdef, optimizer, 0, 10)
+    after, _, metrics = step(copy, optimizer.init(learned(params)), 5, inputs, targets)
+    pull = 3.0 * np.square(size - 1).mean()
+    assert float(metrics["loss"]) == pytest.approx(nll + pull, rel=1e-4)
+    assert pull > 0.05 * nll
+    moved = after["norm_final"]["pull"][...]
+    assert float(moved) == pytest.approx(pull, rel=1e-4)
+
+
+def test_a_training_too_short_for_the_gate_to_reach_zero_is_refused(tmp_path):
+    norm = {"type": "tapernorm", "end": 0.95}
+    with pytest.raises(ValueError, match="norm.end = 0.95: no step of 12 begins there.* 0.9167"):
+        tiny_config(tmp_path, norm=norm, steps=12)
+    tiny_config(tmp_path, norm=norm, steps=20)
+
+
 def test_a_run_ends_with_norms_that_fold(tmp_path):
     model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64}
     norm = {"type": "tapernorm", "start": 0.2, "end": 0.7}
@@ -97,8 +154,9 @@ def test_a_run_ends_with_norms_that_fold(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"start": 0.0}, {"start": 0.9, "end": 0.8}, {"end": 1.0}, {"ema": 0.0}]
+    "fields",
+    [{"start": 0.0}, {"start": 0.9, "end": 0.8}, {"end": 1.0}, {"ema": 0.0}, {"anchor": 0.0}],
 )
 def test_bad_values_are_refused(fields):
-    with pytest.raises(ValueError, match=r"norm\.(start|ema) = "):
+    with pytest.raises(ValueError, match=r"norm\.(start|ema|anchor) = "):
         norms["tapernorm"].Config(**fields)

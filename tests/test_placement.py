@@ -154,6 +154,18 @@ def test_mix_ln_rounds_down(share, layers, posts):
     assert found == [{"norm_skip"}] * posts + [{"norm_in"}] * (layers - posts)
 
 
+@pytest.mark.parametrize(("layers", "posts"), [(1, 1), (2, 1), (3, 1), (4, 1), (8, 2)])
+def test_mix_ln_left_alone_is_never_silently_pre(layers, posts):
+    found = [PlacementConfig("mix-ln").wiring("mlp", i, layers).sites for i in range(layers)]
+    assert found == [{"norm_skip"}] * posts + [{"norm_in"}] * (layers - posts)
+
+
+def test_an_estimate_of_what_attention_adds_needs_pre():
+    tiny_model("bhyt-estimated", "pre")
+    with pytest.raises(ValueError, match="expected placement=pre, or norm=bhyt"):
+        tiny_model("bhyt-estimated", "peri")
+
+
 def test_the_constants_of_twelve_layers():
     wire = lambda name, layer, layers: placements[name].wire(At("mlp", layer, layers, 0.25))  # noqa: E731
     assert wire("deepnorm", 1, 12).alpha == pytest.approx(2.2134, abs=5e-5)

@@ -265,3 +265,45 @@ def test_every_row_trains(name):
     losses = np.asarray(run(params))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", placements)
+def test_gradients_against_float64_differences(name):
+    """Of a whole model's loss, along random directions of length 1 in all parameters.
+
+    A slope along one is about ‖g‖/√2000; a float32 gradient is good to far less than 1e-5 ‖g‖.
+    """
+    where = {"post_share": 0.5} if name == "mix-ln" else {}
+    # Capped scores take a path of our own: jax.nn's attention has its softmax in float32 always.
+    model = build(name, where=where, width=8, attention_softcap=50.0)
+    graphdef, params = nnx.split(model)
+    found = jax.jit(jax.grad(lambda p: nll(graphdef, p)), compiler_options=QUICK)(params)
+    leaves = [np.float64(g) for g in jax.tree.leaves(found)]
+    size = np.sqrt(sum((g**2).sum() for g in leaves))
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        model.embed.dtype = jnp.float64
+        graphdef = nnx.split(model)[0]
+        loss = jax.jit(lambda p: nll(graphdef, p), compiler_options=QUICK)
+        wide, tree = jax.tree.flatten(jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params))
+        for _ in range(3):
+            v = [rng.normal(size=g.shape) for g in leaves]
+            length = np.sqrt(sum((part**2).sum() for part in v))
+            values = [
+                loss(
+                    jax.tree.unflatten(
+                        tree, [p + h * d / length for p, d in zip(wide, v, strict=True)]
+                    )
+                )
+                for h in (1e-6, -1e-6)
+            ]
+            slope = float(values[0] - values[1]) / 2e-6
+            along = sum((g * d).sum() for g, d in zip(leaves, v, strict=True)) / length
+            assert abs(along - slope) < 1e-5 * size
+            assert abs(slope) > 1e-4 * size
+
+
+def nll(graphdef, params):
+    """The loss of a model on some tokens."""
+    return token_nll(nnx.merge(graphdef, params)(TOKENS[:, :-1]), TOKENS[:, 1:]).mean()

@@ -106,6 +106,10 @@ def test_centring_takes_the_common_mean_away():
     plain, centred = (uneven(n).norm_final for n in ("rmsnorm", "layernorm"))
     assert squares(rows, plain)[0] == pytest.approx(D * 10)
     assert squares(rows, centred)[0] == pytest.approx(D)
+    dropped = uneven("dropped-mean").norm_final  # the mean leaves the row but not the statistic
+    assert squares(rows, dropped)[0] == pytest.approx(D * 10)
+    left = Moments().normed(rows, dropped).mean - np.float64(dropped.bias[...])
+    np.testing.assert_allclose(left, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("placement", placements)

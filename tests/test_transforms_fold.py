@@ -14,8 +14,8 @@ from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.fold import absorb
 from normlab.transforms.surgery import all_norms, read_by_maps
 
-UNFOLDED = {"none", "seednorm", "tapernorm"}
-"""Types whose gain is no factor behind everything else, or that have none."""
+UNFOLDED = {"none", "seednorm", "tapernorm", "bhyt-estimated"}
+"""Types whose gain is no factor behind everything else, or is reckoned with, or that have none."""
 
 FLOAT32 = {"fast-rsqrt"}
 """Types that are made of float32's bits."""

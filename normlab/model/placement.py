@@ -91,7 +91,8 @@ class PlacementConfig:
     norm_qk: bool = knob(False, "a norm on each head's queries and keys too, before positions")
     norm_qk_full: bool = knob(False, "that norm takes all heads as one row (OLMo 2)")
     post_share: float | None = knob(
-        None, "mix-ln: share of the blocks, rounded down, that are post-norm; null: 0.25"
+        None,
+        "mix-ln: share of the blocks, rounded down, that are post-norm; null: 0.25, one at least",
     )
 
     def __post_init__(self) -> None:
@@ -118,7 +119,7 @@ class PlacementConfig:
 
     def wiring(self, sublayer: str, layer: int, layers: int) -> Wiring:
         """How attention or MLP of block `layer` (from 0) sits in a model of so many layers."""
-        share = 0.25 if self.post_share is None else self.post_share
+        share = max(0.25, 1 / layers) if self.post_share is None else self.post_share
         wiring = placements[self.type].wire(At(sublayer, layer + 1, layers, share))
         if self.norm_qk and sublayer == "attention":
             sites = wiring.sites | {"norm_qk"}
@@ -129,7 +130,13 @@ class PlacementConfig:
         """Raise `ValueError` for a norm type that this placement can't work with.
 
         A factor α > 1 on the stream of each sublayer needs a norm behind the sum to take it back.
+        BHyT's estimate of a sum x + F(N(x)) holds for that sum.
         """
+        check(
+            norm != "bhyt-estimated" or self.type == "pre",
+            f"norm=bhyt-estimated estimates what attention adds to the stream as it does at "
+            f"placement=pre, not at {self.type}; expected placement=pre, or norm=bhyt",
+        )
         alpha = self.wiring("mlp", 0, layers).alpha
         check(
             norm != "none" or alpha == 1,
@@ -273,9 +280,10 @@ _row(
     ),
     About(
         title="Mix-LN",
-        formula="Post-LN in the first ⌊αL⌋ blocks, Pre-LN in the rest; α is post_share, 0.25",
+        formula="Post-LN in the first ⌊αL⌋ blocks, Pre-LN in the rest; α is post_share, left alone "
+        "0.25 and one block at least",
         source="Li et al. 2024, arXiv:2412.13795, section 3; their POST_NUM in modeling_llama",
-        property="α = 0 is Pre-LN, α = 1 is Post-LN (rounding: under 1/L it is Pre-LN too)",
+        property="α = 0 is Pre-LN, α = 1 is Post-LN (rounding: an α given under 1/L is Pre-LN too)",
         test=_tests("test_mix_ln_ends_in_pre_and_post"),
     ),
 )

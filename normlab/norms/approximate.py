@@ -37,7 +37,8 @@ class L1LayerNorm(LayerNorm):
 
     C makes the divisor equal σ for a Gaussian row, where E|x − μ| = σ√(2/π). That C, and how the
     paper has ε, are unconfirmed: here ε acts as in the LayerNorm that this one stands for. The
-    statistic is Σ|x − μ|, accumulated as the precision says.
+    statistic is Σ|x − μ|, accumulated as the precision says; what `observed` calls ‖x − μ‖ is
+    Euclid's all the same.
     """
 
     Config: ClassVar[type[NormConfig]] = L1Config
@@ -90,7 +91,7 @@ class DroppedMean(LayerNorm):
         """Shape and dtype of `x`."""
         z, mean_square = acc.moments(x)
         inverse = acc.inverse_rms(mean_square, self.config.eps)
-        centred = z - acc.mean(z) if self.config.center else z
+        centred = acc.held(z - acc.mean(z)) if self.config.center else z
         return self.affine(centred * inverse).astype(x.dtype)
 
 
@@ -124,7 +125,7 @@ class MaxRescale(LayerNorm):
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         c, wide = self.config, x.astype(jnp.float32)
-        largest = jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
+        largest = jnp.max(jnp.abs(acc.held(wide)), axis=-1, keepdims=True)
         normal = largest >= jnp.finfo(jnp.float32).tiny  # 1/m is finite
         # y does not depend on m, so neither does its derivative.
         m = lax.stop_gradient(jnp.where(normal, largest, 1.0))
@@ -156,7 +157,8 @@ class Doubled(LayerNorm):
 
     The doubled row has mean 0 and variance mean x², so this is exact, ε included. It is how RMSNorm
     reaches the fused LayerNorm of Apple's neural engine (ANEMLL). The unit's statistic is over 2d
-    elements: Σ is twice RMSNorm's, and in a half format its range ends a factor √2 earlier.
+    elements: Σ is twice RMSNorm's, and in a half format its range ends a factor √2 earlier. What
+    `observed` calls ‖x‖ is the row's own.
     """
 
     Config: ClassVar[type[NormConfig]] = DoubledConfig
@@ -172,7 +174,7 @@ class Doubled(LayerNorm):
         """Shape and dtype of `x`."""
         wide = x.astype(jnp.float32)
         both, c = jnp.concatenate([wide, -wide], axis=-1), self.config
-        y = acc.normalize(both, c.eps, center=True, form=c.eps_form)
+        y = acc.normalize(both, c.eps, center=True, form=c.eps_form, row=wide)
         return self.affine(y[..., : self.width]).astype(x.dtype)
 
 

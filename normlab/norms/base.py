@@ -48,6 +48,16 @@ class NormConfig:
         return norms[values.get("type", cls.type)].Config
 
 
+def check_divides(field: str, parts: int, width: int, site: Site) -> None:
+    """Raise `ValueError` where a row can't be cut into so many equal parts."""
+    if width % parts:
+        near = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - parts))
+        raise ValueError(
+            f"{field} = {parts} doesn't divide the width {width} of {site.name}; "
+            f"the nearest number that does is {near}"
+        )
+
+
 class NormState(nnx.Variable[Array]):
     """What a norm keeps beside its parameters: carried through training, never differentiated."""
 
@@ -125,6 +135,10 @@ class Norm(nnx.Module):
         eps = float(getattr(self.config, "eps", 0.0))
         return eps**0.5 if getattr(self.config, "eps_form", "under") == "under" else eps
 
+    def penalty(self) -> Float[Array, ""] | None:
+        """What the norm adds to the training loss for the rows it just saw in training; or None."""
+        return None
+
     def fold(self) -> tuple[Float[Array, " d"], Float[Array, " d"]] | None:
         """(a, b) where the norm as it stands is the map x ↦ a ⊙ x + b outside training; or None."""
         return None
@@ -150,12 +164,22 @@ class Norm(nnx.Module):
         return None
 
     @classmethod
+    def check_steps(cls, config: Any, steps: int) -> None:
+        """Raise `ValueError` where a training of so many steps is too short for the type."""
+
+    @classmethod
     def init_scale(cls, config: Any, matrix: str, branches: int) -> float:
         """Factor on a matrix's initial weights: 1, where the type asks for nothing else.
 
         Args:
             config: of the norm.
-            matrix: query, key, value, out, gate, up, down, or head (one of the model's own).
+            matrix: query, key, value, out, gate, up, down, embed, or head (one of the model's own).
             branches: residual branches of the model, two a block.
         """
         return 1.0
+
+
+def penalties(model: nnx.Module) -> list[Float[Array, ""]]:
+    """What the norms of a model add to its training loss, after a forward pass in training."""
+    norms_of_it = [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
+    return [found for norm in norms_of_it if (found := norm.penalty()) is not None]

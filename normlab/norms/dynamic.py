@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from normlab.about import About
 from normlab.config import check, knob
-from normlab.norms.base import Norm, NormConfig, Site, norms
+from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
 
@@ -23,10 +23,17 @@ class SeeDNormConfig(NormConfig):
     eps: float = knob(1e-6, "ε, added to the mean square under the root")
     alpha: float = knob(1.0, "initial α, how much the row's own part may change the gain")
     scale: bool = knob(True, "the constant part of the gain, γ ∈ R^d, initially 1")
+    heads: int | None = knob(
+        None, "n, equal parts of the row, each with a dot product of its own; null: the whole row"
+    )
 
     def __post_init__(self) -> None:
         check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-6")
         check(self.alpha != 0, "norm.alpha = 0: neither α nor β would ever learn; expected 1")
+        check(
+            self.heads is None or self.heads >= 1,
+            f"norm.heads = {self.heads}: expected a number ≥ 1, such as 16, or null",
+        )
 
 
 @norms.register("seednorm")
@@ -37,31 +44,45 @@ class SeeDNorm(Norm):
     which starts at zero, so that the norm starts as an RMSNorm. α and γ ∈ R^d start at one. The
     dot product is float32, whatever the statistic's precision. The paper decays α and b; here no
     vector decays.
+
+    The multi-head form (`heads`, 16 in the paper's vision models) cuts x and b into n parts and has
+    a dot product for each; its tanh multiplies that part's α. The variance of a dot product grows
+    with its length, so n of them have smaller gradients.
     """
 
     Config: ClassVar[type[NormConfig]] = SeeDNormConfig
     affine_last: ClassVar[bool] = False
     about: ClassVar[About] = About(
         title="SeeDNorm",
-        formula="y = [tanh(x·b)·α + γ] ⊙ x / √(mean x² + ε)",
-        source="Cai et al. 2025, arXiv:2510.22777; unconfirmed: initial values and ε, read in "
-        "summaries of the paper only",
+        formula="y = [tanh(x·b)·α + γ] ⊙ x / √(mean x² + ε); with heads: x_h·b_h for each part of "
+        "the row",
+        source="Cai et al. 2025, arXiv:2510.22777; unconfirmed: initial values and the multi-head "
+        "form (read in two summaries of the paper that agree), ε",
         property="starts as RMSNorm bit for bit; later its gain lies within |γ| + |α|",
         test="tests/test_norms_dynamic.py::test_seednorm_starts_as_rmsnorm_and_its_gain_is_bounded",
     )
 
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
+        check_divides("norm.heads", config.heads or 1, width, site)
         self.alpha = nnx.Param(jnp.full(width, config.alpha))
         self.direction = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         y = acc.normalize(x, self.config.eps)
-        along = jnp.sum(widened(x, acc.precision) * self.direction[...], axis=-1, keepdims=True)
-        gain = jnp.tanh(along) * self.alpha[...]
+        products = widened(x, acc.precision) * self.direction[...]
+        gain = self._along(products) * self.alpha[...]
         constant = super().gamma()
         return (y * (gain if constant is None else gain + constant)).astype(x.dtype)
+
+    def _along(self, products: Array) -> Array:
+        """Tanh of the dot product, of the row's own or of that of each element's head."""
+        heads = self.config.heads
+        if heads is None:
+            return jnp.tanh(jnp.sum(products, axis=-1, keepdims=True))
+        parts = products.reshape(*products.shape[:-1], heads, -1)
+        return jnp.repeat(jnp.tanh(jnp.sum(parts, axis=-1)), self.width // heads, axis=-1)
 
     def gamma(self) -> Float[Array, " d"]:
         """|γ| + |α|, which bounds the gain of every row: there is no one γ."""

@@ -175,8 +175,9 @@ class AILayerNorm(LayerNorm):
     about: ClassVar[About] = About(
         title="AILayerNorm (SOLE)",
         formula="y = (x − μ)/√(Σ4bit(x)²/d − μ² + ε) ⊙ γ + β on 8-bit x with power-of-two factors",
-        source="Wang et al. 2023 (ICCAD), arXiv:2510.17189; the compression as in a third-party "
-        "port; unconfirmed in the paper itself: thresholds, table of 1/√",
+        source="Wang et al. 2023 (ICCAD), arXiv:2510.17189; unconfirmed in the paper itself: the "
+        "compression (two third-party ports agree from 64 on; below it one has ≫ 2, as here, the "
+        "other ≫ 1), table of 1/√",
         property="truncating makes 1/σ 5.5 to 6.5 % too large on Gaussian rows of 8 bits without "
         "factors, alike for all; rounding less than 1 %",
         test="tests/test_norms_integer.py::test_ai_layernorm_truncation_is_a_nearly_constant_gain",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
@@ -14,6 +15,7 @@ from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, Site, norms
 from normlab.numerics import Accumulator
+from normlab.numerics.accumulate import widened
 from normlab.registry import choice
 
 _WIDTHS = (1024, 2048, 4096, 8192)
@@ -156,8 +158,7 @@ class BHyT(Norm):
 
     λ is a learned scalar for each site. By Chebyshev's inequality at most a share κ⁻² of the row
     has an argument beyond λ. Every site takes its own statistic, as the authors' `BHyT_Star` does
-    (MLAI-Yonsei/BHyT). Their cheaper form estimates the second norm of a block from the first one's
-    statistic and the weights between them; it is not here.
+    (MLAI-Yonsei/BHyT). Their cheaper form is `bhyt-estimated`.
     """
 
     Config: ClassVar[type[NormConfig]] = BHyTConfig
@@ -165,7 +166,7 @@ class BHyT(Norm):
         title="BHyT",
         formula="y = γ ⊙ tanh(λ x / (κ √(mean x² + ε))), λ a scalar",
         source="arXiv:2601.09719; MLAI-Yonsei/BHyT, modeling_llama.py, class BHyT_Star; "
-        "unconfirmed: λ = 1 at the start (the code has it as an argument)",
+        "unconfirmed: λ = 1 at the start (an argument in the code, whose sweeps try 1 to 5)",
         property="at ε = 0 it ignores the size of the row; a share of at most κ⁻² of a row has an "
         "argument beyond λ",
         test="tests/test_norms_pointwise.py::test_bhyt_ignores_size_and_obeys_chebyshev",
@@ -181,7 +182,64 @@ class BHyT(Norm):
         return self.affine(jnp.tanh(argument)).astype(x.dtype)
 
 
-METHODS = ("rezero", "skipinit", "fixup")
+@dataclass(frozen=True)
+class EstimatedBHyTConfig(BHyTConfig):
+    """How a BHyT computes and starts, whose second site in a block is estimated."""
+
+    type: str = knob("bhyt-estimated", "norm type, a registered name (set by norm=NAME)")
+
+
+@norms.register("bhyt-estimated")
+class EstimatedBHyT(BHyT):
+    """BHyT with one statistic a block (2026, arXiv:2601.09719): the MLP's is estimated.
+
+    Before the MLP, mean x² is taken for s² + λ²/κ² · ‖W_V W_O‖_F² / (T·d): s² is attention's own
+    mean square, λ that of attention's norm, T the length of the sequence. The second term is what
+    attention adds to a row, if its T values count alike and γ is left out of account. No gradient
+    goes through it. Everywhere else it is `bhyt`. It needs placement=pre, where attention adds to
+    the row that it read.
+
+    The authors take W_V W_O anew every so many steps, here it is that of the step.
+    """
+
+    Config: ClassVar[type[NormConfig]] = EstimatedBHyTConfig
+    affine_last: ClassVar[bool] = False  # γ folded into W_V would change the estimate
+    about: ClassVar[About] = About(
+        title="BHyT, one statistic a block",
+        formula="before the MLP: y = γ ⊙ tanh(λ x / (κ √(s² + λ₁²‖W_V W_O‖_F²/(κ²Td) + ε))), s and "
+        "λ₁ of the block's first norm",
+        source="arXiv:2601.09719; MLAI-Yonsei/BHyT, modeling_llama.py, LayerWiseVarApprox and "
+        "update_scaler",
+        property="where attention averages uncorrelated values evenly, the estimate is the mean "
+        "square of the sum",
+        test="tests/test_norms_pointwise.py::test_the_estimate_is_the_sums_mean_square",
+    )
+
+    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`."""
+        if self.site.branch != "mlp" or self.site.kind != "norm_in":
+            return super().__call__(x, acc)
+        if acc.entered is None:
+            raise ValueError(f"{self.site.name} can't be estimated outside its block")
+        rows, attention = acc.entered
+        _, mean_square = acc.moments(rows)
+        scaled = acc.held(widened(x, acc.precision) / acc.scale)
+        estimate = mean_square + self._added(attention, x.shape[-2]) / acc.scale**2
+        argument = scaled * acc.inverse_rms(estimate, self.config.eps)
+        return self.affine(jnp.tanh(argument * (self.lam[...] / self.config.kappa))).astype(x.dtype)
+
+    def _added(self, attention: Any, tokens: int) -> Float[Array, ""]:
+        """The mean square of what attention adds to a row."""
+        c, lam = attention.branch.config, attention.norm_in.lam[...]
+        value, out = (m.kernel[...] for m in (attention.branch.value, attention.branch.out))
+        by_head = value.reshape(self.width, c.kv, c.head_size)
+        wide = jnp.repeat(by_head, c.heads // c.kv, axis=1).reshape(self.width, -1)
+        square = jnp.sum((wide.T @ wide) * (out @ out.T))  # ‖W_V W_O‖_F² by the smaller matrices
+        share = square * jnp.square(lam / self.config.kappa) / (tokens * self.width)
+        return lax.stop_gradient(share)
+
+
+METHODS = ("rezero", "skipinit", "fixup", "tfixup")
 
 
 @dataclass(frozen=True)
@@ -211,6 +269,12 @@ class NoNorm(Norm):
       a head of its own start at 0, the others are scaled by L^(−1/(2m−2)), with m = 2 matrices one
       after the other in each branch; and each site adds a learned scalar, initially 0, in place
       of its norm. Biases inside a branch are the model's (`model.bias`).
+    - `tfixup` (Huang, Pérez, Ba, Volkovs 2020, ICML): no g and nothing else that learns. Values,
+      output map and MLP start 0.67·N^(−1/4) as large in N blocks, the embedding (9N)^(−1/4), and it
+      is multiplied by √d. 0.67 is the paper's for its encoder, whose blocks have two branches as
+      ours have (its decoder's, with three, start (9N)^(−1/4) as large). GPT-2's division of output
+      maps by √(2N) is taken back. Here √d is the start of a learned scalar, and the weights that
+      are made smaller are the model's own (`model.init_std`), not Xavier's.
 
     With `branch_gain=1` it is a plain transformer with its norms taken out, which needs a small
     step.
@@ -220,11 +284,13 @@ class NoNorm(Norm):
     has_statistic: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
     about: ClassVar[About] = About(
-        title="none (ReZero, SkipInit, Fixup)",
-        formula="y = x; stream x + g·F(x), g a scalar for each branch, initially 0, 1/√L or 1",
+        title="none (ReZero, SkipInit, Fixup, T-Fixup)",
+        formula="y = x; stream x + g·F(x), g a scalar for each branch, initially 0, 1/√L or 1, or "
+        "none and smaller weights",
         source="Bachlechner et al. 2020, arXiv:2003.04887, Eq. 3; De and Smith 2020, "
         "arXiv:2002.10444; Zhang, Dauphin, Ma 2019, arXiv:1901.09321, whose three rules are "
-        "confirmed by restatements only",
+        "confirmed by restatements only; Huang et al. 2020 (ICML), layer6ai-labs/T-Fixup, "
+        "transformer_layer.py",
         property="with ReZero and Fixup every block is the identity at the start",
         test="tests/test_norms_pointwise.py::test_without_norms_blocks_start_as_the_identity",
     )
@@ -248,11 +314,21 @@ class NoNorm(Norm):
         """The config's, or the method's."""
         if config.branch_gain is not None:
             return config.branch_gain
-        return {"rezero": 0.0, "skipinit": branches**-0.5, "fixup": 1.0}[config.method]
+        starts = {"rezero": 0.0, "skipinit": branches**-0.5, "fixup": 1.0, "tfixup": None}
+        return starts[config.method]
+
+    @classmethod
+    def embed_scale(cls, config: Any, width: int) -> float | None:
+        """T-Fixup's √d."""
+        return math.sqrt(width) if config.method == "tfixup" else None
 
     @classmethod
     def init_scale(cls, config: Any, matrix: str, branches: int) -> float:
-        """Fixup's rules 1 and 2, with m = 2."""
-        if config.method != "fixup":
-            return 1.0
-        return 0.0 if matrix in ("out", "down", "head") else branches**-0.5
+        """Fixup's rules 1 and 2, with m = 2; T-Fixup's factors."""
+        if config.method == "fixup" and matrix != "embed":
+            return 0.0 if matrix in ("out", "down", "head") else branches**-0.5
+        if config.method == "tfixup" and matrix not in ("query", "key", "head"):
+            blocks = branches / 2
+            undone = branches**0.5 if matrix in ("out", "down") else 1.0
+            return (9 * blocks) ** -0.25 if matrix == "embed" else 0.67 * blocks**-0.25 * undone
+        return 1.0

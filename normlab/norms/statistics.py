@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from normlab.about import About
 from normlab.config import check, knob
-from normlab.norms.base import Norm, NormConfig, Site, norms
+from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulator import EPS_FORMS
 from normlab.registry import choice
@@ -126,7 +126,7 @@ class PartialRMSNorm(LayerNorm):
         title="pRMSNorm",
         formula="y = x / √(mean of the first ⌊pd⌋ x² + ε) ⊙ γ",
         source="Zhang and Sennrich 2019, arXiv:1910.07467, section 4; k = int(d·p) in "
-        "bzhangGo/rmsnorm; unconfirmed: p = 6.25 % as the paper's value",
+        "bzhangGo/rmsnorm; unconfirmed: p = 6.25 % as the paper's value (a summary says so)",
         property="p = 1 is RMSNorm bit for bit; coordinates behind the first k don't move the "
         "divisor",
         test="tests/test_norms_statistics.py::test_prmsnorm_divides_by_its_first_coordinates",
@@ -210,6 +210,9 @@ class FixNorm(ScaleNorm):
     Every row e of the word embedding enters as ℓ·e/‖e‖, with one learned length ℓ, and a tied head
     scores with e/‖e‖. At every site of the placement stands a ScaleNorm; behind the final one
     ‖h‖ = g, so the logits are g·cos(h, e). The authors' code keeps ℓ at √d, where ours starts.
+
+    The paper combines the embedding of one length with LayerNorm too: `model.embed_length` gives it
+    to a model of any norm type.
     """
 
     Config: ClassVar[type[NormConfig]] = FixNormConfig
@@ -263,15 +266,7 @@ class GroupNorm(Norm):
 
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
-        if width % config.groups:
-            near = min(
-                (g for g in range(1, width + 1) if width % g == 0),
-                key=lambda g: abs(g - config.groups),
-            )
-            raise ValueError(
-                f"norm.groups = {config.groups} doesn't divide the width {width} of {site.name}; "
-                f"the nearest number that does is {near}"
-            )
+        check_divides("norm.groups", config.groups, width, site)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""

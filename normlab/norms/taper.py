@@ -29,6 +29,9 @@ class TaperNormConfig(NormConfig):
     keep_final: bool = knob(
         True, "a norm before the head never fades: it anchors the logits (post-norm has none)"
     )
+    anchor: float | None = knob(
+        None, "λ of the loss that holds the rows before norm_final at their size; null: none"
+    )
 
     def __post_init__(self) -> None:
         check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
@@ -38,6 +41,10 @@ class TaperNormConfig(NormConfig):
             "that c is measured first and the gate is exactly 0 at last",
         )
         check(0 < self.ema <= 1, f"norm.ema = {self.ema}: expected 0 < share ≤ 1, such as 0.05")
+        check(
+            self.anchor is None or self.anchor > 0,
+            f"norm.anchor = {self.anchor}: expected a number > 0, such as 0.01, or null",
+        )
 
 
 @norms.register("tapernorm")
@@ -51,6 +58,11 @@ class TaperNorm(Norm):
     of its own, γ + δ: δ gets no gradient while g is 1, so the two start apart from the same γ.
 
     The gate and c are those of the last step of training; outside training they stand still.
+
+    Without a norm before the head (`keep_final=False`) cross-entropy makes its rows ever longer.
+    `anchor` is the paper's other remedy, with the norm or without: from the end of the first share
+    on, λ·E[(r − r₀)²] of the rows before the head joins the training loss. r₀ is the mean of r over
+    the first share, by a running mean whose start at 0 is made good.
     """
 
     Config: ClassVar[type[NormConfig]] = TaperNormConfig
@@ -58,9 +70,11 @@ class TaperNorm(Norm):
     unit_rows: ClassVar[bool] = False
     about: ClassVar[About] = About(
         title="TaperNorm",
-        formula="y = g · x/r ⊙ γ + (1 − g) · c · x ⊙ γ̃, r = √(mean x² + ε), g from 1 to 0",
+        formula="y = g · x/r ⊙ γ + (1 − g) · c · x ⊙ γ̃, r = √(mean x² + ε), g from 1 to 0; with "
+        "anchor: loss + λ E[(r − r₀)²] before the head",
         source="Kanavalau, Amo Alonso, Lall 2026, arXiv:2602.10408, abstract; unconfirmed: the "
-        "formula of c, the rate of its running means and the shares of the schedule",
+        "formulas of c and of the loss (two summaries of the paper agree), λ, the rate of the "
+        "running means and the shares of the schedule",
         property="at g = 1 it is RMSNorm bit for bit; at the end g is exactly 0 and it is linear",
         test="tests/test_norms_taper.py::test_it_goes_from_rmsnorm_to_a_linear_map",
     )
@@ -71,6 +85,11 @@ class TaperNorm(Norm):
         self.gate = NormState(jnp.float32(1))
         self.scaled_square = NormState(jnp.float32(0))  # E[‖x⊙γ‖²/r]
         self.square = NormState(jnp.float32(0))  # E[‖x⊙γ‖²]
+        self.anchored = config.anchor is not None and site.kind == "norm_final"
+        if self.anchored:
+            self.size = NormState(jnp.float32(0))  # E[r]
+            self.seen = NormState(jnp.float32(0))  # E[1], which starts at 0 as E[r] does
+            self.pull = NormState(jnp.float32(0))  # λ·E[(r − r₀)²] of the last rows
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`, by the gate and the c that training left."""
@@ -80,13 +99,28 @@ class TaperNorm(Norm):
         self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
     ) -> Float[Array, "b l *heads d"]:
         """The same, after the gate has moved, and c with it while the gate is 1."""
+        wide, warm = widened(x, acc.precision), progress < self.config.start
+        if self.anchored:
+            self._hold(wide, warm)
         if self.config.keep_final and self.site.kind == "norm_final":
             return self(x, acc)
         y = acc.normalize(x, self.config.eps)
-        wide = widened(x, acc.precision)
-        self._measure(lax.stop_gradient(wide), lax.stop_gradient(y), progress < self.config.start)
+        self._measure(lax.stop_gradient(wide), lax.stop_gradient(y), warm)
         self.gate[...] = self._gate_at(progress)
         return self._mixed(x, y, acc)
+
+    def penalty(self) -> Float[Array, ""] | None:
+        """λ·E[(r − r₀)²] of the rows before the head, 0 in the first share; None elsewhere."""
+        return self.pull[...] if self.anchored else None
+
+    @classmethod
+    def check_steps(cls, config: Any, steps: int) -> None:
+        """The gate is that of the last step, which begins at (steps − 1)/steps of the training."""
+        check(
+            (steps - 1) / steps >= config.end,
+            f"norm.end = {config.end}: no step of {steps} begins there, so the gate would never be "
+            f"0; expected at most {(steps - 1) / steps:.4g}",
+        )
 
     def factor(self) -> Float[Array, ""]:
         """c; 0 before it is known, when the gate is 1."""
@@ -120,5 +154,18 @@ class TaperNorm(Norm):
         squared = self._gains()[0] ** 2
         for state, rows in ((self.scaled_square, x * y), (self.square, x * x)):
             now = jnp.mean(jnp.sum(rows * lax.stop_gradient(squared), axis=-1))
-            moved = state[...] + self.config.ema * (now - state[...])
-            state[...] = jnp.where(warm, moved, state[...])
+            self._follow(state, now, warm)
+
+    def _follow(self, state: NormState, now: Array | float, warm: Array) -> None:
+        """Move a running mean towards what is now, while the training is in its first share."""
+        moved = state[...] + self.config.ema * (now - state[...])
+        state[...] = jnp.where(warm, moved, state[...])
+
+    def _hold(self, x: Array, warm: Array) -> None:
+        """Learn the size of the rows before the head; later, say how far they are from it."""
+        size = jnp.sqrt(jnp.mean(x * x, axis=-1) + self.config.eps)
+        self._follow(self.size, lax.stop_gradient(jnp.mean(size)), warm)
+        self._follow(self.seen, 1.0, warm)
+        target = self.size[...] / jnp.maximum(self.seen[...], jnp.finfo(jnp.float32).tiny)
+        held = self.config.anchor * jnp.mean(jnp.square(size - target))
+        self.pull[...] = jnp.where(warm, 0.0, held)

@@ -44,6 +44,7 @@ class Accumulator:
         self.precision = Precision.parse(precision)
         self.scale = scale
         self.observed: Observed | None = Observed.nothing() if observe else None
+        self.entered: Any = None  # what a norm that estimates its statistic is told of the block
         self._exact: tuple[Array, int] | None = None  # Σ of the last rows, and d; until ε is known
 
     def normalize(
@@ -53,9 +54,10 @@ class Accumulator:
         center: bool = False,
         first: int | None = None,
         form: str = "under",
+        row: Float[Array, "*batch e"] | None = None,
     ) -> Float[Array, "*batch d"]:
         """The normalized row: z · `inverse_rms`, with z and ms as `moments` gives them."""
-        z, mean_square = self.moments(x, center, first)
+        z, mean_square = self.moments(x, center, first, row)
         return z * self.inverse_rms(mean_square, eps, form)
 
     def normalize_groups(
@@ -94,7 +96,11 @@ class Accumulator:
         return 1.0 / (root + least if form == "added" else jnp.maximum(root, least))
 
     def moments(
-        self, x: Float[Array, "*batch d"], center: bool = False, first: int | None = None
+        self,
+        x: Float[Array, "*batch d"],
+        center: bool = False,
+        first: int | None = None,
+        row: Float[Array, "*batch e"] | None = None,
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch 1"]]:
         """The scaled row z = x · (1/s), less its mean where asked, and its accumulated mean square.
 
@@ -103,18 +109,19 @@ class Accumulator:
                 float64 rows stay what they are: the exact arithmetic to compare with.
             center: subtract the mean (LayerNorm, GroupNorm). The mean square is then the variance.
             first: take the statistic of the first so many coordinates only (partial RMSNorm).
+            row: what the norm was given, where x is made of it: `observed` says its norm.
         """
         x = widened(x, self.precision)
-        z = self._held(self._scaled(self._held(x)))
+        z = self.held(self._scaled(self.held(x)))
         part = z[..., :first]
         if not center:
             total = self._total(part)
-            self._record(x[..., :first], total, part)
+            self._record(x[..., :first], total, part, row=row)
             return z, total / self._terms(part)
         mean = self.mean(part)
-        centred = self._held(z - mean)
+        centred = self.held(z - mean)
         total = self._total_about(mean, part, centred[..., :first])
-        self._record(x[..., :first], total, centred[..., :first], mean)
+        self._record(x[..., :first], total, centred[..., :first], mean, row=row)
         return centred, total / self._terms(part)
 
     def deviations(
@@ -122,12 +129,16 @@ class Accumulator:
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch 1"]]:
         """As `moments`, with the accumulated mean of |z| in place of the mean square (L1 norms)."""
         x = widened(x, self.precision)
-        z = self._held(self._scaled(self._held(x)))
+        z = self.held(self._scaled(self.held(x)))
         mean = self.mean(z) if center else None
-        z = z if mean is None else self._held(z - mean)
+        z = z if mean is None else self.held(z - mean)
         total = accumulate(jnp.abs(z), self.precision)[..., None]
         self._record(x, total, z, mean, power=1)
         return z, total / self._terms(z)
+
+    def held(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """What the unit holds x as: in the format, where it takes its input in the format."""
+        return round_to(x, self.precision.format) if self.precision.input else x
 
     def mean(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
         """Σz/d by the precision, the last axis kept; not observed."""
@@ -153,10 +164,6 @@ class Accumulator:
         """What a total is divided by: d, or 1 where each term has been divided already."""
         return 1 if self.precision.mean else z.shape[-1]
 
-    def _held(self, x: Array) -> Array:
-        """What the unit holds x as: in the format, where it takes its input in the format."""
-        return round_to(x, self.precision.format) if self.precision.input else x
-
     def _scaled(self, x: Array) -> Array:
         unscaled = isinstance(self.scale, int | float) and self.scale == 1
         return x if unscaled else x * self._multiplier(x.dtype)
@@ -166,15 +173,22 @@ class Accumulator:
         return 1.0 / jnp.asarray(self.scale, dtype)
 
     def _record(
-        self, x: Array, total: Array, summed: Array, mean: Array | None = None, power: int = 2
+        self,
+        x: Array,
+        total: Array,
+        summed: Array,
+        mean: Array | None = None,
+        power: int = 2,
+        row: Array | None = None,
     ) -> None:
         """Note the rows x: their totals, and the vectors whose squares were summed (or sizes)."""
         if self.observed is None:
             return
         sums = total if mean is None else jnp.concatenate([total, mean], axis=-1)
         from_mean = x if mean is None else x - jnp.mean(x, axis=-1, keepdims=True)
-        square = jnp.sum(jnp.abs(from_mean) ** power, axis=-1, keepdims=True)
-        exact = square * self._multiplier() ** power * (self._terms(x) / x.shape[-1])
+        whole = jnp.sum(jnp.abs(from_mean) ** power, axis=-1, keepdims=True)
+        exact = whole * self._multiplier() ** power * (self._terms(x) / x.shape[-1])
+        square = jnp.sum((from_mean if row is None else row) ** 2, axis=-1, keepdims=True)
         self._exact = (exact, x.shape[-1]) if power == 2 else None  # ε adds to a sum of squares
         self.observed = self.observed.with_rows(
             x,

@@ -19,13 +19,14 @@ from normlab.config import check
 from normlab.numerics.exact import to_odd
 from normlab.registry import choice, unknown
 
-_NAMED = {
+FORMATS = {
     "fp32": (8, 23, False),
     "fp16": (5, 10, False),
     "bf16": (8, 7, False),
     "fp8_e4m3": (4, 3, True),
     "fp8_e5m2": (5, 2, False),
 }
+"""Formats with a name: (exponent bits, mantissa bits, whether it has no infinities)."""
 FORMAT_OPTIONS = ("flush", "saturate", "stochastic(SEED)")
 _FREE = re.compile(r"e([1-9])m(\d{1,2})")
 _SEEDED = re.compile(r"stochastic\((\d+)\)")
@@ -113,12 +114,12 @@ class FloatFormat:
 
 
 def _named(name: str) -> FloatFormat:
-    if name in _NAMED:
-        exponent, mantissa, finite = _NAMED[name]
+    if name in FORMATS:
+        exponent, mantissa, finite = FORMATS[name]
         return FloatFormat(name, exponent, mantissa, finite)
     if free := _FREE.fullmatch(name):
         return FloatFormat(name, int(free[1]), int(free[2]))
-    raise unknown("float format", name, [*_NAMED, "eXmY (X exponent bits, Y mantissa bits)"])
+    raise unknown("float format", name, [*FORMATS, "eXmY (X exponent bits, Y mantissa bits)"])
 
 
 def as_format(given: "str | FloatFormat") -> FloatFormat:

@@ -38,8 +38,8 @@ class Observed:
     imprecise: Int[Array, ""]  # rows on which underflow may cost more than one rounding
     harmed: Int[Array, ""]  # those of them with Σ below the smallest normal
     max_abs: Float[Array, ""]  # the largest |x|, before any scale
-    max_square: Float[Array, ""]  # largest Σ at scale 1: ‖x‖² (‖x − μ‖² if centred; l1: Σ|x − μ|)
-    squares: Int[Array, " bins"]  # histogram of Σ at scale 1
+    max_square: Float[Array, ""]  # largest ‖x‖² (‖x − μ‖² if centred), whatever is summed of x
+    squares: Int[Array, " bins"]  # histogram of ‖x‖² (‖x − μ‖²)
     sums: Int[Array, " bins"]  # histogram of Σ
 
     @classmethod
@@ -74,7 +74,7 @@ class Observed:
 
         Args:
             x: the rows.
-            square: Σ at scale 1.
+            square: ‖x‖² (‖x − μ‖² if centred).
             exact: Σ.
             total: Σ̂.
             lost: where a sum overflowed, [*batch].

@@ -28,7 +28,7 @@ class Order:
 
     def __post_init__(self):
         """Refuse an unknown name, a missing width and one too many."""
-        if self.name not in _SUMS:
+        if self.name not in SUMS:
             raise unknown("order of summation", self.name, ALL_ORDERS)
         if self.name in _WIDE:
             check((self.width or 0) >= 1, f"order {self}: expected {self.name}(k) with k ≥ 1")
@@ -48,7 +48,7 @@ class Order:
 
     def sum(self, terms: Array, to: FloatFormat) -> Array:
         """Sum float32 values of the format over the last axis, in this order, in float32."""
-        return _SUMS[self.name](terms, to, self.width or 1)
+        return SUMS[self.name](terms, to, self.width or 1)
 
 
 def _sequential(terms: Array, to: FloatFormat, _: int = 1) -> Array:
@@ -88,15 +88,16 @@ def _rounded(terms: Array, to: FloatFormat, _: int = 1) -> Array:
     return rounded_pair(*_exact_sum(terms), to)
 
 
-_SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {
+SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {
     "sequential": _sequential,
     "pairwise": _pairwise,
     "lanes": _lanes,
     "blocks": _blocks,
     "rounded": _rounded,
 }
+"""Each order of summation by name: (terms, format, width) → their sum."""
 _WIDE = ("lanes", "blocks")
-ALL_ORDERS = tuple(f"{name}(k)" if name in _WIDE else name for name in _SUMS)
+ALL_ORDERS = tuple(f"{name}(k)" if name in _WIDE else name for name in SUMS)
 
 
 def _padded(terms: Array, multiple: int) -> Array:

@@ -14,6 +14,7 @@ from normlab.norms import Norm
 from normlab.scaling import weights
 from normlab.scaling.moments import TINY, headroom
 from normlab.scaling.rules import scale_rules
+from normlab.sharding import everywhere
 
 
 def recorded(
@@ -38,7 +39,7 @@ def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, A
     model = nnx.merge(graphdef, params)
     context, norms = Context(capture=True), weights.norms_by_site(model)
     model(tokens, context)
-    return {name: _norm(x[0], norms[name]) for name, x in context.inputs.items()}
+    return everywhere({name: _norm(x[0], norms[name]) for name, x in context.inputs.items()})
 
 
 def _norm(x: Float[Array, "l *heads d"], norm: Norm) -> Float[Array, "l #heads"]:

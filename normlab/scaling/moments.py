@@ -78,11 +78,13 @@ class Inside:
 def squares(rows: Rows | Inside, norm: Norm) -> tuple[Vector, Vector]:
     """Means of ‖x‖² and of the average element that the norm takes away, a head (width) a number.
 
-    The average is 0 where the norm does not centre, and ‖x‖² is that of the centred row.
+    The average is 0 where the norm does not centre; ‖x‖² is that of the centred row, where the
+    statistic is that row's.
     """
     mean, variance = (v.reshape(-1, norm.width) for v in (rows.mean, rows.variance))
-    middle = mean.mean(axis=1) if weights.centres(norm) else np.zeros(len(mean))
-    return variance.sum(axis=1) + np.sum((mean - middle[:, None]) ** 2, axis=1), middle
+    middle = mean.mean(axis=1) * weights.takes_mean_away(norm)
+    about = middle[:, None] * weights.centres(norm)
+    return variance.sum(axis=1) + np.sum((mean - about) ** 2, axis=1), middle
 
 
 class Moments:

@@ -124,5 +124,5 @@ def _mapped(rows: Rows, matrix: Float[Array, "m d"]) -> Rows:
 
 @scale_rules.register("slanc")
 def slanc(model: Transformer) -> dict[str, Any]:
-    """The paper's scales, with our reading for pre-norm, peri-norm and query/key norms."""
+    """SLaNC's scales, with our reading for pre-norm, peri-norm and query/key norms."""
     return walk(model, SLaNC())

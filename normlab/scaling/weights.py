@@ -17,6 +17,7 @@ from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.norms import Norm
+from normlab.sharding import on_host
 
 Vector = Float[np.ndarray, " d"]
 
@@ -51,14 +52,19 @@ def shift(norm: Norm) -> Vector:
     return np.zeros(norm.width) if beta is None else host(beta)
 
 
+def takes_mean_away(norm: Norm) -> bool:
+    """Whether what leaves the norm is a multiple of x − μ."""
+    return bool(getattr(norm.config, "center", False))
+
+
 def centres(norm: Norm) -> bool:
     """Whether the norm's statistic is that of x − μ."""
-    return norm.centred_statistic and bool(getattr(norm.config, "center", False))
+    return norm.centred_statistic and takes_mean_away(norm)
 
 
 def host(x: Array) -> np.ndarray:
     """On the host, in float64."""
-    return np.asarray(x, dtype=np.float64)
+    return on_host(x).astype(np.float64)
 
 
 def product(a: Array | np.ndarray, b: Array | np.ndarray) -> Array:

@@ -16,6 +16,7 @@ from normlab.model.linear import Linear
 from normlab.model.residual import Residual
 from normlab.norms import Norm
 from normlab.norms.statistics import LayerNorm, RMSNorm, ScaleNorm
+from normlab.sharding import on_host
 
 Vector = Float[np.ndarray, "..."]
 
@@ -71,7 +72,7 @@ def set_affine(norm: Any, gamma: Vector | None, beta: Vector | None) -> None:
 
 def as_float64(given: Any, default: float) -> Vector:
     """γ or β, or what none means, in float64."""
-    return np.asarray(default if given is None else given, np.float64)
+    return on_host(default if given is None else given).astype(np.float64)
 
 
 def readers(branch: Any) -> list[Linear]:
@@ -103,7 +104,7 @@ def read_by_maps(model: Transformer) -> Iterator[tuple[Any, str, list[Linear]]]:
 
 def float64(param: Any) -> Float[np.ndarray, "..."]:
     """A parameter's values, for arithmetic that is rounded once at its end."""
-    return np.asarray(param[...], np.float64)
+    return on_host(param[...]).astype(np.float64)
 
 
 def put(param: Any, values: Float[np.ndarray, "..."]) -> None:
