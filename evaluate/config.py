@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from normlab.config import check, knob
 from normlab.data import SPLITS
 from normlab.data.config import CORPORA
+from normlab.hosts import HostsConfig
+from normlab.mesh import MeshConfig
 from normlab.numerics import Precision
 from normlab.protocols import protocols
 from normlab.registry import choice
@@ -67,6 +69,8 @@ class EvaluateConfig:
         "compare each token with fp32: |ΔNLL|, KL, top-1 agreement; the columns that are missing "
         "run side by side, so that a run that is cut off has none of them",
     )
+    mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
+    hosts: HostsConfig = knob(HostsConfig, "processes that evaluate together")
     out: str = knob("results", "directory for table.md, table.csv, table.tex and records.jsonl")
 
     def __post_init__(self) -> None:

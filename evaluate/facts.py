@@ -18,6 +18,7 @@ from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.perplexity import default_batch
 from normlab.provenance import provenance
 from normlab.run import parameters
+from normlab.sharding import on_host
 
 
 def of_model(lm: LanguageModel, transform: str) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def of_text(
 def sha256(arrays: Iterable[Any]) -> str:
     """Hash of arrays: their shapes, types and bytes, in order."""
     digest = hashlib.sha256()
-    for array in map(np.asarray, arrays):
+    for array in map(on_host, arrays):
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

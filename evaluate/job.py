@@ -20,6 +20,7 @@ from evaluate.config import EvaluateConfig
 from evaluate.measures import compared, measures, token_measures
 from evaluate.subjects import Subject, subjects
 from evaluate.texts import Texts, calibration_tokens
+from normlab.hosts import joined, own
 from normlab.language_model import LanguageModel
 from normlab.norms import norms
 from normlab.numerics import Precision
@@ -41,6 +42,11 @@ def evaluate(config: EvaluateConfig) -> list[Record]:
     Raises:
         ValueError, FileNotFoundError: what can't be evaluated, before anything is loaded.
     """
+    with joined(config.hosts), config.mesh.use(), own(Path(config.out)) as out:
+        return _records(dataclasses.replace(config, out=str(out)))
+
+
+def _records(config: EvaluateConfig) -> list[Record]:
     found = subjects(config)
     file, texts = RecordFile(Path(config.out) / "records.jsonl"), Texts()
     done = {record.key: record for record in file.read()}
@@ -115,6 +121,7 @@ class Bench:
         ready = self.subject.status == OK
         make = (lambda: self._lm.tokenizer) if ready else self.subject.tokenizer
         known = self._of_model() if ready else facts.of_run(self.subject)
+        known |= {"provenance": known["provenance"] | self.config.mesh.told()}
         if make is None:
             return known
         return known | facts.of_text(self.config, self.subject, self.texts, make())

@@ -10,6 +10,7 @@ from evaluate.config import EvaluateConfig
 from normlab.config import build
 from normlab.data import DataConfig, Tokenizer, load_tokenizer
 from normlab.language_model import LanguageModel
+from normlab.model import ModelConfig
 from normlab.protocols import Protocol, protocols
 from normlab.results.record import OK
 from normlab.run import FINAL, Run, is_run, load, open_run
@@ -77,9 +78,11 @@ def subjects(config: EvaluateConfig) -> list[Subject]:
     else:
         found = [_pretrained(str(config.model), config)]
     for subject in found:
+        if subject.tokenizer is None:  # a row that says why; nothing of it is read
+            continue
         protocol = subject.protocol(config.protocol)
         subject.window(protocol, config.window)
-        if subject.tokenizer is not None and protocol.words_only:
+        if protocol.words_only:
             protocol.check_tokenizer(subject.tokenizer())
     chains = dict.fromkeys(str(parse(text)) for text in config.transform)
     return [subject.transformed(parse(text)) for subject in found for text in chains]
@@ -102,13 +105,15 @@ def _runs(directory: Path) -> list[Run]:
 
 def _run(run: Run, config: EvaluateConfig) -> Subject:
     resolved = run.read("config.yaml")
-    tokenizer = None
+    status, tokenizer = _status(run, config), None
+    if status == OK:
+        config.mesh.check_model(build(ModelConfig, resolved["model"], "model."))
     if run["tokenizer"].is_dir():
         tokenizer = lambda: load_tokenizer(run["tokenizer"])  # noqa: E731
     return Subject(
         name=run.directory.name,
-        status=_status(run, config),
-        data=_asked(build(DataConfig, resolved["data"], "data."), config),
+        status=status,
+        data=_asked(build(DataConfig, resolved["data"] if tokenizer else {}, "data."), config),
         max_length=resolved["model"]["max_length"],
         load=lambda: load(run.directory),
         tokenizer=tokenizer,
@@ -122,7 +127,8 @@ def _status(run: Run, config: EvaluateConfig) -> str:
     state = run.record.get("state", "unfinished")
     if config.checkpoint is not None or (state in FINAL and state != "diverged"):
         return OK
-    return "unfinished" if state == "running" else state
+    why = run.record.get("reason")
+    return "unfinished" if state == "running" else f"{state}: {why}" if why else state
 
 
 def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
@@ -134,6 +140,7 @@ def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
             f"model={spec} is an encoder, which has no perplexity: expected a decoder, such as "
             "smollm2-135m (an encoder's norms can be looked at through normlab.pretrained.load)"
         )
+    config.mesh.check_model(found.configs.model)
     longest = found.configs.model.max_length
     data = _asked(PRETRAINED_DATA, config)
     return Subject(found.name, OK, data, longest, found.load, found.tokenizer)

@@ -6,10 +6,13 @@ nobody sees an object of Hydra's or OmegaConf's.
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +20,13 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,24 +42,48 @@ TRACEBACK = "NORMLAB_TRACEBACK"
 """Environment variable: set to 1 for the traceback behind an error's one or two lines."""
 
 
-def launch(app: str, schema: type[C], main: Callable[[C, Sequence[str]], None]) -> None:
+def launch(
+    app: str,
+    schema: type[C],
+    main: Callable[[C, Sequence[str]], None],
+    examples: str = "",
+    refused: Callable[[dict[str, Any], Sequence[str], Exception], None] | None = None,
+) -> None:
     """Run `main(config, overrides)` on what configs/{app}.yaml and the command line say.
 
-    Errors in what was asked are printed in a line or two, and the exit status is 2.
+    Errors in what was asked are printed in a line or two, and the exit status is 2. In a sweep the
+    other runs go on.
+
+    Args:
+        app: what stands behind `python -m`.
+        schema: the application's config.
+        main: does what was asked.
+        examples: lines of the help, before the fields.
+        refused: told of the configs of a sweep that `schema` refuses: values, overrides, error.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print_help(app, schema)
-        return
     register(app, schema)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        with explained():
+            print_help(app, schema, examples)
+        return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors come here, not to its printer
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=app)
     def job(composed: Any) -> None:
-        with explained():
-            values: Any = OmegaConf.to_container(composed, resolve=True)
-            main(build(schema, values), list(HydraConfig.get().overrides.task))
+        values: Any = OmegaConf.to_container(composed, resolve=True)
+        asked = list(HydraConfig.get().overrides.task)
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        with one_of_several(asked) if several else explained():
+            try:
+                config = build(schema, values)
+            except (ValueError, TypeError) as error:
+                if several and refused is not None:
+                    refused(values, asked, error)
+                raise
+            main(config, asked)
 
     with explained():
+        refuse_dashes(schema, sys.argv[1:])
         job()
 
 
@@ -63,6 +96,9 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # the reader has read enough: `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not _about_what_was_asked(error):
             raise
@@ -74,8 +110,39 @@ def explained() -> Iterator[None]:
         sys.exit(130)
 
 
+class RunFailed(Exception):
+    """What is left of one run's error in a sweep: words, which every launcher can carry."""
+
+
+@contextmanager
+def one_of_several(asked: Sequence[str]) -> Iterator[None]:
+    """Turn an error of one run into `RunFailed`, which Hydra keeps until all runs have ended."""
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1" or not _about_what_was_asked(error):
+            traceback.print_exc()
+        said = f"{' '.join(asked)}: {explain(error)}"
+        print(f"failed: {said}", file=sys.stderr)
+        raise RunFailed(f"not every run of the sweep went well; the first: {said}") from None
+
+
+def refuse_dashes(schema: type, arguments: Sequence[str]) -> None:
+    """Refuse `--steps 10`, as other programs write it.
+
+    Raises:
+        ValueError: with the way to write it here.
+    """
+    fields = [path for path, _, _ in describe(schema())]
+    names = {*fields, *(path.split(".")[0] for path in fields)}
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+        if argument.startswith("--") and name in names:
+            raise ValueError(f"{argument}: fields are written without dashes: {name}=VALUE")
+
+
 def _about_what_was_asked(error: Exception) -> bool:
-    if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
+    if isinstance(error, (HydraException, OmegaConfBaseException, OSError, RunFailed)):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised_in = Path(frame.f_code.co_filename)
@@ -107,12 +174,19 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return str(unknown(group or "config", name, error.options))
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override!r}: expected FIELD=VALUE; --help says which fields there are"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(node, DictConfig) and key is not None and key not in node:
         group = str(cause.full_key).rpartition(".")[0]  # type: ignore[union-attr]
         return str(unknown(f"key of {group}" if group else "key", key, map(str, node)))
-    return "\n".join(str(cause or error).strip().split("\n    full_key")[0].split("\n")[:2])
+    said = str(cause or error).strip()
+    if said.startswith("Ambiguous value"):  # Hydra's three ways out, the likeliest first
+        argument = said.split("'")[1]
+        name, _, values = argument.partition("=")
+        return f"{argument}: several values are a sweep: add -m; a list is {name}=[{values}]"
+    return "\n".join(said.split("\n    full_key")[0].split("\n")[:2])
 
 
 def groups(app: str) -> list[str]:
@@ -128,23 +202,48 @@ def options(group: str) -> list[str]:
     return sorted({p.stem for p in (CONFIGS / group).glob("*.yaml")} | set(registered))
 
 
-def print_help(app: str, schema: type) -> None:
-    """Every field with its default and its description."""
-    print(f"python -m {app} [FIELD=VALUE ...]    each field, its default, what it means\n")
-    for path, value, text in describe(schema()):
-        print(f"  {path + '=' + shown(value):34} {text}")
-    print("\nGroups: a name chooses several fields at once")
+def print_help(app: str, schema: type, examples: str = "") -> None:
+    """Examples, then every field with its default and its description.
+
+    The fields of a norm are those of the type that the command line names.
+    """
+    print(f"python -m {app} [FIELD=VALUE ...]")
+    print(textwrap.indent(examples.rstrip(), "  "))
+    asked = [a.removeprefix("norm=") for a in sys.argv[1:] if a.startswith("norm=")]
+    norm = norms[asked[-1]].Config() if asked and asked[-1] in norms else None
+    fields = described(schema(), norm)
+    for _, part in groupby(fields, lambda field: field[0].rpartition(".")[0]):
+        print()
+        for path, value, text in part:
+            print(entry(f"{path}={shown(value)}", text))
+    print("\nGroups: a name chooses several fields at once" if groups(app) else "")
     for group in groups(app):
-        print(f"  {group}=  {', '.join(options(group))}")
-    for name in norms if "norm" in groups(app) else ():
-        fields = [d for d in describe(norms[name].Config()) if d[0] != "type"]
-        print(f"\nFields of norm={name}" if fields else "")
-        for path, value, text in fields:
-            print(f"  {f'norm.{path}={shown(value)}':34} {text}")
+        print(entry(f"{group}=", ", ".join(options(group))))
+    if "norm" in groups(app):
+        print(f"\nThe fields of another norm: python -m {app} norm=NAME --help", end="")
     print(
-        f"\nMore of Hydra (sweeps with -m, launchers): python -m {app} --hydra-help\n"
+        "\nWhat stands behind each name: python -m evaluate list\n"
+        f"More of Hydra (sweeps with -m, launchers): python -m {app} --hydra-help\n"
         f"The traceback behind an error: {TRACEBACK}=1"
     )
+
+
+def described(config: Any, norm: Any = None) -> Iterator[tuple[str, Any, str]]:
+    """`describe`, with the fields of `norm` in the place of the default one's."""
+    for path, value, text in describe(config):
+        if norm is None or not path.startswith("norm."):
+            yield path, value, text
+        elif path == "norm.type":
+            yield from describe(norm, "norm.")
+
+
+def entry(name: str, text: str) -> str:
+    """A line of the help; on a terminal broken where it ends, in a pipe never."""
+    start = f"  {name:34} "
+    if not sys.stdout.isatty():
+        return start + text
+    width = max(shutil.get_terminal_size().columns, 60)
+    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * 37)
 
 
 def shown(value: Any) -> str:

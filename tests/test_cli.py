@@ -1,5 +1,6 @@
 """The command line: what composes, what is refused, what help explains."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from evaluate.__main__ import without_model
 from evaluate.config import EvaluateConfig
 from normlab import cli
 from normlab.config import build, describe
@@ -87,6 +89,11 @@ def test_a_file_changes_what_it_says_and_nothing_else():
         ("window=99999", "window = 99999 tokens is longer than model.max_length"),
         ("data=wikitext3", "unknown data 'wikitext3'. Did you mean 'wikitext2'"),
         ("steps==1", "=1"),
+        ("steps", "'steps': expected FIELD=VALUE; --help"),
+        ("--steps", "--steps: fields are written without dashes: steps=VALUE"),
+        ("--eval-every=5", "without dashes: eval_every=VALUE"),
+        ("--norm=dyt", "without dashes: norm=VALUE"),
+        ("steps=1,2", "steps=1,2: several values are a sweep: add -m; a list is steps=[1,2]"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_or_two(capsys, monkeypatch, argument, message):
@@ -111,6 +118,51 @@ def test_help_explains_every_field(capsys, monkeypatch, app):
         assert text, f"{path} has no description"
         assert path in printed
         assert text in printed
+
+
+@pytest.mark.parametrize("name", norms)
+def test_help_tells_the_fields_of_the_norm_that_is_named(capsys, monkeypatch, name):
+    _, printed = run(capsys, monkeypatch, "train", f"norm={name}", "--help")
+    found = {x.split("=")[0].strip() for x in printed.splitlines() if x.startswith("  norm.")}
+    assert found == {f"norm.{path}" for path, _, _ in describe(norms[name].Config())}
+
+
+def test_help_begins_with_the_examples(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    cli.launch("train", TrainConfig, lambda *_: None, "\nONE\nTWO\n")
+    printed = capsys.readouterr().out
+    assert printed.startswith("python -m train [FIELD=VALUE ...]\n\n  ONE\n  TWO\n\n  model.")
+
+
+def test_help_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    _, printed = run(capsys, monkeypatch, "train", "--help")
+    assert max(map(len, printed.splitlines())) <= 80
+    together = " ".join(printed.split())
+    assert all(" ".join(text.split()) in together for _, _, text in describe(TrainConfig()))
+
+
+@pytest.mark.parametrize("app", SCHEMAS)
+def test_examples_in_the_help_compose(app):
+    """Each line of them is a command whose fields there are."""
+    module = importlib.import_module(f"{app}.__main__")
+    commands = [x.split("   ")[0].split() for x in module.EXAMPLES.splitlines() if x]
+    assert commands
+    for _, _, name, *arguments in commands:
+        assert importlib.util.find_spec(name), name
+        if name in SCHEMAS and not {"-m", "list"} & set(arguments):
+            rest, _ = without_model(arguments) if name == "evaluate" else (arguments, None)
+            composed(name, *rest)
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+    command = f"{sys.executable} -m evaluate list | head -1; echo status ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("norms: ")
+    assert not done.stderr
 
 
 @pytest.mark.parametrize("name", norms)

@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, pages are found. (`make docs` builds the site, strictly.)"""
+"""The documentation: links lead somewhere, pages are found (`make docs` builds the site)."""
 
 import importlib
 import re

@@ -8,7 +8,7 @@ from rich.console import Console
 from test_table import record
 
 from normlab.results import tables
-from normlab.results.formats import as_csv, escaped, latex, markdown, terminal
+from normlab.results.formats import as_csv, escaped, latex, markdown, ruled, terminal
 
 MADE = tables(
     [
@@ -67,7 +67,18 @@ def test_latex_escapes_what_it_would_read_itself():
 
 def test_terminal():
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(terminal(TABLE))
+    console.print(terminal([TABLE]))
     text = console.export_text()
     for part in ("WikiText-2 (raw)", "fp16+slanc", "+0.50 ± 0.10", "overflow 12", "zero 3", "n/a"):
         assert part in text
+
+
+def test_a_narrow_terminal_loses_nothing():
+    console = Console(width=60, record=True, file=io.StringIO())
+    lines = [["model", "norm", "fp32"], ["a-long-name-of-a-[model]" * 2, "rmsnorm", "+1.0 ± 0.1"]]
+    console.print(ruled("A title that goes on and on. " * 4, lines, 2))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 60
+    assert "rmsnorm" in text
+    kept = "".join(line.split("   ")[0].strip() for line in text.splitlines()[-6:])
+    assert "a-long-name-of-a-[model]" * 2 in kept

@@ -5,7 +5,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from normlab.results.table import LEGEND, SUBJECT, Cell, Table
 
@@ -86,14 +89,32 @@ def escaped(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in text)
 
 
-def terminal(table: Table) -> RichTable:
-    """For a `rich` console: a cell's parts below each other."""
-    made = RichTable(
-        title=table.title, title_justify="left", caption=LEGEND, caption_justify="left"
-    )
-    for i, column in enumerate([*SUBJECT, *table.precisions]):
-        made.add_column(column, justify="left" if i < len(SUBJECT) else "right", overflow="fold")
-    for subject, cells in table.rows.items():
-        shown = (cells.get(p) for p in table.precisions)
-        made.add_row(*subject, *("\n".join(c.parts) if c else "" for c in shown))
-    return made
+def terminal(tables: Sequence[Table]) -> Group:
+    """For a `rich` console: what `markdown` says, a cell's parts below each other."""
+    made = []
+    for table in tables:
+        rows = [
+            [
+                *subject,
+                *("\n".join(c.parts) if (c := cells.get(p)) else "" for p in table.precisions),
+            ]
+            for subject, cells in table.rows.items()
+        ]
+        made.append(ruled(table.title, [[*SUBJECT, *table.precisions], *rows], len(SUBJECT)))
+    return Group(*made, Text(LEGEND, "dim"))
+
+
+def ruled(title: str, lines: Sequence[Sequence[str]], words: int) -> Group:
+    """A title and a table for a `rich` console, few lines in it, so that much else fits.
+
+    Args:
+        title: stands above it.
+        lines: the first one is the head.
+        words: so many columns at the left are of words, the others of numbers.
+    """
+    made = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, name in enumerate(lines[0]):
+        made.add_column(name, justify="left" if i < words else "right", overflow="fold")
+    for line in lines[1:]:
+        made.add_row(*map(Text, line))
+    return Group(Text(title, "italic"), Text(), made, Text())

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from normlab.results.record import NOT_APPLICABLE, OK, Record
 from normlab.results.table import HEAD, Cell, number, tables
 
 RATE = "optimizer.lr"
-_NOT_THE_MODEL = ("seed", "run", "runs", "log_every", "data.root", "data.cache")
+NOT_THE_MODEL = (
+    "seed", "run", "runs", "log_every", "watch_every", "tracking", "data.root", "data.cache",
+)  # fmt: skip
+"""Fields of a run's config that two runs of one model may differ in."""
 LEGEND = (
     "Mean ± standard deviation over seeds. Δ is the mean over seeds of the difference to fp32. p: "
     "Welch's t test of the fp32 log-perplexity against the row marked *, which has the lowest mean."
@@ -77,7 +79,7 @@ def groups(records: Iterable[Record]) -> list[Group]:
         config = record.facts.get("config")
         if config is None:
             continue
-        flat = {k: v for k, v in _flat(config).items() if k not in _NOT_THE_MODEL}
+        flat = {k: v for k, v in flattened(config).items() if k not in NOT_THE_MODEL}
         flat["transform"] = record.transform
         group = found.setdefault(json.dumps(flat, sort_keys=True), Group(flat, {}))
         rows = group.records.setdefault(record.precision, [])
@@ -139,6 +141,8 @@ def _welch(group: Group, best: Group | None) -> str:
     """Welch's t test (Welch 1947): p of the difference of the means, variances unequal."""
     if best is None or min(len(group.logs), len(best.logs)) < 2:
         return ""
+    from scipy import stats  # more than a second to import
+
     p = stats.ttest_ind(group.logs, best.logs, equal_var=False).pvalue
     return f"{p:.2g}"
 
@@ -169,9 +173,10 @@ def _training(record: Record) -> dict[str, Any]:
     return record.facts.get("training") or {}
 
 
-def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+def flattened(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A nested config as dotted field → value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         is_group = isinstance(value, dict)
-        flat |= _flat(value, f"{path}{key}.") if is_group else {f"{path}{key}": value}
+        flat |= flattened(value, f"{path}{key}.") if is_group else {f"{path}{key}": value}
     return flat

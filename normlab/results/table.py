@@ -28,6 +28,7 @@ class Cell:
     overflowed: int
     zero: int
     status: str
+    key: str = ""  # its record's
 
     @classmethod
     def of(cls, r: Record) -> "Cell":
@@ -37,7 +38,8 @@ class Cell:
             value, delta, stderr = r.word_perplexity, r.word_delta, r.word_delta_stderr
         if r.precision == "fp32":
             delta, stderr = None, None
-        return cls(value, delta, stderr, r.overflowed_rows or 0, r.zero_rows or 0, r.status)
+        lost = r.overflowed_rows or 0, r.zero_rows or 0
+        return cls(value, delta, stderr, *lost, r.status, r.key)
 
     @property
     def parts(self) -> list[str]:
