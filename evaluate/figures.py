@@ -1,4 +1,8 @@
-"""`python -m evaluate.figures OUT`: figures from the records in a directory, beside its tables."""
+"""`python -m evaluate.figures DIR`: figures from what a directory holds.
+
+Records that `python -m evaluate out=DIR` wrote, runs that `python -m train runs=DIR` wrote,
+or both. They come to DIR/figures, as SVG and PNG.
+"""
 
 import argparse
 import sys
@@ -6,18 +10,24 @@ from pathlib import Path
 
 from normlab.plots import figures
 from normlab.results import RecordFile
+from normlab.run import Run, is_run
+from normlab.run_plots import run_figures
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write OUT/figures from OUT/records.jsonl."""
+    """Write DIR/figures."""
     parser = argparse.ArgumentParser(prog="python -m evaluate.figures", description=__doc__)
-    parser.add_argument("out", type=Path, help="what `python -m evaluate out=DIR` was given")
-    out = parser.parse_args(arguments).out
+    parser.add_argument("directory", type=Path, metavar="DIR", help="of records or of runs")
+    out = parser.parse_args(arguments).directory
     records = RecordFile(out / "records.jsonl").read()
-    if not records:
-        sys.exit(f"{out} holds no records: expected a directory that `python -m evaluate` wrote")
+    runs = [Run(path) for path in sorted(out.glob("*")) if is_run(path)]
+    if not records and not runs:
+        sys.exit(
+            f"{out} holds no records and no runs: expected a directory that `python -m evaluate` "
+            "or `python -m train` wrote"
+        )
     try:
-        written = figures(records, out / "figures")
+        written = figures(records, out / "figures") + run_figures(runs, out / "figures")
     except ImportError as error:
         sys.exit(str(error))
     print(f"written to {out / 'figures'}: {', '.join(path.name for path in written)}")

@@ -11,6 +11,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from normlab.hosts import by_first
+from normlab.sharding import dotted, on_host, sharding
+
 Tree = Any
 _policies = ocp.training.preservation_policies
 
@@ -18,13 +21,7 @@ _policies = ocp.training.preservation_policies
 def to_names(tree: Tree) -> dict[str, Any]:
     """Any pytree as a flat dictionary of its leaves by path, the form in which it is stored."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _name(path: Any) -> str:
-    # An nnx.Variable is a node with one child; whether its leaf has a step of its own in the path,
-    # and what it is called, is flax's affair and not part of a stored name.
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+    return {dotted(path): leaf for path, leaf in leaves}
 
 
 def from_names(names: dict[str, Any], like: Tree) -> Tree:
@@ -48,7 +45,7 @@ def _digest(names: dict[str, Any]) -> str:
     """SHA-256 of all leaves. Orbax itself hands out a flipped bit without a word."""
     digest = hashlib.sha256()
     for name in sorted(names):
-        array = np.asarray(names[name])
+        array = on_host(names[name])
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -73,8 +70,10 @@ class Checkpoints:
 
     def __init__(self, directory: Path, writer: bool = False):
         keep = [_policies.LatestN(2), _policies.BestN(get_metric_fn=_merit, n=1)]
-        self._directory = directory.absolute()
-        self.set_aside_first = [self._renamed(step) for step in self._unlisted()] if writer else []
+        self._directory = directory.resolve()
+        self.set_aside_first: list[Path] = []
+        if writer:
+            by_first(lambda: self.set_aside_first.extend(map(self._renamed, self._unlisted())))
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -162,9 +161,10 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Rename the checkpoint of `step`, so that it counts no more; where it lies now."""
-        aside = self._renamed(step)
+        aside: list[Path] = []
+        by_first(lambda: aside.append(self._renamed(step)))
         self._checkpointer.reload()
-        return aside
+        return aside[0] if aside else self._directory
 
     def _renamed(self, step: int) -> Path:
         taken = len(list(self._directory.glob(f"corrupt.{step}*")))
@@ -182,10 +182,9 @@ class Checkpoints:
 
 
 def _abstract(names: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return {
         k: jax.ShapeDtypeStruct(
-            np.shape(v), v.dtype, sharding=getattr(v, "sharding", None) or device
+            np.shape(v), v.dtype, sharding=getattr(v, "sharding", None) or sharding(k, np.shape(v))
         )
         for k, v in names.items()
     }

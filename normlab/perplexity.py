@@ -18,6 +18,7 @@ from normlab.model import Context, Transformer
 from normlab.norms import Norm
 from normlab.numerics import Observed, Precision
 from normlab.protocols import Windows
+from normlab.sharding import divided, divisible, everywhere
 from normlab.site_rows import SiteRows
 
 LOGITS_BYTES = 64 * 2**20
@@ -154,7 +155,7 @@ def score_columns(
         on_batch: told how many windows are done.
     """
     graphdef, params = nnx.split(model)
-    size = batch or default_batch(windows, model.embed.num_embeddings)
+    size = divisible(batch or default_batch(windows, model.embed.num_embeddings))
     passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
     run = partial(_side_by_side, passes)
     batches = list(_batches(run, windows, size, on_batch or (lambda done: None)))
@@ -202,7 +203,7 @@ def _batches(
     """Each batch's results on the host, fetched when the next batch is under way."""
     waiting = []
     for start in range(0, len(windows), size):
-        waiting.append(run(*_padded(windows[start : start + size], size)))
+        waiting.append(run(*divided(*_padded(windows[start : start + size], size))))
         if start:
             yield jax.device_get(waiting.pop(0))
             on_batch(start)
@@ -238,7 +239,7 @@ def _batch_nll(
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
-    return nll, context.observed, logits if keep else None
+    return *everywhere((nll, context.observed)), logits if keep else None
 
 
 @jax.jit
@@ -246,7 +247,7 @@ def _compared(
     logits: Float[Array, "b l v"], other: Float[Array, "b l v"], scored: Bool[Array, "b l"]
 ) -> tuple[Float[Array, "b l"], Bool[Array, "b l"]]:
     agrees = jnp.argmax(logits, axis=-1) == jnp.argmax(other, axis=-1)
-    return jnp.where(scored, kl_divergence(logits, other), 0.0), agrees & scored
+    return everywhere((jnp.where(scored, kl_divergence(logits, other), 0.0), agrees & scored))
 
 
 class _RealRows(Context):

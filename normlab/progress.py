@@ -8,7 +8,6 @@ from rich.progress import (
     MofNCompleteColumn,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
@@ -36,12 +35,11 @@ class Progress:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=6),  # all of it fits into 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
         )
         self._bars = Bars(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bars.add_task(title, total=total, completed=start, shown="")

@@ -28,8 +28,9 @@ class Run:
     """A run directory and the files in it.
 
     asked.yaml (overrides as given), config.yaml (everything, resolved), provenance.json (code,
-    packages, device, text), tokenizer/, metrics.jsonl (a line a logged step), checkpoints/,
-    record.json (state, and once it has ended its results).
+    packages, device, text), tokenizer/, metrics.jsonl (a line a logged step), watch.jsonl (what was
+    seen inside the model, if asked for), checkpoints/, record.json (state, and once it has ended
+    its results).
     """
 
     def __init__(self, directory: str | Path):
@@ -54,7 +55,11 @@ class Run:
         if not self[name].exists():
             return {}
         text = self[name].read_text()
-        return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        try:
+            return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{self[name]} can't be read: {said}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,11 +96,25 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, without the half line that a kill may leave at the end."""
-        if not self["metrics.jsonl"].exists():
-            return []
-        lines = self["metrics.jsonl"].read_text().split("\n")[:-1]
+        """What was logged."""
+        return json_lines(self["metrics.jsonl"])
+
+    @property
+    def watched(self) -> list[dict[str, Any]]:
+        """What was seen inside the model (`train.watch`); nothing where nobody asked."""
+        return json_lines(self["watch.jsonl"])
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """A file's lines of JSON, without the half one that a kill may leave at the end."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    try:
         return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        bad = next(n for n, line in enumerate(lines, 1) if line == error.doc)
+        raise ValueError(f"{path}, line {bad}: no JSON, {error}") from error
 
 
 def is_run(directory: Path) -> bool:
@@ -114,6 +133,8 @@ def open_run(directory: str | Path) -> Run:
         return Run(path)
     near = sorted(str(p.parent) for p in path.parent.glob("*/config.yaml"))[:3]
     hint = f" Beside it: {', '.join(near)}." if near else ""
+    if any(path.glob("*/config.yaml")):
+        hint = f" It holds runs; say runs={path}, or which of them."
     raise FileNotFoundError(
         f"{path} is no run directory (it has no config.yaml, which `python -m train` writes).{hint}"
     )

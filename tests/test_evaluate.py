@@ -209,6 +209,7 @@ def test_the_command_line(runs, tmp_path):
     where = Path(__file__).parent.parent
     done = subprocess.run([*command, *more], cwd=where, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "table.md").read_text() in done.stdout  # in a pipe
     assert "fp16:lanes(8)" in done.stdout
     assert {"table.md", "table.csv", "table.tex", "records.jsonl"} == set(os.listdir(tmp_path))
     wrong = [*command, "model=smollm2-135m"]

@@ -16,7 +16,8 @@ from train.step import learned
 
 @pytest.mark.parametrize(
     ("norm", "placement"),
-    [(norm, "peri") for norm in norms] + [("rmsnorm", row) for row in placements],
+    [(norm, "pre" if norm == "bhyt-estimated" else "peri") for norm in norms]
+    + [("rmsnorm", row) for row in placements],
 )
 def test_every_parameter_falls_in_one_group_and_only_matrices_decay(norm, placement):
     model = tiny_model(norm, placement, bias=True, tied=False, positions="learned")

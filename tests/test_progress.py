@@ -1,4 +1,7 @@
+import io
 import re
+
+from rich.console import Console
 
 from normlab import progress
 
@@ -19,3 +22,15 @@ def test_lines_are_few(capsys):
         for step in range(1, 101):
             bar.update(step, "")
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_on_a_terminal_of_80_columns_nothing_is_cut(monkeypatch):
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(progress, "console", terminal)
+    with progress.Progress("layernorm peri seed 0", total=2000) as bar:
+        bar.update(1234, "loss 7.887, 11,970 tokens/s")
+    last = shown.getvalue().replace("\r", "\n").split("\n")[-2]
+    for part in ("layernorm peri seed 0", "1234/2000", "loss 7.887, 11,970 tokens/s", "left"):
+        assert part in last
+    assert "…" not in last

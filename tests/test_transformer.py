@@ -44,6 +44,7 @@ CHANGES = {
     "activation": "relu", "gated": False, "positions": "none", "rope_theta": 100.0,
     "rope_divisors": (2.0,) * 8, "causal": False, "window": 4, "attention_scale": 2.0,
     "attention_softcap": 0.1, "logit_softcap": 0.1, "embed_factor": 3.0, "tied": False,
+    "embed_length": 3.0,
     "bias": True, "qkv_bias": True, "init_std": 0.1, "dropout": 0.5,
 }  # fmt: skip
 BESIDE = {

@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 from normlab.cli import launch
 from train.config import TrainConfig
+from train.identity import refuse
 from train.loop import train
+
+EXAMPLES = """
+python -m train norm=dyt placement=peri optimizer.lr=3e-3      one run, in runs/dyt-peri-HASH
+python -m train norm=dyt placement=peri optimizer.lr=3e-3      again: goes on where it stopped
+python -m train -m norm=layernorm,rmsnorm seed=0,1,2           a sweep: each of 2 x 3 in turn
+python -m train model=tiny data=embedded steps=60 optimizer.warmup=5       in seconds, no network
+python -m evaluate runs=runs                                   then: perplexities of what is there
+"""
 
 
 def main(config: TrainConfig, asked: Sequence[str]) -> None:
@@ -13,4 +22,4 @@ def main(config: TrainConfig, asked: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    launch("train", TrainConfig, main)
+    launch("train", TrainConfig, main, EXAMPLES, refuse)

@@ -1,12 +1,18 @@
 """Everything that a training run is told."""
 
+import math
 from dataclasses import dataclass
 
 from normlab.config import check, knob
 from normlab.data import DataConfig
-from normlab.model import ModelConfig, PlacementConfig
+from normlab.hosts import HostsConfig
+from normlab.mesh import MeshConfig
+from normlab.model import ComputeConfig, ModelConfig, PlacementConfig
 from normlab.norms import NormConfig, norms
+from normlab.registry import choice
 from train.optimizer import OptimizerConfig
+from train.stacked import check_alike
+from train.tracking import trackers
 
 
 def _default_norm() -> NormConfig:
@@ -22,8 +28,12 @@ class TrainConfig:
     placement: PlacementConfig = knob(PlacementConfig, "where its norms sit")
     data: DataConfig = knob(DataConfig, "text and tokenizer")
     optimizer: OptimizerConfig = knob(OptimizerConfig, "AdamW")
+    compute: ComputeConfig = knob(ComputeConfig, "precision and memory of a step")
+    mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
+    hosts: HostsConfig = knob(HostsConfig, "processes that train together")
     steps: int = knob(1000, "optimizer steps")
     batch: int = knob(8, "sequences in a step")
+    accumulate: int = knob(1, "parts of the batch, differentiated one after another (memory)")
     window: int = knob(256, "tokens in a sequence")
     seed: int = knob(0, "of initial weights, order of the text, and dropout")
     eval_every: int = knob(100, "steps between validations; each one saves a checkpoint")
@@ -32,17 +42,35 @@ class TrainConfig:
     )
     patience: int | None = knob(None, "stop after so many validations without a better one")
     log_every: int = knob(10, "steps between two lines of metrics.jsonl")
+    watch_every: int | None = knob(
+        None, "steps between two looks inside the model, in watch.jsonl; null: none"
+    )
+    tracking: tuple[str, ...] = knob(
+        (), "where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; a list"
+    )
     runs: str = knob("runs", "directory of run directories")
     run: str | None = knob(None, "this run's directory; null: one in `runs`, named by its config")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "window", "eval_every", "log_every"):
+        for name in ("steps", "batch", "accumulate", "window", "eval_every", "log_every"):
             value = getattr(self, name)
             check(value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
-        for name in ("eval_windows", "patience"):
+        for name in ("eval_windows", "patience", "watch_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} = {value}: expected null or a number ≥ 1")
+        for name in self.tracking:
+            choice("tracker", name, trackers)
         self.placement.check_norm(self.norm.type, self.model.layers)
+        norms[self.norm.type].check_steps(self.norm, self.steps)
+        self.mesh.check_model(self.model)
+        self.mesh.check_batch(self.batch, self.accumulate)
+        if self.compute.scan_layers:
+            check_alike(self.model, self.placement)
+        check(
+            self.batch % self.accumulate == 0,
+            f"accumulate = {self.accumulate} parts of batch = {self.batch} sequences are not equal:"
+            f" expected a divisor of the batch, such as {math.gcd(self.accumulate, self.batch)}",
+        )
         check(self.seed >= 0, f"seed = {self.seed}: expected a whole number ≥ 0")
         check(
             self.window <= self.model.max_length,

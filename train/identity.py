@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from normlab.config import to_dict
@@ -10,13 +12,18 @@ from normlab.data import Corpus, Tokenized
 from normlab.run import Run
 from train.config import TrainConfig
 
-ELSEWHERE = ("runs", "run", "log_every", "data.root", "data.cache")
+ELSEWHERE = ("runs", "run", "log_every", "watch_every", "tracking", "data.root", "data.cache")
 """What says where things lie and how often they are told, and changes no parameter."""
+
+ON_DEVICES = ("mesh.", "hosts.")
+"""What says on which devices a run goes on: it may change from call to call, and last bits with it.
+
+Each session's own is in provenance.json."""
 
 
 def identity(config: dict[str, Any], corpus: str) -> dict[str, Any]:
     """All of a config that a run's parameters depend on, flat, with the text that was found."""
-    flat = {k: v for k, v in _flat(config) if k not in ELSEWHERE}
+    flat = {k: v for k, v in _flat(config) if k not in ELSEWHERE and not k.startswith(ON_DEVICES)}
     return flat | {"data.corpus": corpus}
 
 
@@ -28,11 +35,11 @@ def _flat(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def run_name(config: TrainConfig, corpus: str) -> str:
+def run_name(config: dict[str, Any], corpus: str) -> str:
     """norm-placement-hash: the same config on the same text has the same name."""
-    told = json.dumps(identity(to_dict(config), corpus), sort_keys=True)
+    told = json.dumps(identity(config, corpus), sort_keys=True)
     digest = hashlib.sha256(told.encode()).hexdigest()
-    return f"{config.norm.type}-{config.placement.type}-{digest[:10]}"
+    return f"{config['norm']['type']}-{config['placement']['type']}-{digest[:10]}"
 
 
 def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str]) -> None:
@@ -55,6 +62,31 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     tokens.tokenizer.save(run["tokenizer"])
     run.write("provenance.json", text | {"corpus": corpus, "sessions": []})
     run.write("record.json", {"state": "running"})
+
+
+def refuse(config: dict[str, Any], asked: Sequence[str], error: Exception) -> None:
+    """Write down why one config of a sweep is none: a row of the table, and no gap in it."""
+    run = Run(config["run"] or Path(config["runs"]) / run_name(config, corpus="unread"))
+    if not run.record:
+        run.write("asked.yaml", list(asked))
+        run.write("config.yaml", config)
+        run.write("record.json", {"state": "refused", "reason": reason(error)})
+
+
+@contextmanager
+def noting_failure(run: Run) -> Iterator[None]:
+    """Let the record say what error ended a run, which is no end: the same command tries again."""
+    try:
+        yield
+    except Exception as error:
+        run.write("record.json", run.record | {"state": "failed", "reason": reason(error)})
+        raise
+
+
+def reason(error: Exception) -> str:
+    """An error as one line of a record."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:200]
 
 
 def _refuse_another_config(run: Run, config: TrainConfig, corpus: Corpus) -> None:

@@ -3,7 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,23 @@ import numpy as np
 from flax import nnx
 
 from normlab.checkpoint import Checkpoints, CorruptCheckpointError
+from normlab.config import to_dict
 from normlab.data import Batches, Tokenized, load_tokens
+from normlab.hosts import agreed, by_first, joined, own
 from normlab.model import Transformer
 from normlab.progress import Progress, console
 from normlab.provenance import provenance
 from normlab.run import Run, parameters
+from normlab.sharding import divided, placed
 from train.config import TrainConfig
-from train.identity import run_name, sign
+from train.identity import noting_failure, run_name, sign
 from train.metrics import MetricsLog
 from train.optimizer import groups, make_optimizer
+from train.stacked import Layers
 from train.step import learned, make_step, make_validate
 from train.stop import StopRequest
+from train.tracking import tracked
+from train.watch import Watch
 
 
 class Diverged(Exception):
@@ -44,16 +51,31 @@ def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None
     Returns:
         The run, whose record says how it ended. A run that has ended before is returned as it is.
     """
-    tokens = load_tokens(config.data)
-    run = Run(config.run or Path(config.runs) / run_name(config, tokens.corpus.name))
-    if run.ended:
-        sign(run, config, tokens, asked)
-        console.print(f"{run.directory}: {run.record['state']} already")
-        return run
-    with run.locked():
-        sign(run, config, tokens, asked)
-        Trainer(config, tokens, run).fit(stop_after)
+    with joined(config.hosts), config.mesh.use():
+        tokens = load_tokens(config.data)
+        run = Run(config.run or Path(config.runs) / run_name(to_dict(config), tokens.corpus.name))
+        with held(run, config, tokens, asked), own(run.directory, "checkpoints") as directory:
+            mine = Run(directory)
+            if mine.ended:
+                console.print(f"{run.directory}: {mine.record['state']} already")
+            else:
+                with noting_failure(mine):
+                    Trainer(config, tokens, mine).fit(stop_after)
     return run
+
+
+@contextmanager
+def held(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str]) -> Iterator[None]:
+    """The run's directory signed and, until the run has ended, locked, by the first process."""
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            if not run.ended:
+                stack.enter_context(run.locked())
+            sign(run, config, tokens, asked)
+
+        by_first(begin)
+        yield
 
 
 class Trainer:
@@ -64,14 +86,19 @@ class Trainer:
         self.config, self.tokens, self.run = config, tokens, run
         self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
         model = Transformer(c.model, c.norm, c.placement, tokens.tokenizer.vocab_size, c.seed)
-        graphdef, self.params = nnx.split(model)
+        nnx.update(model, placed(nnx.state(model)))  # what isn't divided may not live on
+        self.layers = Layers(model, c.compute.scan_layers)
+        graphdef, params = nnx.split(self.layers.model)
+        self.params = placed(params)
         weights = learned(self.params)
-        optimizer = make_optimizer(c.optimizer, c.steps, weights)
-        self.state = optimizer.init(weights)
-        self.step = make_step(graphdef, optimizer, c.seed, c.steps)
+        optimizer = make_optimizer(c.optimizer, c.steps, weights, c.compute.scan_layers)
+        self.state = placed(optimizer.init(weights))
+        self.step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, c.accumulate)
         self.validate_batch = make_validate(graphdef)
         self.size = parameters(model)
         self.log = MetricsLog(run)
+        self.valid = validation_windows(tokens.split("valid"), c)
+        self.watch = Watch(run, self.layers.graphdef, c.steps, c.watch_every, self.valid)
 
     def fit(self, stop_after: int | None = None) -> None:
         """Train to the end and write the record."""
@@ -79,12 +106,13 @@ class Trainer:
         with Checkpoints(self.run["checkpoints"], writer=True) as checkpoints:
             start = self._restore(checkpoints)
             self._begin_session(start)
-            try:
-                state = self._steps(checkpoints, start, min(last, start + (stop_after or last)))
-            except Diverged as end:
-                state = "diverged"
-                self.log.write(end.step, diverged=True)
-                console.print(f"{self.run.directory}: {end}")
+            with tracked(self.config.tracking, self.run, start) as self.log.trackers:
+                try:
+                    state = self._steps(checkpoints, start, min(last, start + (stop_after or last)))
+                except Diverged as end:
+                    state = "diverged"
+                    self.log.write(end.step, diverged=True)
+                    console.print(f"{self.run.directory}: {end}")
         if state is not None:
             self._finish(state)
 
@@ -93,18 +121,20 @@ class Trainer:
         step, bad = None, list[int]()
         for step in checkpoints.steps():
             try:
-                loaded = checkpoints.load(step, params=self.params, optimizer=self.state)
+                loaded = checkpoints.load(step, **self._saved())
             except CorruptCheckpointError as error:
                 console.print(str(error))
                 bad.append(step)
                 continue
-            self.params, self.state = loaded["params"], loaded["optimizer"]
+            self.params = placed(self.layers.loaded(loaded["params"], self.params))
+            self.state = placed(self.layers.loaded(loaded["optimizer"], self.state))
             break
         else:
             self._refuse_to_begin_again(bad)
         for aside in [*checkpoints.set_aside_first, *map(checkpoints.set_aside, bad)]:
             console.print(f"goes on from step {step or 0}; the damaged checkpoint is now {aside}")
         self.log.rewind(step)
+        self.watch.lines.rewind(step)
         return step or 0
 
     def _refuse_to_begin_again(self, bad: Sequence[int]) -> None:
@@ -118,10 +148,11 @@ class Trainer:
     def _begin_session(self, start: int) -> None:
         """Note by what, and from which step on, the run is trained now, and what it trains."""
         found = self.run.read("provenance.json")
-        sessions = [*found["sessions"], {"from_step": start, **provenance()}]
+        session = {"from_step": start, **provenance(), **self.config.mesh.told()}
+        sessions = [*found["sessions"], session]
         self.run.write("provenance.json", found | {"sessions": sessions})
-        sizes = {"parameters": self.size, "groups": _sizes(learned(self.params))}
-        self.run.write("record.json", self.run.record | sizes)
+        sizes = {"parameters": self.size, "groups": _sizes(self.layers.saved(learned(self.params)))}
+        self.run.write("record.json", {"state": "running", **sizes})
 
     def _enough(self) -> bool:
         """Whether validation has found nothing better for as long as the config waits."""
@@ -131,36 +162,44 @@ class Trainer:
         """Steps start … stop − 1; how the run ended, or None where it goes on after `stop`."""
         c, pending = self.config, None
         if checkpoints.latest() is None:
-            self._validate(checkpoints, 0)
+            self._stand_still(checkpoints, 0)
         if start < c.steps and self._enough():  # killed between the last validation and the record
             return "stopped early"
         with StopRequest() as asked, Progress(self._title(), c.steps, start) as progress:
             for step in range(start, stop):
-                inputs, targets = self.batches.at(step)
+                inputs, targets = divided(*self.batches.at(step))
+                if self.watch.due(step + 1):
+                    self.watch.before(step + 1, self.layers.apart(self.params))
                 self.params, self.state, metrics = self.step(
                     self.params, self.state, np.int32(step), inputs, targets
                 )
                 if pending is not None:  # the device is busy with the next step meanwhile
                     self._note(progress, *pending)
                 pending = (step + 1, metrics)
-                if (step + 1) % c.eval_every == 0 or step + 1 == c.steps:
+                if self._validates(step + 1) or self.watch.due(step + 1):
                     self._note(progress, *pending)
                     pending = None
-                    self._validate(checkpoints, step + 1)
+                    self._stand_still(checkpoints, step + 1)
                     if step + 1 < c.steps and self._enough():
                         return "stopped early"
-                if asked.number is not None and step + 1 < c.steps:
+                signal_number = agreed(asked.number, due=(step + 1) % c.log_every == 0)
+                if signal_number is not None and step + 1 < c.steps:
                     if pending is not None:
                         self._note(progress, *pending)
-                    self._leave(checkpoints, step + 1, asked.number)
+                    self._leave(checkpoints, step + 1, signal_number)
             if pending is not None:
                 self._note(progress, *pending)
         return "finished" if stop == c.steps else None
 
+    def _saved(self) -> dict[str, Any]:
+        """What a checkpoint holds, the same whether layers are stacked or not."""
+        saved = self.layers.saved
+        return {"params": saved(self.params), "optimizer": saved(self.state)}
+
     def _leave(self, checkpoints: Checkpoints, step: int, number: int) -> None:
         """Save, unless this step's validation has, and end the process as the signal asks."""
         if checkpoints.latest() != step:
-            checkpoints.save(step, self.params, self.state, math.inf)
+            checkpoints.save(step, **self._saved(), valid_loss=math.inf)
         name = signal.Signals(number).name
         console.print(f"{self.run.directory}: {name} at step {step}; saved, and the same goes on")
         raise SystemExit(128 + number)
@@ -176,20 +215,31 @@ class Trainer:
         if step % self.config.log_every == 0 or step == self.config.steps:
             self.log.write(step, tokens_per_second=round(rate) or None, **values)
 
+    def _validates(self, step: int) -> bool:
+        return step % self.config.eval_every == 0 or step == self.config.steps
+
+    def _stand_still(self, checkpoints: Checkpoints, step: int) -> None:
+        """Between two steps: watch and validate, as they are due, in time that no step spends."""
+        began = time.monotonic()
+        if self.watch.due(step):
+            self.watch.after(step, self.layers.apart(self.params))
+        if self._validates(step):
+            self._validate(checkpoints, step)
+        self.log.pause(time.monotonic() - began)
+
     def _validate(self, checkpoints: Checkpoints, step: int) -> None:
         """Mean loss over the validation windows, logged, and a checkpoint that bears it."""
-        began = time.monotonic()
-        inputs, targets = validation_windows(self.tokens.split("valid"), self.config)
+        inputs, targets = self.valid
         total = 0.0
         for i in range(0, len(inputs), self.config.batch):
             rows = slice(i, i + self.config.batch)
-            total += float(self.validate_batch(self.params, inputs[rows], targets[rows]))
+            texts = divided(inputs[rows], targets[rows])
+            total += float(self.validate_batch(self.params, *texts))
         loss = total / targets.size
         if not math.isfinite(loss):
             raise Diverged(step, f"validation loss {loss}")
         self.log.write(step, valid_loss=loss, valid_perplexity=math.exp(min(loss, 700.0)))
-        checkpoints.save(step, self.params, self.state, loss)
-        self.log.pause(time.monotonic() - began)
+        checkpoints.save(step, **self._saved(), valid_loss=loss)
 
     def _finish(self, state: str) -> None:
         rows, best = self.run.metrics, self.log.best()

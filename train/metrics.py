@@ -2,40 +2,66 @@
 
 import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from normlab.run import Run
+from normlab.run import Run, json_lines
+from train.tracking import Tracker
 
 
-class MetricsLog:
-    """The metrics.jsonl of a run, and the clock that goes with it.
+class StepLines:
+    """A file of JSON lines, each with its `step`.
 
     Lines are appended whole. After a kill the file may be ahead of the newest checkpoint: `rewind`
     drops what will be computed again, so that no step is in it twice.
     """
 
+    def __init__(self, path: Path):
+        self._path = path
+
+    def rewind(self, step: int | None) -> list[dict[str, Any]]:
+        """Keep, and return, the lines up to `step` (None: nothing)."""
+        rows = [r for r in json_lines(self._path) if step is not None and r["step"] <= step]
+        if rows or self._path.exists():
+            half = self._path.with_name(f".{self._path.name}.half")
+            half.write_text("".join(json.dumps(r) + "\n" for r in rows))
+            half.replace(self._path)
+        return rows
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one line."""
+        with open(self._path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class MetricsLog:
+    """The metrics.jsonl of a run, and the clock that goes with it.
+
+    What is logged goes to `trackers` too, as far as it is numbers.
+    """
+
     def __init__(self, run: Run):
+        self.trackers: Sequence[Tracker] = ()
         self._run = run
+        self._lines = StepLines(run["metrics.jsonl"])
         self._seconds = 0.0
         self._rate = 0.0
         self._mark: tuple[int, float] | None = None
 
     def rewind(self, step: int | None) -> None:
         """Keep what was logged up to `step` (None: nothing), and start the clock."""
-        rows = [r for r in self._run.metrics if step is not None and r["step"] <= step]
+        rows = self._lines.rewind(step)
         self._seconds = rows[-1]["seconds"] if rows else 0.0
-        text = "".join(json.dumps(r) + "\n" for r in rows)
-        half = self._run[".metrics.jsonl.half"]
-        half.write_text(text)
-        half.replace(self._run["metrics.jsonl"])
         self._clock = time.monotonic()
         self._mark = None
 
     def write(self, step: int, **values: Any) -> None:
         """Append one line."""
-        row = {"step": step, "seconds": round(self.seconds(), 3), **values}
-        with open(self._run["metrics.jsonl"], "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._lines.append({"step": step, "seconds": round(self.seconds(), 3), **values})
+        numbers = {name: float(value) for name, value in values.items() if value is not None}
+        for tracker in self.trackers:
+            tracker.log(step, numbers)
 
     def seconds(self) -> float:
         """Time spent on this run, over all calls."""

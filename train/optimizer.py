@@ -40,7 +40,7 @@ class OptimizerConfig:
         check(self.clip > 0, f"optimizer.clip = {self.clip}: expected a number > 0, such as 1.0")
 
 
-def group(path: str, leaf: jax.Array) -> str:
+def group(path: str, leaf: jax.Array, stacked: bool = False) -> str:
     """The one group that a parameter belongs to: "decay" or "no_decay".
 
     Matrices of linear maps and embeddings decay. Gains, biases, DyT's α, branch gains and embedding
@@ -50,7 +50,8 @@ def group(path: str, leaf: jax.Array) -> str:
         ValueError: a parameter that neither rule knows, such as a norm's matrix.
     """
     matrix = path.rsplit(".", 1)[-1] in MATRICES
-    if matrix != (leaf.ndim == 2):
+    layers = 1 if stacked and path.startswith("blocks.") else 0  # an axis that is no matrix's
+    if matrix != (leaf.ndim - layers == 2):
         raise ValueError(
             f"parameter {path} of shape {leaf.shape} falls in no optimizer group: expected a "
             f"matrix named {' or '.join(MATRICES)}, or a vector or scalar of another name"
@@ -58,13 +59,18 @@ def group(path: str, leaf: jax.Array) -> str:
     return "decay" if matrix else "no_decay"
 
 
-def groups(params: Any) -> dict[str, str]:
-    """Each parameter's group by path; every parameter falls in exactly one."""
-    return {path: group(path, leaf) for path, leaf in to_names(params).items()}
+def groups(params: Any, stacked: bool = False) -> dict[str, str]:
+    """Each parameter's group by path; every parameter falls in exactly one.
+
+    Args:
+        params: of a model.
+        stacked: they are a stacked model's (`train.stacked`).
+    """
+    return {path: group(path, leaf, stacked) for path, leaf in to_names(params).items()}
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Any
+    config: OptimizerConfig, steps: int, params: Any, stacked: bool = False
 ) -> optax.GradientTransformation:
     """Clipping, then AdamW, for a run of `steps` steps."""
     schedule = optax.warmup_cosine_decay_schedule(
@@ -74,7 +80,7 @@ def make_optimizer(
         decay_steps=steps,
         end_value=config.final_lr * config.lr,
     )
-    decays = [name == "decay" for name in groups(params).values()]
+    decays = [name == "decay" for name in groups(params, stacked).values()]
     mask = jax.tree.unflatten(jax.tree.structure(params), decays)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),

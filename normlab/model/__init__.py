@@ -1,11 +1,13 @@
 """The transformer: where norms sit, attention, MLP, blocks."""
 
+from normlab.model.compute import ComputeConfig
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.placement import Placement, PlacementConfig, placements
 from normlab.model.transformer import Transformer
 
 __all__ = [
+    "ComputeConfig",
     "Context",
     "ModelConfig",
     "Placement",

@@ -31,7 +31,7 @@ def rotate(
     angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency.astype(np.float32)
     cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def soft_cap(x: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
@@ -49,9 +49,11 @@ def capped_attention(
 ) -> Float[Array, "b l h k"]:
     """Attention whose scores are soft-capped, which `jax.nn.dot_product_attention` can't do."""
     k, v = (jnp.repeat(t, q.shape[2] // t.shape[2], axis=2) for t in (k, v))
-    scores = soft_cap(jnp.einsum("bqhk,bshk->bhqs", q, k) * scale, cap)
+    products = jnp.einsum("bqhk,bshk->bhqs", q, k)
+    products = products.astype(jnp.promote_types(q.dtype, jnp.float32))
+    scores = soft_cap(products * scale, cap)
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhqs,bshk->bqhk", weights, v)
+    return jnp.einsum("bhqs,bshk->bqhk", weights.astype(v.dtype), v)
 
 
 class Attention(nnx.Module):
@@ -97,9 +99,9 @@ class Attention(nnx.Module):
         q, k = self._normed(self.norm_q, q, context), self._normed(self.norm_k, k, context)
         if c.positions == "rotary":
             q, k = self._rotated(q), self._rotated(k)
-        h = self._attend(q, k, context.norm(self.norm_v, v))
+        h = self._attend(q, k, context.norm(self.norm_v, v), context)
         if self.head_scale is not None:
-            h = h * self.head_scale[...][:, None]
+            h = h * self.head_scale[...].astype(h.dtype)[:, None]
         return self.out(context.norm(self.norm_inner, h.reshape(b, length, c.heads * c.head_size)))
 
     def _normed(self, norm: Norm | None, x: Array, context: Context) -> Array:
@@ -114,16 +116,27 @@ class Attention(nnx.Module):
         return rotate(x, c.rope_theta, c.rope_divisors)
 
     def _attend(
-        self, q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], v: Float[Array, "b l g k"]
+        self,
+        q: Float[Array, "b l h k"],
+        k: Float[Array, "b l g k"],
+        v: Float[Array, "b l g k"],
+        context: Context,
     ) -> Float[Array, "b l h k"]:
         c = self.config
         scale = c.attention_scale or 1.0 / math.sqrt(c.head_size)
+        mask = self._mask(q.shape[1])
+        context.attends(q, k, scale, mask)
         if c.attention_softcap is not None:
-            mask = self._mask(q.shape[1])
             return capped_attention(q, k, v, mask, scale, c.attention_softcap)
         window = None if self.window is None else (self.window - 1, 0)
         return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=c.causal, local_window_size=window
+            q,
+            k,
+            v,
+            scale=scale,
+            is_causal=c.causal,
+            local_window_size=window,
+            implementation=context.compute.attention_kernel(q.dtype, c.head_size),
         )
 
     def _mask(self, length: int) -> Bool[Array, "l l"]:

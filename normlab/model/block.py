@@ -1,7 +1,10 @@
 """One block: attention, then MLP, each in its residual wrapper."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -11,6 +14,7 @@ from normlab.model.context import Context
 from normlab.model.mlp import MLP
 from normlab.model.placement import PlacementConfig, Wiring
 from normlab.model.residual import MakeNorm, MakeNorms, Residual
+from normlab.norms import NormState
 
 
 class Block(nnx.Module):
@@ -37,4 +41,59 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this block."""
+        context.entered = x, self.attention
         return self.mlp(self.attention(x, context), context)
+
+
+Carry = tuple[Array, Any]
+"""The stream, and how often something was dropped so far."""
+
+
+def rematerialized(
+    block: Block, x: Float[Array, "b l d"], context: Context
+) -> Float[Array, "b l d"]:
+    """`block(x, context)`, of which only x is kept for the way back; the rest is computed again.
+
+    A pass that looks inside (`observe`, `capture`) has no way back, and runs as ever.
+    """
+    if context.observe or context.capture:
+        return block(x, context)
+    graphdef, state = nnx.split(block)
+    run = jax.checkpoint(_pure(graphdef, context))
+    (x, context.drops), kept = run((x, context.drops), state)
+    nnx.update(block, kept)
+    return x
+
+
+def scanned(block: Block, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
+    """The stream after all blocks, of which `block` holds the weights, stacked on a first axis.
+
+    Raises:
+        ValueError: the context asks for something by site, and there is one site for all layers.
+    """
+    if context.observe or context.capture or context.scales:
+        raise ValueError(
+            "a model of stacked layers knows no single site: expected neither observe, capture nor "
+            "scales; take train.stacked.unstacked(model)"
+        )
+    graphdef, state = nnx.split(block)
+    run = _pure(graphdef, context)
+    if context.compute.remat:
+        run = jax.checkpoint(run, prevent_cse=False)  # a loop's body is safe from it
+    (x, context.drops), kept = jax.lax.scan(run, (x, context.drops), state)
+    nnx.update(block, kept)
+    return x
+
+
+def _pure(
+    graphdef: nnx.GraphDef[Block], context: Context
+) -> Callable[[Carry, Any], tuple[Carry, Any]]:
+    """A block as a function of its state: what goes through it, and what its norms keep."""
+
+    def run(carry: Carry, state: Any) -> tuple[Carry, Any]:
+        x, inside = carry[0], copy.copy(context)
+        inside.drops = carry[1]
+        block = nnx.merge(graphdef, state, copy=True)
+        return (block(x, inside), inside.drops), nnx.state(block, NormState)
+
+    return run

@@ -34,6 +34,9 @@ class ModelConfig:
     attention_softcap: float | None = knob(None, "c in c·tanh(qk/c) before the softmax; null: none")
     logit_softcap: float | None = knob(None, "c in c·tanh(logit/c) behind the head; null: none")
     embed_factor: float = knob(1.0, "constant factor on the embedding (Gemma: √d)")
+    embed_length: float | None = knob(
+        None, "initial length of every embedding row, one learned number (FixNorm); null: rows free"
+    )
     tied: bool = knob(True, "the head is the embedding, transposed")
     bias: bool = knob(False, "linear maps have biases")
     qkv_bias: bool | None = knob(None, "queries, keys and values have biases; null: as bias says")
@@ -79,7 +82,9 @@ class ModelConfig:
         )
 
     def _check_attention(self) -> None:
-        for name in ("window", "attention_scale", "attention_softcap", "logit_softcap"):
+        for name in (
+            "window", "attention_scale", "attention_softcap", "logit_softcap", "embed_length"
+        ):  # fmt: skip
             value = getattr(self, name)
             check(value is None or value > 0, f"model.{name} = {value}: expected a number > 0")
         for name in ("global_every", "local_rope_theta"):

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm
 from normlab.numerics import Accumulator, Observed, Precision
+from normlab.sharding import whole_rows
 
 
 class Context:
@@ -22,10 +24,12 @@ class Context:
         precision: in which every norm accumulates its statistic.
         scales: scale by site name (see `normlab.scaling`); a site that is missing has scale 1.
         observe: count rows out of range and keep the largest values, by site, in `observed`.
-        capture: keep every norm's input, by site, in `inputs`.
+        capture: keep every norm's input, by site, in `inputs`; the residual stream before the first
+            block and after each one in `streams`; each block's largest attention score in `scores`.
         dropout_key: without one, nothing is dropped.
         progress: the share of the training that is done, a float32 scalar; None outside training.
             With one, norms run their `during_training` and may update their state.
+        compute: dtype of the branches, kernels, rematerialization.
     """
 
     def __init__(
@@ -37,37 +41,66 @@ class Context:
         capture: bool = False,
         dropout_key: jax.Array | None = None,
         progress: Float[Array, ""] | None = None,
+        compute: ComputeConfig | None = None,
     ):
         self.precision = precision or Precision.parse("fp32")
         self.scales = scales or {}
         self.observe = observe
         self.capture = capture
         self.progress = progress
+        self.compute = compute or ComputeConfig()
         self.observed: dict[str, Observed] = {}
         self.inputs: dict[str, Array] = {}
+        self.entered: Any = None  # the rows that entered the block, and its attention
+        self.streams: list[Array] = []
+        self.scores: list[Array] = []
         self._dropout_key = dropout_key
-        self._drops = 0
+        self.drops: Any = 0  # how often something was dropped: a number, or traced in a loop
 
     def norm(self, norm: Norm | None, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """`norm(x)` as this pass wants it; `x` where the placement has no norm at the site."""
+        """`norm(x)` as this pass wants it; `x` where the placement has no norm at the site.
+
+        A norm never sees rows narrower than float32; what comes narrower leaves as it came.
+        """
         if norm is None:
             return x
-        name = norm.site.name
+        name, came = norm.site.name, x.dtype
+        x = whole_rows(x).astype(jnp.promote_types(came, jnp.float32))
         if self.capture:
             self.inputs[name] = x
         scale: Any = self.scales.get(name, 1.0)
         if callable(scale):  # a dynamic rule: rows [*batch d] to their scales [*batch 1]
             scale = scale(x)
         acc = Accumulator(self.precision, scale, observe=self.observe and norm.has_statistic)
+        acc.entered = self.entered
         y = norm(x, acc) if self.progress is None else norm.during_training(x, acc, self.progress)
         if acc.observed is not None:
             self.observed[name] = acc.observed
-        return y
+        return y.astype(came)
+
+    def stream(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """`x` itself, the residual stream between two blocks."""
+        if self.capture:
+            self.streams.append(x)
+        return x
+
+    def attends(
+        self,
+        q: Float[Array, "b l h k"],
+        k: Float[Array, "b l g k"],
+        scale: float,
+        mask: Bool[Array, "l l"],
+    ) -> None:
+        """Told by a block of the queries and keys that it attends with; for `scores`."""
+        if self.capture:
+            k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+            products = jnp.abs(jnp.einsum("bqhk,bshk->bhqs", q, k))
+            self.scores.append(scale * jnp.where(mask, products, 0.0).max())
 
     def dropout(self, x: Array, rate: float) -> Array:
         """Drop elements with probability `rate` and scale the others by 1 / (1 − rate)."""
         if self._dropout_key is None or rate == 0.0:
             return x
-        key = jax.random.fold_in(self._dropout_key, self._drops)
-        self._drops += 1
+        key = jax.random.fold_in(self._dropout_key, self.drops)
+        self.drops += 1
         return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0)

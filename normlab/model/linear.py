@@ -11,6 +11,8 @@ class Linear(nnx.Module):
 
     XLA's CPU backend is up to twice as slow on the gradient of a product with a batch axis than on
     the same product of two matrices, so all leading axes become one.
+
+    Weights are rounded to the dtype of x, in which the product is taken (see `ComputeConfig`).
     """
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float, rngs: nnx.Rngs):
@@ -20,7 +22,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """The mapped rows."""
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...]
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
         if self.bias is not None:
-            y = y + self.bias[...]
+            y = y + self.bias[...].astype(x.dtype)
         return y.reshape(*x.shape[:-1], -1)

@@ -60,7 +60,7 @@ class Residual(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this sublayer."""
         h = times(self.scale_in, context.norm(self.norm_in, x))
-        h = context.norm(self.norm_out, self.branch(h, context))
+        h = context.norm(self.norm_out, self.branch(context.compute.narrow(h), context))
         if self.branch_gain is not None:
             h = h * self.branch_gain[...]
         return context.norm(self.norm_skip, times(self.alpha, x) + context.dropout(h, self.dropout))

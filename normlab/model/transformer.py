@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from normlab.model.attention import soft_cap
-from normlab.model.block import Block
+from normlab.model.block import Block, rematerialized, scanned
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
@@ -47,6 +47,7 @@ class Transformer(nnx.Module):
         make_norms = partial(norm_maker, kind, norm)
         make_norm = make_norms(placement.around(config.layers), "")
         self.config, self.norm, self.placement = config, norm, placement
+        self.stacked = False  # see train.stacked: one block that holds the weights of all
 
         def table(rows: int) -> nnx.Embed:
             return nnx.Embed(rows, config.width, embedding_init=normal, rngs=rngs)
@@ -61,7 +62,7 @@ class Transformer(nnx.Module):
             kind.branch_gain(norm, 2 * config.layers),
         )
         self.embed_scale = None if scale is None else nnx.Param(jnp.float32(scale))
-        length = kind.embed_length(norm, config.width)
+        length = config.embed_length or kind.embed_length(norm, config.width)
         self.embed_length = None if length is None else nnx.Param(jnp.float32(length))
         self.norm_embed = make_norm("norm_embed", config.width)
         self.blocks = nnx.List(
@@ -69,6 +70,7 @@ class Transformer(nnx.Module):
         )
         self.norm_final = make_norm("norm_final", config.width)
         self.head = None if config.tied else head()
+        self.embed.embedding[...] *= kind.init_scale(norm, "embed", 2 * config.layers)
         for path, linear in nnx.iter_graph(self):
             if isinstance(linear, Linear):
                 linear.kernel[...] *= kind.init_scale(norm, str(path[-1]), 2 * config.layers)
@@ -82,10 +84,14 @@ class Transformer(nnx.Module):
             ValueError: a sequence longer than `max_length`.
         """
         context = context or Context()
-        x = self.stem(tokens, context)
-        for block in self.blocks:
-            x = block(x, context)
-        return self.logits(context.norm(self.norm_final, x))
+        x = context.stream(self.stem(tokens, context))
+        if self.stacked:
+            x = scanned(self.blocks[0], x, context)
+        else:
+            call = rematerialized if context.compute.remat else Block.__call__
+            for block in self.blocks:
+                x = context.stream(call(block, x, context))
+        return self.logits(context.compute.narrow(context.norm(self.norm_final, x)))
 
     def stem(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
         """The residual stream before the first block."""
@@ -104,11 +110,13 @@ class Transformer(nnx.Module):
         return context.dropout(context.norm(self.norm_embed, x), self.config.dropout)
 
     def logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
-        """The head: the embedding transposed, or a matrix of its own."""
+        """The head: the embedding transposed, or a matrix of its own; float32 at least."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
         if self.head is not None:
-            logits = self.head(x)
+            logits = self.head(x).astype(wide)
         else:
-            rows = self.embed.attend(x.reshape(-1, x.shape[-1]))
+            table = self.embed.embedding[...].astype(x.dtype)
+            rows = (x.reshape(-1, x.shape[-1]) @ table.T).astype(wide)
             if self.embed_length is not None:
                 rows = rows / jnp.linalg.norm(self.embed.embedding[...], axis=-1)
             logits = rows.reshape(*x.shape[:-1], -1)

@@ -26,6 +26,7 @@ from normlab.pretrained.packages import PACKAGES, fetch, sha256
 from normlab.pretrained.source import CheckpointError, Source
 from normlab.pretrained.tokenizer import from_folder, from_metadata
 from normlab.registry import unknown
+from normlab.sharding import dotted, put
 
 FORMS = "a name, hf:DIR or gguf:FILE"
 
@@ -64,13 +65,13 @@ class Checkpoint:
         empty = nnx.eval_shape(partial(Transformer, c.model, c.norm, c.placement, c.vocab_size))
         graphdef, state = nnx.split(empty)
         paths, structure = jax.tree_util.tree_flatten_with_path(state)
-        shapes = {_dotted(path): leaf.shape for path, leaf in paths}
+        shapes = {dotted(path): leaf.shape for path, leaf in paths}
         plan = self._plan(shapes)
         weights = {}
         # The largest first: what is held beside it is then the least.
         for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
             # Waited for, or the next tensor would be read while this one is still being copied.
-            weights[path] = jax.block_until_ready(jax.device_put(self._weight(plan[path])))
+            weights[path] = jax.block_until_ready(put(path, self._weight(plan[path])))
         state = jax.tree.unflatten(structure, [weights[path] for path in shapes])
         return LanguageModel(self.name, nnx.merge(graphdef, state), tokens, self.facts())
 
@@ -181,7 +182,10 @@ def load(spec: str) -> LanguageModel:
 
 def _folder(folder: Path) -> Checkpoint:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such directory")
+        raise CheckpointError(
+            f"{folder}: there is no such directory (hf:DIR is one of this machine that holds a "
+            "model's config.json, tokenizer.json and safetensors, as the hub has them)"
+        )
     config = read_json(folder / "config.json")
     family, found = configs(config, str(folder / "config.json"))
     name = folder.resolve().name
@@ -195,7 +199,3 @@ def _gguf(path: Path, name: str) -> Checkpoint:
     names = FAMILIES[family].gguf
     assert names is not None  # gguf_config knows only families that have them
     return Checkpoint(name, family, found, file, names, config)
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

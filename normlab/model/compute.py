@@ -1,0 +1,86 @@
+"""How a pass through the model is computed: what it costs, not which model it is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from normlab.config import check, knob
+from normlab.registry import choice
+
+DTYPES = ("float32", "bfloat16")
+ATTENTION = ("auto", "xla", "cudnn")
+PRODUCTS = ("xla", "onednn")
+_ONEDNN: dict[str, str | bool] = {
+    "xla_cpu_use_onednn": True,
+    "xla_cpu_experimental_onednn_custom_call": True,
+    "xla_cpu_experimental_ynn_fusion_type": "",  # the library that takes the products otherwise
+}
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Precision of the arithmetic, kernels, and what is kept for the way back.
+
+    In bfloat16, as in PyTorch's autocast, these are bfloat16: both operands and the result of every
+    matrix product (weights are rounded as they are used; products accumulate in float32 where the
+    backend does so), attention, and all of a branch between its input norm and the residual sum.
+    These stay float32: parameters, their gradients and the optimizer's state; embedding and
+    residual stream; the inside of every norm, whose rows are widened before it and rounded back
+    behind it where they came as bfloat16; rotary positions; the softmax of attention; logits, once
+    the head's product has left them, and the loss.
+    """
+
+    dtype: str = knob("float32", "of matrix products and branches: float32, bfloat16")
+    attention: str = knob("auto", "attention kernel: xla, cudnn (a GPU, bfloat16), auto: by device")
+    products: str = knob(
+        "xla", "matrix products of a step on a CPU: xla, onednn (jax 0.12, faster)"
+    )
+    remat: bool = knob(False, "keep blocks' inputs only, and compute their inside again (memory)")
+    scan_layers: bool = knob(False, "compile one block for all layers, where they are alike")
+
+    def __post_init__(self) -> None:
+        choice("compute.dtype", self.dtype, DTYPES)
+        choice("compute.attention", self.attention, ATTENTION)
+        choice("compute.products", self.products, PRODUCTS)
+        check(
+            self.attention != "cudnn" or self.dtype == "bfloat16",
+            "compute.attention=cudnn computes in half precision only: expected "
+            "compute.dtype=bfloat16 beside it, or compute.attention=auto",
+        )
+
+    def narrow(self, x: jax.Array) -> jax.Array:
+        """`x` in the dtype of the branches; float64, which transforms are proved in, stays."""
+        return x if self.dtype == "float32" else x.astype(jnp.dtype(self.dtype))
+
+    def compiler_options(self) -> dict[str, str | bool]:
+        """What `jax.jit` tells XLA beside the program; nothing unless asked for.
+
+        XLA's CPU backend can hand its products to oneDNN, which jaxlib 0.12 brings along. They
+        differ from XLA's own in the last bits. An older jaxlib has none of its calls, and takes
+        Eigen's products then.
+        """
+        return _ONEDNN if self.products == "onednn" else {}
+
+    def attention_kernel(self, dtype: jnp.dtype, head_size: int) -> Literal["xla", "cudnn"]:
+        """Which implementation of `jax.nn.dot_product_attention` queries of this dtype get.
+
+        cuDNN's fused attention takes half precision and heads of at most 128 elements, a multiple
+        of 8 (its limit on GPUs before Hopper).
+
+        Raises:
+            ValueError: cudnn was asked for where it can't be had.
+        """
+        fits = dtype != jnp.float32 and head_size % 8 == 0 and head_size <= 128
+        there = jax.default_backend() == "gpu"
+        if self.attention == "auto":
+            return "cudnn" if fits and there else "xla"
+        if self.attention == "xla":
+            return "xla"
+        check(
+            fits and there,
+            "compute.attention=cudnn: expected a GPU and a head size that is a multiple of 8 and at"
+            f" most 128, got {jax.default_backend()} and {head_size}; take compute.attention=auto",
+        )
+        return "cudnn"

@@ -1,0 +1,306 @@
+"""Figures of training runs: loss against learning rate, and what was seen inside them.
+
+They need matplotlib (`pip install normlab[plots]`), and all but the first a run's watch.jsonl.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normlab.plots import GREY, figure, save
+from normlab.results.spread import NOT_THE_MODEL, RATE, flattened
+from normlab.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOOKS = tuple(zip(
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), "osD^vPX",
+    strict=True,
+))  # fmt: skip
+"""Colour (Okabe and Ito's palette) and marker of each series: either one tells them apart."""
+
+FP16_MAX = 65504.0
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs that differ in learning rate and seed alone.
+
+    Args:
+        label: what sets them apart from the others: "peri", "dyt alpha=0.8".
+        runs: by learning rate, in order.
+    """
+
+    label: str
+    runs: dict[float, list[Run]]
+
+    @property
+    def best(self) -> float:
+        """The learning rate with the lowest mean loss at the end; a diverged run's is infinite."""
+        return min(self.runs, key=lambda rate: np.mean([last_loss(r) for r in self.runs[rate]]))
+
+    @property
+    def watched(self) -> list[Line]:
+        """What was seen inside the first run at the best learning rate."""
+        return self.runs[self.best][0].watched
+
+
+def last_loss(run: Run) -> float:
+    """Validation loss at the end; infinite for a run that diverged or failed."""
+    losses = [row["valid_loss"] for row in run.metrics if "valid_loss" in row]
+    ended = run.record.get("state") in ("finished", "stopped early")
+    return losses[-1] if losses and ended else math.inf
+
+
+def series(runs: Iterable[Run]) -> list[Series]:
+    """Runs as they belong together, in the order in which they come, seeds and rates sorted.
+
+    Runs that are under way are left out.
+    """
+    ended = [run for run in runs if run.ended or run.record.get("state") == "failed"]
+    configs = [flattened(run.read("config.yaml")) for run in ended]
+    keys = [k for k in _differing(configs) if k not in (*NOT_THE_MODEL, RATE)]
+    found: dict[str, Series] = {}
+    pairs = zip(configs, ended, strict=True)
+    for config, run in sorted(pairs, key=lambda pair: (pair[0][RATE], pair[0]["seed"])):
+        label = _label(config, keys)
+        rates = found.setdefault(label, Series(label, {})).runs
+        rates.setdefault(config[RATE], []).append(run)
+    return [found[label] for label in dict.fromkeys(_label(c, keys) for c in configs)]
+
+
+def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys that all configs have and in which they differ."""
+    common = [key for key in (configs or [{}])[0] if all(key in c for c in configs)]
+    return [key for key in common if len({json.dumps(c[key]) for c in configs}) > 1]
+
+
+def _label(config: dict[str, Any], keys: Sequence[str]) -> str:
+    def said(key: str) -> str:
+        name, value = key.rpartition(".")[2], config[key]
+        if isinstance(value, bool):
+            return name if value else ""
+        return str(value) if name == "type" else f"{name}={value}"
+
+    fixed = [config["norm.type"], config["placement.type"]]
+    return " ".join(filter(None, map(said, keys))) or " ".join(fixed)
+
+
+def run_figures(runs: Iterable[Run], out: Path) -> list[Path]:
+    """All figures that the runs give, as SVG and PNG in `out`; the files written."""
+    found = series(runs)
+    seen = [s for s in found if s.watched]
+    written = []
+    if any(len(s.runs) > 1 for s in found):
+        written += save(loss_figure(found), out / "loss-lr")
+    if seen:
+        made = {"depth": depth_figure, "training": training_figure, "gradients": gradient_figure}
+        for name, draw in made.items():
+            written += save(draw(seen), out / name)
+        written += save(vectors_figure(seen), out / "gains") if kinds(seen) else []
+    return written
+
+
+def loss_figure(found: Sequence[Series]) -> "Figure":
+    """Validation loss at the end against the learning rate: each seed, and their mean.
+
+    A run that diverged, or failed, is a cross on the upper edge. Beside it, where runs were
+    watched, the largest sum of squares that a row of the stream had at any look.
+    """
+    watched = any(run.watched for s in found for runs in s.runs.values() for run in runs)
+    made, axes = figure(1, 1 + watched, (4.0 * (1 + watched), 3.6))
+    panels: list[tuple[str, Callable[[Run], float]]] = [("validation loss at the end", last_loss)]
+    panels += [("largest ‖x‖² in the stream", _largest_square)] if watched else []
+    for ax, (text, value) in zip(axes[0], panels, strict=True):
+        for i, s in enumerate(found):
+            _over_rates(ax, s, i, value, beside=i - len(found) / 2)
+        ax.set_xscale("log")
+        ax.set_xlabel("peak learning rate")
+        ax.set_ylabel(text)
+    if watched:
+        axes[0, 1].set_yscale("log")
+        _fp16(axes[0, 1])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    made.suptitle("bars: seeds; line: their mean; × on the edge: a seed diverged", fontsize=9)
+    return made
+
+
+def _over_rates(
+    ax: "Axes", s: Series, i: int, value: Callable[[Run], float], beside: float
+) -> None:
+    colour, marker = _look(i)
+    rates = list(s.runs)
+    values = [np.array([value(r) for r in s.runs[rate]]) for rate in rates]
+    means = [float(v.mean()) if np.isfinite(v).all() else math.nan for v in values]
+    ax.plot(rates, means, color=colour, marker=marker, ms=5, label=s.label)
+    for rate, seeds in zip(rates, values, strict=True):
+        good = seeds[np.isfinite(seeds)]
+        ax.plot([rate] * len(good), good, "_", color=colour, ms=8)
+        if len(good) < len(seeds):
+            edge = ax.get_xaxis_transform()
+            at = rate * 1.04**beside  # crosses of several series stand side by side
+            ax.plot(at, 0.98, "x", color=colour, ms=8, mew=2, transform=edge, clip_on=False)
+
+
+def _largest_square(run: Run) -> float:
+    squares = [size["max_square"] for line in run.watched for size in line["stream"]]
+    return math.inf if None in squares or not squares else max(squares)
+
+
+SIZES = {"mean_square": "mean x²", "max_abs": "largest |x|", "max_square": "largest ‖x‖² of a row"}
+
+
+def depth_figure(seen: Sequence[Series]) -> "Figure":
+    """Size of the residual stream over depth: at the start and at the end of training."""
+    made, axes = figure(len(SIZES), 2, (7.2, 7.0), sharex=True, sharey="row")
+    for row, (key, text) in enumerate(SIZES.items()):
+        for column, which in enumerate((0, -1)):
+
+            def sizes(line: Line, key: str = key) -> list[float]:
+                return [_float(size[key]) for size in line["stream"]]
+
+            _over_depth(axes[row, column], seen, which, sizes, titled=row == 0)
+        axes[row, 0].set_ylabel(text)
+        if key != "mean_square":
+            _fp16(*axes[row])
+    for ax in axes[-1]:
+        ax.set_xlabel("residual stream after so many blocks")
+    return _finished(made, axes, seen, "Residual stream over depth")
+
+
+def training_figure(seen: Sequence[Series]) -> "Figure":
+    """Over training: the stream behind the last block, outliers, attention scores, updates."""
+    panels: dict[str, Callable[[Line], float]] = {
+        "mean x² behind the last block": lambda n: _float(n["stream"][-1]["mean_square"]),
+        "largest |x| in the stream": lambda n: max(_float(s["max_abs"]) for s in n["stream"]),
+        "largest attention score": lambda n: max(_float(b["attention_score"]) for b in n["blocks"]),
+        "update / weights, median of blocks": _update,
+    }
+    made, axes = figure(2, 2, (7.2, 5.4), sharex=True)
+    for ax, (text, value) in zip(axes.flat, panels.items(), strict=True):
+        for i, s in enumerate(seen):
+            colour, marker = _look(i)
+            steps = [line["step"] for line in s.watched]
+            shown = [value(line) for line in s.watched]
+            ax.plot(steps, shown, color=colour, marker=marker, ms=4, label=s.label)
+        ax.set_yscale("log")
+        ax.set_title(text)
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+    return _finished(made, axes, seen, "Over training")
+
+
+def _update(line: Line) -> float:
+    found = [p.get("update_ratio") for name, p in line["parts"].items() if name[:7] == "blocks."]
+    known = [_float(ratio) for ratio in found if ratio is not None]
+    return float(np.median(known)) if known else math.nan
+
+
+def gradient_figure(seen: Sequence[Series]) -> "Figure":
+    """Gradient norm of each block: at the start and at the end of training."""
+    made, axes = figure(1, 2, (7.2, 3.2), sharey=True)
+    for ax, which in zip(axes[0], (0, -1), strict=True):
+        _over_depth(ax, seen, which, _gradients)
+        ax.set_xlabel("block")
+    axes[0, 0].set_ylabel("gradient norm")
+    return _finished(made, axes, seen, "Gradient norm by block")
+
+
+def _gradients(line: Line) -> list[float]:
+    blocks = range(len(line["blocks"]))
+    return [_float(line["parts"][f"blocks.{i}"]["grad_norm"]) for i in blocks]
+
+
+def vectors_figure(seen: Sequence[Series]) -> "Figure":
+    """Gains and α of the norms in the blocks at the end: mean, and bars from least to largest."""
+    found = kinds(seen)
+    columns = min(len(found), 3)
+    rows = -(-len(found) // columns)
+    made, axes = figure(rows, columns, (1.0 + 2.6 * columns, 1.0 + 2.2 * rows))
+    for ax, kind in zip(axes.flat, found, strict=False):
+        for i, s in enumerate(seen):
+            values = _vectors(s.watched[-1]).get(kind, {})
+            of = {
+                n: np.array([_float(v[n]) for v in values.values()]) for n in ("mean", "min", "max")
+            }
+            bars = [of["mean"] - of["min"], of["max"] - of["mean"]]
+            at = np.array(list(values), float) + 0.08 * (i - len(seen) / 2)
+            colour, marker = _look(i)
+            ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
+        ax.set_title(kind)
+        ax.set_xlabel("block")
+    for ax in axes.flat[len(found) :]:
+        ax.set_axis_off()
+    return _finished(made, axes, seen, "Gains and α after training, as stored")
+
+
+def kinds(seen: Sequence[Series]) -> list[str]:
+    """Kinds of gain and α that the blocks have: "attention.norm_in.gain"."""
+    return sorted({kind for s in seen for kind in _vectors(s.watched[-1])})
+
+
+def _vectors(line: Line) -> dict[str, dict[int, Any]]:
+    """By kind and block."""
+    found: dict[str, dict[int, Any]] = {}
+    for path, values in line["vectors"].items():
+        match = re.fullmatch(r"blocks\.(\d+)\.(.*norm_\w+\.(?:gain|alpha))", path)
+        if match:
+            kind = match[2].replace("branch.", "")
+            found.setdefault(kind, {})[int(match[1])] = values
+    return found
+
+
+def _look(i: int) -> tuple[str, str]:
+    return LOOKS[i % len(LOOKS)]
+
+
+def _float(value: float | None) -> float:
+    """A number of watch.jsonl, where null is what isn't finite."""
+    return math.nan if value is None else value
+
+
+def _over_depth(
+    ax: "Axes",
+    seen: Sequence[Series],
+    which: int,
+    values: Callable[[Line], list[float]],
+    titled: bool = True,
+) -> None:
+    """A line for each series through the values of its first or last look."""
+    for i, s in enumerate(seen):
+        colour, marker = _look(i)
+        ax.plot(values(s.watched[which]), color=colour, marker=marker, ms=4, label=s.label)
+    ax.set_yscale("log")
+    if titled:
+        steps = sorted({s.watched[which]["step"] for s in seen})
+        ax.set_title(f"step {', '.join(map(str, steps))}")
+
+
+def _fp16(*axes: "Axes") -> None:
+    """A line at half precision's largest number, where the values come within 2⁵ of it."""
+    top = max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes if top > FP16_MAX / 32 else ():
+        ax.axhline(FP16_MAX, color=GREY, ls="--", lw=1)
+        edge = ax.get_yaxis_transform()
+        ax.annotate(
+            "FP16's largest", (0, FP16_MAX), xycoords=edge, va="bottom", color=GREY, fontsize=8
+        )
+
+
+def _finished(made: "Figure", axes: Any, seen: Sequence[Series], title: str) -> "Figure":
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    shown = {s.label: f"{s.label} (lr {s.best:g})" for s in seen}
+    texts = [shown[label] for label in labels]
+    made.legend(handles, texts, loc="outside lower center", ncols=4, frameon=False)
+    made.suptitle(f"{title}, each at its best learning rate", fontsize=10)
+    return made

@@ -1,0 +1,157 @@
+"""Figures of training runs: what is drawn is what the runs logged."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from evaluate.figures import main
+from normlab.run import Run
+from normlab.run_plots import (
+    depth_figure,
+    gradient_figure,
+    kinds,
+    last_loss,
+    loss_figure,
+    run_figures,
+    series,
+    training_figure,
+    vectors_figure,
+)
+
+pytest.importorskip("matplotlib")
+RNG = np.random.default_rng(0)
+
+
+def size(x):
+    return {"mean_square": x, "max_abs": 3 * x, "max_square": 32 * x}
+
+
+def line(step, scale):
+    return {
+        "step": step,
+        "sites": {},
+        "stream": [size(scale * (1 + i)) for i in range(3)],
+        "blocks": [{"attention_score": scale}, {"attention_score": 2 * scale}],
+        "parts": {
+            "embed": {"grad_norm": 9.0},
+            "blocks.0": {"grad_norm": 0.5 * scale} | ({"update_ratio": 0.1} if step else {}),
+            "blocks.1": {"grad_norm": 0.25 * scale} | ({"update_ratio": 0.3} if step else {}),
+        },
+        "vectors": {
+            f"blocks.{i}.{kind}": {"mean": 1.0 + i, "min": 0.5, "max": 3.0, "std": 0.1}
+            for i in range(2)
+            for kind in ("mlp.norm_in.gain", "attention.branch.query.norm_qk.gain", "mlp.up.bias")
+        },
+    }
+
+
+def make(directory, placement, rate, seed, loss, state="finished", scale=1.0):
+    """A run directory as `train` leaves it, as far as figures read it."""
+    run = Run(directory / f"{placement}-{rate}-{seed}")
+    config = {
+        "norm": {"type": "rmsnorm"},
+        "placement": {"type": placement, "norm_embed": False},
+        "optimizer": {"lr": rate},
+        "seed": seed,
+    }
+    run.write("config.yaml", config)
+    run.write("record.json", {"state": state})
+    rows = [{"step": 0, "valid_loss": 9.0}, {"step": 4, "valid_loss": loss}]
+    run["metrics.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    looks = [line(0, 1.0), line(4, scale)]
+    run["watch.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in looks))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two placements, two rates, two seeds; the higher rate is better for one of them."""
+    made = []
+    for placement, losses in {"pre": (5.0, math.inf), "peri": (6.0, 4.0)}.items():
+        for rate, loss in zip((1e-3, 1e-2), losses, strict=True):
+            for seed in (0, 1):
+                state = (
+                    "diverged" if placement == "pre" and (rate, seed) == (1e-2, 1) else "finished"
+                )
+                shown = 4.5 if loss == math.inf else loss
+                scale = 1000.0 if placement == "pre" else 2.0
+                made.append(make(tmp_path, placement, rate, seed, shown + seed, state, scale))
+    return made
+
+
+def drawn(ax):
+    """The lines of an axis by label."""
+    return {text.get_label(): text for text in ax.get_lines()}
+
+
+def test_runs_that_differ_in_rate_and_seed_belong_together(runs, tmp_path):
+    found = series(reversed(runs))
+    assert [s.label for s in found] == ["peri", "pre"]
+    assert [list(s.runs) for s in found] == [[1e-3, 1e-2]] * 2
+    assert [r.read("config.yaml")["seed"] for r in found[0].runs[1e-2]] == [0, 1]
+    assert found[0].best == 1e-2
+    assert found[1].best == 1e-3  # the other one diverged
+    under_way = make(tmp_path, "post", 1e-3, 0, 5.0, state="running")
+    assert [s.label for s in series([*runs, under_way])] == ["pre", "peri"]
+    assert [s.label for s in series(runs[:4])] == ["rmsnorm pre"]
+
+
+def test_loss_against_rate_marks_what_diverged(runs):
+    ax = loss_figure(series(runs)).axes[0]
+    assert drawn(ax)["peri"].get_ydata().tolist() == [6.5, 4.5]
+    mean = drawn(ax)["pre"].get_ydata()
+    assert mean[0] == 5.5
+    assert math.isnan(mean[1])
+    largest = loss_figure(series(runs)).axes[1]
+    assert drawn(largest)["pre"].get_ydata().tolist() == [96000.0, 96000.0]  # 3 · 32 · 1000
+    crosses = [made for made in ax.get_lines() if made.get_marker() == "x"]
+    assert len(crosses) == 1
+    assert crosses[0].get_xdata()[0] == pytest.approx(1e-2, rel=0.1)
+    assert last_loss(runs[3]) == math.inf
+
+
+def test_depth_shows_the_stream_and_half_precisions_edge(runs):
+    axes = depth_figure(series(runs)).axes
+    assert drawn(axes[0])["pre"].get_ydata().tolist() == [1.0, 2.0, 3.0]
+    assert drawn(axes[1])["pre"].get_ydata().tolist() == [1000.0, 2000.0, 3000.0]
+    assert drawn(axes[5])["peri"].get_ydata().tolist() == [64.0, 128.0, 192.0]
+    edges = [any(np.all(np.array(n.get_ydata()) == 65504) for n in ax.get_lines()) for ax in axes]
+    assert edges == [False, False, True, True, True, True]
+
+
+def test_training_shows_each_look(runs):
+    axes = training_figure(series(runs)).axes
+    assert drawn(axes[0])["peri"].get_xdata().tolist() == [0, 4]
+    assert drawn(axes[0])["peri"].get_ydata().tolist() == [3.0, 6.0]
+    assert drawn(axes[1])["peri"].get_ydata().tolist() == [9.0, 18.0]
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, 4.0]
+    np.testing.assert_allclose(drawn(axes[3])["peri"].get_ydata(), [np.nan, 0.2])
+
+
+def test_gradients_are_those_of_blocks(runs):
+    first, last = gradient_figure(series(runs)).axes
+    assert drawn(first)["pre"].get_ydata().tolist() == [0.5, 0.25]
+    assert drawn(last)["pre"].get_ydata().tolist() == [500.0, 250.0]
+
+
+def test_gains_are_shown_by_kind_and_biases_are_not(runs):
+    found = series(runs)
+    assert kinds(found) == ["attention.query.norm_qk.gain", "mlp.norm_in.gain"]
+    axes = vectors_figure(found).axes
+    (bars, *_) = axes[1].containers
+    assert bars[0].get_ydata().tolist() == [1.0, 2.0]
+
+
+def test_the_command_draws_a_directory_of_runs(runs, tmp_path):
+    main([str(tmp_path)])
+    files = {p.stem for p in (tmp_path / "figures").iterdir()}
+    assert files == {"loss-lr", "depth", "training", "gradients", "gains"}
+
+
+def test_runs_that_nobody_watched_give_a_loss_alone(runs, tmp_path):
+    for run in runs:
+        run["watch.jsonl"].unlink()
+    assert [p.name for p in run_figures(runs, tmp_path / "out")] == ["loss-lr.svg", "loss-lr.png"]
+    assert run_figures(runs[:2], tmp_path / "out") == []

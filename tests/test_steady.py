@@ -1,0 +1,80 @@
+"""What a long run must not do: wait for the device after every step, or grow."""
+
+import gc
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import tiny_config
+
+from normlab.data import load_tokens
+from normlab.run import Run
+from train.loop import Trainer
+
+STATM = Path("/proc/self/statm")
+LIMIT = 16 << 20
+"""Bytes that 250 steps may add; one copy of this model and its optimizer's state has 0.5 MB."""
+
+
+class Metric:
+    """A device's number that notes when it is fetched."""
+
+    def __init__(self, log, step):
+        self.log, self.step = log, step
+
+    def __float__(self):
+        self.log.append(("fetched", self.step))
+        return 1.0
+
+
+def trainer(tmp_path, **fields):
+    config = tiny_config(tmp_path, eval_every=1000, eval_windows=4, run=str(tmp_path), **fields)
+    run = Run(tmp_path)
+    run.write("provenance.json", {"sessions": []})
+    run.write("record.json", {"state": "running"})
+    return Trainer(config, load_tokens(config.data), run)
+
+
+def test_a_step_is_under_way_before_the_numbers_of_the_one_before_are_asked_for(tmp_path):
+    made, log = trainer(tmp_path, steps=5), []
+
+    def step(params, state, number, inputs, targets):
+        log.append(("begun", int(number)))
+        return params, state, {"loss": Metric(log, int(number))}
+
+    made.step, made.validate_batch = step, lambda *_: 1.0
+    made.fit()
+    begun = [("begun", i) for i in range(5)]
+    fetched = [("fetched", i) for i in range(5)]
+    assert log == [begun[0], *(e for i in range(4) for e in (begun[i + 1], fetched[i])), fetched[4]]
+
+
+def grown(tmp_path, leak):
+    """Bytes that the process gains between steps 50 and 300 of a run."""
+    made, sizes = trainer(tmp_path, steps=300, optimizer={"warmup": 2}), {}
+    step, note, kept = made.step, made._note, []
+
+    def leaking(params, state, *rest):
+        out = step(params, state, *rest)
+        if leak:
+            kept.append(jax.tree.map(jnp.copy, out[:2]))
+        return out
+
+    def noting(progress, number, metrics):
+        note(progress, number, metrics)
+        if number in (50, 300):
+            gc.collect()
+            sizes[number] = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    made.step, made._note = leaking, noting
+    made.fit()
+    return sizes[300] - sizes[50]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="the size of a process is read from /proc")
+def test_memory_stays_flat(tmp_path):
+    assert grown(tmp_path / "kept", leak=True) > LIMIT, "a leak must be seen"
+    assert grown(tmp_path / "freed", leak=False) < LIMIT

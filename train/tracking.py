@@ -1,0 +1,137 @@
+"""Where a run's metrics go beside its own metrics.jsonl: programs that draw them.
+
+Each is an extra of its own, is asked for by name (`tracking=[tensorboard]`), and writes to this
+machine alone unless its own environment variables say otherwise.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+from normlab.hosts import first
+from normlab.registry import Registry
+from normlab.run import Run
+
+PROJECT = "normlab"
+
+
+class Tracker(Protocol):
+    """One such program's view of one run."""
+
+    def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
+        """Begin, or go on behind `step` steps: what was logged later is computed again."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take what is known after `step` steps."""
+
+    def close(self) -> None:
+        """Write what isn't written."""
+
+
+trackers: Registry[type[Tracker]] = Registry("tracker")
+
+
+@contextmanager
+def tracked(names: Sequence[str], run: Run, step: int) -> Iterator[list[Tracker]]:
+    """The trackers named, open, and closed however the run ends; of several processes the first's.
+
+    Raises:
+        ValueError: one whose package isn't installed.
+    """
+    opened: list[Tracker] = []
+    with ExitStack() as stack:
+        for name in names if first() else ():
+            tracker = trackers[name]()
+            tracker.open(run, run.read("config.yaml"), step)
+            stack.callback(tracker.close)
+            opened.append(tracker)
+        yield opened
+
+
+def need(package: str, extra: str) -> Any:
+    """An optional package, imported.
+
+    Raises:
+        ValueError: it isn't there; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f"tracking=[{extra}] needs {package}: pip install 'normlab[{extra}]'"
+        ) from error
+
+
+@trackers.register("tensorboard")
+class TensorBoard:
+    """Event files in the run's directory: `tensorboard --logdir runs`."""
+
+    def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
+        """Event files have no config; the directory beside them has."""
+        made = need("tensorboardX", "tensorboard").SummaryWriter
+        # The suffix keeps two sessions that begin in one second apart.
+        self._writer = made(
+            str(run["tensorboard"]), purge_step=step + 1, filename_suffix=f".{step}"
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar each."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush."""
+        self._writer.close()
+
+
+@trackers.register("wandb")
+class WandB:
+    """Weights & Biases, offline unless WANDB_MODE says otherwise: `wandb sync DIR/wandb/*`."""
+
+    def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
+        """The run's id is its directory's name, so that all sessions are one run to the server."""
+        name = run.directory.name
+        self._run = need("wandb", "wandb").init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=name,
+            id=name,
+            resume="allow",
+            config=dict(config),
+            dir=str(run.directory),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One row; what belongs to the same step is merged."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+@trackers.register("trackio")
+class Trackio:
+    """Hugging Face's trackio, in TRACKIO_DIR or its own cache: `trackio show`."""
+
+    def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
+        """A run of the directory's name."""
+        self._run = need("trackio", "trackio").init(
+            project=PROJECT,
+            name=run.directory.name,
+            config=dict(config),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One row."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Wait until it is written."""
+        self._run.finish()
