@@ -121,6 +121,16 @@ def test_another_config_in_the_same_directory_is_refused(finished, tmp_path, fie
         train(tiny_config("unused", run=str(run.directory), **fields))
 
 
+def test_a_run_made_before_a_field_was_there_goes_on(tmp_path):
+    config = tiny_config(tmp_path)
+    run = train(config, stop_after=1)
+    older = run.read("config.yaml")
+    for field in ("accumulate", "compute", "mesh"):
+        del older[field]
+    run.write("config.yaml", older)
+    assert train(config).record["state"] == "finished"
+
+
 def test_a_kill_while_the_directory_is_being_made_leaves_nothing_that_stops_the_next_try(tmp_path):
     config = tiny_config(tmp_path)
     run = train(config, stop_after=1)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from normlab.config import to_dict
+from normlab.config import build, to_dict
 from normlab.data import Corpus, Tokenized
 from normlab.run import Run
 from train.config import TrainConfig
@@ -90,7 +90,8 @@ def reason(error: Exception) -> str:
 
 
 def _refuse_another_config(run: Run, config: TrainConfig, corpus: Corpus) -> None:
-    there = identity(run.read("config.yaml"), run.read("provenance.json")["corpus"]["name"])
+    saved = to_dict(build(TrainConfig, run.read("config.yaml")))  # what it is older than: defaults
+    there = identity(saved, run.read("provenance.json")["corpus"]["name"])
     here = identity(to_dict(config), corpus.name)
     keys = dict.fromkeys([*there, *here])
     differing = [k for k in keys if there.get(k) != here.get(k)]
