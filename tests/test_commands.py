@@ -66,6 +66,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         given |= {k: v for k, v in places.items() if k in given} | EVALUATE | {"out": "HOME/out"}
     elif app == "evaluate.figures":
         flags = ["HOME/out"]
+    elif app == "evaluate.report":
+        flags = ["HOME/out", "HOME/run", "--out", "HOME/report.html"]
     elif app == "train.remove":
         given |= {"checkpoint": "HOME/run", "steps": 1, "out": "HOME/removed"}
     return (flags_of_xla, "-m", app, *flags, *sorted(f"{k}={v}" for k, v in given.items()))
