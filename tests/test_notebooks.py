@@ -14,7 +14,7 @@ QUICK = ("first_look", "norms_tour")
 
 SMALL = {
     "slanc": "MODEL, WINDOWS, WINDOW = {model!r}, 2, 32",
-    "own_norm": "STEPS, SEEDS = 6, (0, 1)",
+    "own_norm": "STEPS, SEEDS = 12, (0, 1)",
     "placement": "STEPS, LAYERS = 12, 2",
     "sweep": "STEPS, RATES = 10, (1e-3, 1e-2)",
 }
