@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normlab.numerics import Precision
 from normlab.plots import GREY, figure, save
 from normlab.results.spread import NOT_THE_MODEL, RATE, flattened
 from normlab.run import Run
@@ -27,7 +28,7 @@ LOOKS = tuple(zip(
 ))  # fmt: skip
 """Colour (Okabe and Ito's palette) and marker of each series: either one tells them apart."""
 
-FP16_MAX = 65504.0
+FP16_MAX = Precision.parse("fp16").format.max
 Line = dict[str, Any]
 
 
