@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from inspect import iscoroutine
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,23 @@ def _digest(names: dict[str, Any]) -> str:
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+@cache
+def _hush_orphans() -> None:
+    """Say nothing of the reads that Orbax leaves unfinished where one of them fails.
+
+    It closes the event loop they belong to. When one ends, or is collected, at any later time and
+    on any thread, the interpreter would print a traceback of which no one can make use.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not closed and not iscoroutine(unraisable.object):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 class CorruptCheckpointError(ValueError):
@@ -143,6 +163,7 @@ class Checkpoints:
         """
         abstract = {name: _abstract(to_names(tree)) for name, tree in like.items()}
         where = self._directory / str(step)
+        _hush_orphans()
         try:
             loaded = self._checkpointer.load_checkpointables(step, abstract)
             found = {c.step: c.metrics for c in self._checkpointer.checkpoints}
