@@ -19,8 +19,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fused_norm import fused_norm
 
-from normlab.kernels import fused_norm
 from normlab.numerics import Accumulator
 
 FORWARD_MOVES, BOTH_MOVES = 2, 5  # times the array, in the forward pass and in both

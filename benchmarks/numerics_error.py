@@ -8,18 +8,14 @@
 A model's rows come from all its norms of its own width, on 512 tokens of validation text, each
 site's divided by its median norm. Rows are divided by s = 2^round(log2 median ‖x‖), so that Σx² is
 about 1: what remains is the error of the accumulation, not of the range. The reference is float64.
-Writes NAME.csv, NAME.md and NAME.png into benchmarks/results.
+Writes NAME.csv, NAME.md and its figure into benchmarks/results.
 """
 
 import argparse
 import csv
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 
@@ -27,6 +23,7 @@ from normlab import pretrained, run
 from normlab.data import DataConfig, load_corpus
 from normlab.model import Context
 from normlab.numerics import FloatFormat, sum_of_squares
+from normlab.plots import figure, look, save
 
 FORMATS = ("fp16", "bf16", "fp8_e5m2", "fp8_e4m3")
 ORDERS = ("sequential", "lanes(8)", "lanes(64)", "pairwise", "blocks(4)", "blocks(16)", "rounded")
@@ -110,16 +107,18 @@ def _cell(r: dict) -> str:
 
 def plot(results: list[dict], path: Path) -> None:
     """The worst error over d, a panel a format, a line an order."""
-    figure, axes = plt.subplots(1, len(FORMATS), figsize=(15, 4), sharey=True, layout="constrained")
-    for axis, name in zip(axes, FORMATS, strict=True):
-        for order in ORDERS:
+    made, axes = figure(1, len(FORMATS), (13, 3.6), sharey=True)
+    for axis, name in zip(axes[0], FORMATS, strict=True):
+        for i, order in enumerate(ORDERS):
             chosen = [r for r in results if (r["format"], r["order"]) == (name, order)]
-            axis.loglog([r["d"] for r in chosen], [r["worst"] for r in chosen], "o-", label=order)
+            x, y = [r["d"] for r in chosen], [r["worst"] for r in chosen]
+            colour, marker = look(i)
+            axis.loglog(x, y, color=colour, marker=marker, ms=4, label=order)
         axis.set(title=name, xlabel="d")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("worst relative error of 1/RMS")
-    axes[-1].legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    axes[0, 0].set_ylabel("worst relative error of 1/RMS")
+    axes[0, -1].legend(fontsize=8)
+    save(made, path)
 
 
 def main() -> None:
@@ -148,7 +147,7 @@ def main() -> None:
         writer.writerows(results)
     head = f"Relative error of 1/RMS, mean / worst of {args.count} rows, Σx² ≈ 1.\n"
     (args.out / f"{stem}.md").write_text(head + table(results))
-    plot(results, args.out / f"{stem}.png")
+    plot(results, args.out / stem)
     print(table(results))
 
 

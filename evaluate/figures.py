@@ -8,10 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from normlab.plots import figures
+from normlab.plots import record_figures, run_figures
 from normlab.results import RecordFile
 from normlab.run import Run, is_run
-from normlab.run_plots import run_figures
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
             "or `python -m train` wrote"
         )
     try:
-        written = figures(records, out / "figures") + run_figures(runs, out / "figures")
+        written = record_figures(records, out / "figures") + run_figures(runs, out / "figures")
     except ImportError as error:
         sys.exit(str(error))
     print(f"written to {out / 'figures'}: {', '.join(path.name for path in written)}")

@@ -22,7 +22,6 @@ import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
@@ -33,6 +32,8 @@ from normlab.config import build
 from normlab.data import load_tokens
 from normlab.model import Context
 from normlab.numerics import Precision, sum_of_squares
+from normlab.plots import figure
+from normlab.plots.style import BLUE, GREEN, ORANGE
 from normlab.progress import console
 from normlab.results import tables
 from normlab.results.formats import markdown
@@ -40,6 +41,7 @@ from normlab.scaling import scales
 from train.config import TrainConfig
 from train.loop import train
 
+# %matplotlib inline
 console.quiet = True  # no progress bars on this page
 folder = Path(tempfile.mkdtemp())
 
@@ -110,16 +112,16 @@ print(f"s = {s:.1f}; the rows' norms: median {np.median(np.sqrt(squares)):.1f}")
 print(f"infinite sums after the division: {infinite}")
 
 # %%
-figure, axis = plt.subplots(figsize=(9, 3))
+made, ((axis,),) = figure(1, 1, (9, 3))
 bins = np.arange(-18, 22, 0.5)
-axis.hist(np.log2(squares), bins, color="#0072B2", alpha=0.8, label="Σx²")
-axis.hist(np.log2(squares / s**2), bins, color="#009E73", alpha=0.8, label="Σ(x/s)²")
+axis.hist(np.log2(squares), bins, color=BLUE, alpha=0.8, label="Σx²")
+axis.hist(np.log2(squares / s**2), bins, color=GREEN, alpha=0.8, label="Σ(x/s)²")
 for edge, name in ((-14, "FP16's smallest normal number"), (np.log2(65504), "FP16's largest")):
-    axis.axvline(edge, color="#D55E00", linestyle="--")
+    axis.axvline(edge, color=ORANGE, linestyle="--")
     axis.annotate(name, (edge + 0.3, 0.95), xycoords=("data", "axes fraction"), va="top")
 axis.set(xlabel="log₂ of the sum of squares", ylabel="rows", title=f"{site}, before and after")
-axis.legend(loc="center")
-plt.show()
+axis.legend(loc=(0.2, 0.4))
+made
 
 # %% [markdown]
 # ## The table

@@ -19,15 +19,16 @@
 
 # %%
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 from scipy.optimize import curve_fit
 
 from normlab.norms import Site, norms
 from normlab.numerics import Accumulator, sum_of_squares
+from normlab.plots import figure
+from normlab.plots.style import BLUE, GREEN, GREY, ORANGE
 
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+# %matplotlib inline
 d = 256
 site = Site("norm_in", "blocks.0.mlp.norm_in")
 
@@ -78,12 +79,12 @@ Markdown("\n".join(lines))
 
 # %%
 sizes = 2.0 ** np.arange(-12, 13)
-figure, axis = plt.subplots(figsize=(8, 3))
+made, ((axis,),) = figure(1, 1, (8, 3))
 looks = {
     "layernorm": (BLUE, "-"),
     "rmsnorm": (GREEN, ":"),
     "dyt": (ORANGE, "-"),
-    "none": (PINK, "-"),
+    "none": (GREY, "--"),
 }
 for name, (color, style) in looks.items():
     norm = fresh(name)
@@ -92,7 +93,7 @@ for name, (color, style) in looks.items():
 axis.set(xlabel="c", ylabel="RMS of f(cx)", title="Left, where ε rules; right, where it doesn't")
 axis.set_ylim(2**-6, 2**6)
 axis.legend()
-plt.show()
+made
 
 # %% [markdown]
 # ## DyT's curve against LayerNorm's
@@ -109,13 +110,13 @@ out = np.asarray(fresh("layernorm")(jnp.asarray(rows), Accumulator()))
 (gamma, alpha), _ = curve_fit(lambda x, g, a: g * np.tanh(a * x), rows.ravel(), out.ravel(), (1, 1))
 curve = np.linspace(-8, 8, 400)
 
-figure, axis = plt.subplots(figsize=(8, 4))
+made, ((axis,),) = figure(1, 1, (8, 4))
 axis.scatter(rows[:, ::8], out[:, ::8], s=1, color=BLUE, alpha=0.4, label="LayerNorm, 200 rows")
 label = f"DyT: {gamma:.2f} tanh({alpha:.2f} x)"
 axis.plot(curve, gamma * np.tanh(alpha * curve), color=ORANGE, lw=2, label=label)
 axis.set(xlim=(-8, 8), ylim=(-4, 4), xlabel="an input element", ylabel="its output")
 axis.legend(markerscale=6)
-plt.show()
+made
 
 # %% [markdown]
 # ## Why FP16 breaks
@@ -130,7 +131,7 @@ unit = random.normal(size=d)
 unit /= np.sqrt((unit**2).mean())
 ramp = jnp.asarray(rms[:, None] * unit, jnp.float32)
 
-figure, axis = plt.subplots(figsize=(8, 3))
+made, ((axis,),) = figure(1, 1, (8, 3))
 looks = {"fp32": (ORANGE, "-"), "bf16:pairwise": (GREEN, ":"), "fp16:pairwise": (BLUE, "-")}
 for precision, (color, style) in looks.items():
     y = fresh("rmsnorm", eps=1e-12)(ramp, Accumulator(precision))
@@ -140,7 +141,7 @@ axis.set(xlabel="RMS of the row", ylabel="RMS of RMSNorm's output")
 axis.set_title("It should be 1 everywhere")
 axis.set_ylim(-0.1, 3)
 axis.legend()
-plt.show()
+made
 
 # %% [markdown]
 # On the right the sum is infinite and $1/\sqrt{\infty} = 0$: the row is silently erased. On the left the sum is zero

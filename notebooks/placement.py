@@ -28,8 +28,8 @@ import tempfile
 from IPython.display import Markdown
 
 from normlab.config import build
+from normlab.plots import depth_figure, gradient_figure, series, training_figure
 from normlab.progress import console
-from normlab.run_plots import depth_figure, gradient_figure, series, training_figure
 from train.config import TrainConfig
 from train.loop import train
 

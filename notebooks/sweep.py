@@ -31,10 +31,10 @@ from IPython.display import Markdown
 from evaluate.config import EvaluateConfig
 from evaluate.job import evaluate
 from normlab.config import build
+from normlab.plots import loss_figure, series
 from normlab.progress import console
 from normlab.results import spread, tables
 from normlab.results.formats import grid, latex
-from normlab.run_plots import loss_figure, series
 from train.config import TrainConfig
 from train.loop import train
 

@@ -1,16 +1,9 @@
 """The forms of benchmarks/scans.py: as many passes as it says, and the same result."""
 
-import importlib.util
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-_PATH = Path(__file__).parent.parent / "benchmarks" / "scans.py"
-_SPEC = importlib.util.spec_from_file_location("scans", _PATH)
-scans = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(scans)
+import scans
 
 GIVEN = (
     jnp.float32(np.random.default_rng(0).normal(0.3, 2.0, (8, 64))),

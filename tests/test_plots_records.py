@@ -8,16 +8,9 @@ import pytest
 
 from evaluate.figures import main
 from normlab.numerics.histogram import edges, histogram, packed
-from normlab.plots import (
-    SiteNorms,
-    above,
-    counts,
-    delta_figure,
-    figures,
-    panels,
-    scales_figure,
-    sums_figure,
-)
+from normlab.plots import delta_figure, record_figures, scales_figure, sums_figure
+from normlab.plots.scales import SiteNorms, panels
+from normlab.plots.sums import above, counts
 from normlab.results import Record, RecordFile
 
 pytest.importorskip("matplotlib")
@@ -78,7 +71,7 @@ def test_all_figures_of_a_directory_are_written(tmp_path, capsys):
     assert all((tmp_path / "figures" / f).stat().st_size > 5000 for f in files)
     assert base in capsys.readouterr().out
     first = (tmp_path / "figures" / f"{base}-delta.svg").read_bytes()
-    figures(RECORDS, tmp_path / "again")
+    record_figures(RECORDS, tmp_path / "again")
     assert (tmp_path / "again" / f"{base}-delta.svg").read_bytes() == first
 
 

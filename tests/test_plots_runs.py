@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from evaluate.figures import main
-from normlab.run import Run
-from normlab.run_plots import (
+from normlab.plots import (
     depth_figure,
     gradient_figure,
-    kinds,
-    last_loss,
     loss_figure,
     run_figures,
     series,
     training_figure,
     vectors_figure,
 )
+from normlab.plots.runs import kinds
+from normlab.plots.series import last_loss
+from normlab.run import Run
 
 pytest.importorskip("matplotlib")
 RNG = np.random.default_rng(0)

@@ -1,99 +1,23 @@
 """Figures of training runs: loss against learning rate, and what was seen inside them.
 
-They need matplotlib (`pip install normlab[plots]`), and all but the first a run's watch.jsonl.
+All but the first need a run's watch.jsonl.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normlab.numerics import Precision
-from normlab.plots import GREY, figure, save
-from normlab.results.spread import NOT_THE_MODEL, RATE, flattened
+from normlab.plots.series import Line, Series, last_loss, series
+from normlab.plots.style import figure, fp16_line, look, save
 from normlab.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-LOOKS = tuple(zip(
-    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), "osD^vPX",
-    strict=True,
-))  # fmt: skip
-"""Colour (Okabe and Ito's palette) and marker of each series: either one tells them apart."""
-
-FP16_MAX = Precision.parse("fp16").format.max
-Line = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Series:
-    """Runs that differ in learning rate and seed alone.
-
-    Args:
-        label: what sets them apart from the others: "peri", "dyt alpha=0.8".
-        runs: by learning rate, in order.
-    """
-
-    label: str
-    runs: dict[float, list[Run]]
-
-    @property
-    def best(self) -> float:
-        """The learning rate with the lowest mean loss at the end; a diverged run's is infinite."""
-        return min(self.runs, key=lambda rate: np.mean([last_loss(r) for r in self.runs[rate]]))
-
-    @property
-    def watched(self) -> list[Line]:
-        """What was seen inside the first run at the best learning rate."""
-        return self.runs[self.best][0].watched
-
-
-def last_loss(run: Run) -> float:
-    """Validation loss at the end; infinite for a run that diverged or failed."""
-    losses = [row["valid_loss"] for row in run.metrics if "valid_loss" in row]
-    ended = run.record.get("state") in ("finished", "stopped early")
-    return losses[-1] if losses and ended else math.inf
-
-
-def series(runs: Iterable[Run]) -> list[Series]:
-    """Runs as they belong together, in the order in which they come, seeds and rates sorted.
-
-    Runs that are under way are left out.
-    """
-    ended = [run for run in runs if run.ended or run.record.get("state") == "failed"]
-    configs = [flattened(run.read("config.yaml")) for run in ended]
-    keys = [k for k in _differing(configs) if k not in (*NOT_THE_MODEL, RATE)]
-    found: dict[str, Series] = {}
-    pairs = zip(configs, ended, strict=True)
-    for config, run in sorted(pairs, key=lambda pair: (pair[0][RATE], pair[0]["seed"])):
-        label = _label(config, keys)
-        rates = found.setdefault(label, Series(label, {})).runs
-        rates.setdefault(config[RATE], []).append(run)
-    return [found[label] for label in dict.fromkeys(_label(c, keys) for c in configs)]
-
-
-def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys that all configs have and in which they differ."""
-    common = [key for key in (configs or [{}])[0] if all(key in c for c in configs)]
-    return [key for key in common if len({json.dumps(c[key]) for c in configs}) > 1]
-
-
-def _label(config: dict[str, Any], keys: Sequence[str]) -> str:
-    def said(key: str) -> str:
-        name, value = key.rpartition(".")[2], config[key]
-        if isinstance(value, bool):
-            return name if value else ""
-        return str(value) if name == "type" else f"{name}={value}"
-
-    fixed = [config["norm.type"], config["placement.type"]]
-    return " ".join(filter(None, map(said, keys))) or " ".join(fixed)
 
 
 def run_figures(runs: Iterable[Run], out: Path) -> list[Path]:
@@ -129,7 +53,7 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
         ax.set_ylabel(text)
     if watched:
         axes[0, 1].set_yscale("log")
-        _fp16(axes[0, 1])
+        fp16_line(axes[0, 1])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     made.suptitle("bars: seeds; line: their mean; × on the edge: a seed diverged", fontsize=9)
@@ -139,7 +63,7 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
 def _over_rates(
     ax: "Axes", s: Series, i: int, value: Callable[[Run], float], beside: float
 ) -> None:
-    colour, marker = _look(i)
+    colour, marker = look(i)
     rates = list(s.runs)
     values = [np.array([value(r) for r in s.runs[rate]]) for rate in rates]
     means = [float(v.mean()) if np.isfinite(v).all() else math.nan for v in values]
@@ -173,7 +97,7 @@ def depth_figure(seen: Sequence[Series]) -> "Figure":
             _over_depth(axes[row, column], seen, which, sizes, titled=row == 0)
         axes[row, 0].set_ylabel(text)
         if key != "mean_square":
-            _fp16(*axes[row])
+            fp16_line(*axes[row])
     for ax in axes[-1]:
         ax.set_xlabel("residual stream after so many blocks")
     return _finished(made, axes, seen, "Residual stream over depth")
@@ -190,7 +114,7 @@ def training_figure(seen: Sequence[Series]) -> "Figure":
     made, axes = figure(2, 2, (7.2, 5.4), sharex=True)
     for ax, (text, value) in zip(axes.flat, panels.items(), strict=True):
         for i, s in enumerate(seen):
-            colour, marker = _look(i)
+            colour, marker = look(i)
             steps = [line["step"] for line in s.watched]
             shown = [value(line) for line in s.watched]
             ax.plot(steps, shown, color=colour, marker=marker, ms=4, label=s.label)
@@ -236,7 +160,7 @@ def vectors_figure(seen: Sequence[Series]) -> "Figure":
             }
             bars = [of["mean"] - of["min"], of["max"] - of["mean"]]
             at = np.array(list(values), float) + 0.08 * (i - len(seen) / 2)
-            colour, marker = _look(i)
+            colour, marker = look(i)
             ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
         ax.set_title(kind)
         ax.set_xlabel("block")
@@ -261,10 +185,6 @@ def _vectors(line: Line) -> dict[str, dict[int, Any]]:
     return found
 
 
-def _look(i: int) -> tuple[str, str]:
-    return LOOKS[i % len(LOOKS)]
-
-
 def _float(value: float | None) -> float:
     """A number of watch.jsonl, where null is what isn't finite."""
     return math.nan if value is None else value
@@ -279,23 +199,12 @@ def _over_depth(
 ) -> None:
     """A line for each series through the values of its first or last look."""
     for i, s in enumerate(seen):
-        colour, marker = _look(i)
+        colour, marker = look(i)
         ax.plot(values(s.watched[which]), color=colour, marker=marker, ms=4, label=s.label)
     ax.set_yscale("log")
     if titled:
         steps = sorted({s.watched[which]["step"] for s in seen})
         ax.set_title(f"step {', '.join(map(str, steps))}")
-
-
-def _fp16(*axes: "Axes") -> None:
-    """A line at half precision's largest number, where the values come within 2⁵ of it."""
-    top = max(ax.get_ylim()[1] for ax in axes)
-    for ax in axes if top > FP16_MAX / 32 else ():
-        ax.axhline(FP16_MAX, color=GREY, ls="--", lw=1)
-        edge = ax.get_yaxis_transform()
-        ax.annotate(
-            "FP16's largest", (0, FP16_MAX), xycoords=edge, va="bottom", color=GREY, fontsize=8
-        )
 
 
 def _finished(made: "Figure", axes: Any, seen: Sequence[Series], title: str) -> "Figure":

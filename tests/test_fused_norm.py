@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fused_norm import fused_norm
 
-from normlab.kernels import fused_norm
 from normlab.numerics import Accumulator
 
 CASES = [(False, 8), (True, 8), (False, 6), (True, 6)]  # widths with and without padding

@@ -4,10 +4,10 @@ A program takes a block of rows, reads each element once and writes it once: sta
 one pass over memory. Rows are padded to a power of two, which Triton asks for and which is what
 pairwise summation does anyway. On a CPU the kernels are interpreted.
 
-What is known: forward, low-precision sums and backward are right in interpret mode (tests). What is
-not: whether Triton compiles them, and how fast they are. They have never run on a GPU, so nothing
-says that they win anywhere, and nothing in normlab calls them: norms are left to XLA's own fusion.
-`benchmarks/kernel_speed.py` is what would tell; where it shows no win, this file should go.
+It lies beside the benchmarks, not in the library, because it wins nowhere that was measured: on a
+CPU there is nothing to win, and it has never run on a GPU (whether Triton compiles it isn't known).
+What is known: forward, low-precision sums and backward are right in interpret mode (tests). Norms
+are left to XLA's own fusion; where `kernel_speed.py` shows a win, this file belongs in `normlab/`.
 """
 
 import dataclasses

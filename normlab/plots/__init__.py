@@ -1,0 +1,34 @@
+"""Every figure of normlab, one look: of records, of training runs, and the empty one to draw in."""
+
+from normlab.plots.delta import delta_figure
+from normlab.plots.records import record_figures
+from normlab.plots.runs import (
+    depth_figure,
+    gradient_figure,
+    loss_figure,
+    run_figures,
+    training_figure,
+    vectors_figure,
+)
+from normlab.plots.scales import scales_figure
+from normlab.plots.series import Series, series
+from normlab.plots.style import figure, look, save
+from normlab.plots.sums import sums_figure
+
+__all__ = [
+    "Series",
+    "delta_figure",
+    "depth_figure",
+    "figure",
+    "gradient_figure",
+    "look",
+    "loss_figure",
+    "record_figures",
+    "run_figures",
+    "save",
+    "scales_figure",
+    "series",
+    "sums_figure",
+    "training_figure",
+    "vectors_figure",
+]

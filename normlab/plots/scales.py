@@ -1,0 +1,116 @@
+"""A figure of scales against the norms they stand for, by site."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from normlab.numerics import FloatFormat, Precision
+from normlab.plots.style import BLUE, GREEN, GREY, ORANGE, figure, power
+from normlab.results import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class SiteNorms(NamedTuple):
+    """One site of a scale figure."""
+
+    name: str
+    least: float  # lower edge of the first bin that holds a row
+    median: float
+    most: float
+    scales: Float[np.ndarray, " heads"]
+
+
+def has_scales(record: Record) -> bool:
+    """Whether the record has static scales (a dynamic rule leaves none)."""
+    return any("scale" in site for site in record.sites.values())
+
+
+def site_norms(norms: Record, scales: Record) -> list[SiteNorms]:
+    """Norms that one record observed and scales of another, where both have them."""
+    found = []
+    for name, site in norms.sites.items():
+        scale = scales.sites.get(name, {}).get("scale")
+        if scale is not None and site.get("median_norm"):
+            least = 2.0 ** (site["squares"]["first"] / 2)
+            given = np.ravel(np.asarray(scale, float))
+            found.append(SiteNorms(name, least, site["median_norm"], site["max_norm"], given))
+    return found
+
+
+def panels(sites: Sequence[SiteNorms]) -> dict[str, list[tuple[str, SiteNorms]]]:
+    """Sites by kind, in order of depth, each with its label: the block's number or its name."""
+    found: dict[str, list[tuple[str, SiteNorms]]] = {}
+    for site in sites:  # in the order of a sorted dictionary: 0, 1, 10, 11, 2
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", site.name)
+        kind, label = (match[2], match[1]) if match else ("others", site.name)
+        found.setdefault(kind, []).append((label, site))
+    for kind, held in found.items():
+        found[kind] = sorted(held, key=lambda pair: int(pair[0]) if pair[0].isdigit() else 0)
+    return found
+
+
+def scales_figure(norms: Record, scales: Record) -> "Figure":
+    """By site: the scale, the norms, and the range of norms that the format can serve with it.
+
+    Args:
+        norms: where norms were observed undisturbed: the fp32 record.
+        scales: a record with static scales.
+    """
+    found, to = panels(site_norms(norms, scales)), Precision.parse(scales.precision).format
+    columns = min(len(found), 3)
+    rows = -(-len(found) // columns)
+    widths = [max(len(sites), 5) for sites in found.values()] if rows == 1 else [1] * columns
+    size = (3.4 * columns, 0.8 + 2.3 * rows)
+    made, axes = figure(rows, columns, size, sharey=True, width_ratios=widths)
+    for ax, (kind, sites) in zip(axes.flat, found.items(), strict=False):
+        _scales_panel(ax, sites, to)
+        ax.set_title(kind, fontsize=9)
+    for ax in axes.flat[len(found) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("‖x‖")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    look = {"ncols": 3, "fontsize": 8, "frameon": False}
+    made.legend(handles, labels, loc="outside lower center", **look)
+    made.suptitle(f"{scales.model}, {scales.precision}: scale s and norms by site", fontsize=10)
+    return made
+
+
+def _scales_panel(ax: "Axes", sites: Sequence[tuple[str, SiteNorms]], to: FloatFormat) -> None:
+    x = np.arange(len(sites))
+    low, high = (np.array([f(site.scales) for _, site in sites]) for f in (np.min, np.max))
+    # Of several heads' ranges, what all of them serve.
+    top = low * np.sqrt(to.max)
+    for floor, alpha in ((to.smallest_subnormal, 0.18), (to.smallest_normal, 0.25)):
+        label = f"‖x‖²/s² in [{power(floor)}, {to.max:,.0f}]"
+        _band(ax, x, high * np.sqrt(floor), top, alpha, label)
+    of = {name: np.array([getattr(s, name) for _, s in sites]) for name in SiteNorms._fields[1:4]}
+    ax.vlines(x, of["least"], of["most"], color=GREY, lw=0.9)
+    ax.plot(x, of["most"], "^", color=ORANGE, ms=4, label="largest ‖x‖")
+    ax.plot(x, of["median"], "o", color="black", ms=3, label="median ‖x‖ (bar from the least)")
+    ax.plot(x, np.sqrt(low * high), "_", color=BLUE, ms=7, mew=2, label="scale s")
+    ax.set_yscale("log")
+    labels = [label for label, _ in sites]
+    if all(label.isdigit() for label in labels):
+        step = max(1, len(labels) // 6)
+        ax.set_xticks(x[::step], labels[::step])
+        ax.set_xlabel("block")
+    else:
+        ax.set_xticks(x, labels)
+        ax.set_xlim(-1, len(labels))
+
+
+def _band(
+    ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, alpha: float, label: str
+) -> None:
+    """Shaded from low to high, half a site wide on each side of each site."""
+    at = np.repeat(x, 2) + np.tile([-0.5, 0.5], len(x))
+    ax.fill_between(
+        at, np.repeat(low, 2), np.repeat(high, 2), color=GREEN, alpha=alpha, lw=0, label=label
+    )

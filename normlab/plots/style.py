@@ -1,0 +1,85 @@
+"""How figures look, drawn and saved: readable by the colour-blind, in print and on a dark page.
+
+Colours are Okabe and Ito's; wherever a colour tells things apart, a marker or a place does so too,
+so that a print in grey loses nothing. Pictures have a ground of their own, white, so that a dark
+page shows them as a white one does. matplotlib (`pip install normlab[plots]`) is needed here only.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normlab.numerics import Precision
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY, GROUND = "#0072B2", "#D55E00", "#009E73", "#666666", "white"
+_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LOOKS = tuple(zip(_COLOURS, "osD^vPX", strict=True))
+"""Colour and marker of each series: either one tells them apart."""
+FP16_MAX = Precision.parse("fp16").format.max
+
+STYLE: dict[Any, Any] = {
+    "figure.facecolor": GROUND,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "normlab",  # the same figure is the same file
+}
+
+
+def figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> tuple["Figure", Any]:
+    """An empty figure of `size` inches in the house's style, and its axes, [rows, columns].
+
+    Raises:
+        ImportError: no matplotlib.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'normlab[plots]'") from error
+    with rc_context(STYLE):
+        made = Figure(figsize=size, layout="constrained")
+        return made, made.subplots(rows, columns, squeeze=False, **more)
+
+
+def save(made: "Figure", path: Path) -> list[Path]:
+    """`path`.svg and `path`.png."""
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path.with_name(f"{path.name}.{kind}") for kind in ("svg", "png")]
+    with rc_context(STYLE):
+        for file in written:
+            made.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return written
+
+
+def look(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th series."""
+    return LOOKS[i % len(LOOKS)]
+
+
+def power(value: float) -> str:
+    """A power of two as such: 2⁻¹⁴."""
+    exponent = round(np.log2(value))
+    return "2" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def fp16_line(*axes: "Axes") -> None:
+    """A line at half precision's largest number, where the values come within 2⁵ of it."""
+    top = max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes if top > FP16_MAX / 32 else ():
+        ax.axhline(FP16_MAX, color=GREY, ls="--", lw=1)
+        edge = ax.get_yaxis_transform()
+        ax.annotate(
+            "FP16's largest", (0, FP16_MAX), xycoords=edge, va="bottom", color=GREY, fontsize=8
+        )
