@@ -1,5 +1,6 @@
 """The reference table of all methods: `python -m normlab.reference > docs/norms.md`."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -7,6 +8,7 @@ from flax import nnx
 
 from normlab.about import About
 from normlab.model import PlacementConfig, placements
+from normlab.model.placement import SUBLAYERS
 from normlab.norms import Norm, NormState, Site, norms
 from normlab.transforms import transforms
 from normlab.transforms.remove import Frozen
@@ -47,12 +49,16 @@ def reference() -> str:
         "The last columns name the property that tells a right implementation from a wrong one, "
         "and the test of it.",
         "## Norm types: `norm=NAME`",
-        _table(["type", "formula", "parameters", "statistic"], _norm_rows()),
+        "Each stands at the sites of its placement; `sites` says what else of the model a type "
+        "changes.",
+        _table(["type", "formula", "sites", "parameters", "statistic"], _norm_rows()),
         "## Placements: `placement=NAME`",
-        "Sites of a model of four blocks; any row may add `norm_embed` and `norm_qk`.",
-        _table(["placement", "formula", "sites"], _placement_rows()),
+        "Sites of a model of four blocks; any row may add `norm_embed` and `norm_qk`. "
+        "Parameters and statistic are those of the norms; `parameters` says what a row adds.",
+        _table(["placement", "formula", "sites", "parameters"], _placement_rows()),
         "## Transforms of a trained model: `python -m evaluate … transform=[NAME]`",
-        "`remove` is `python -m train.remove`, which trains between its steps.",
+        "`remove` is `python -m train.remove`, which trains between its steps. None adds a "
+        "parameter; what stands in parentheses is an argument.",
         _table(["transform", "formula"], _transform_rows()),
         "## Left out",
         LEFT_OUT,
@@ -71,7 +77,19 @@ def _norm_rows() -> Iterator[tuple[list[str], About]]:
     for name in norms:
         kind = norms[name]
         about, statistic = kind.about, "accumulated" if kind.has_statistic else "none"
-        yield [f"`{name}`: {about.title}", about.formula, _parameters(kind), statistic], about
+        cells = [f"`{name}`: {about.title}", about.formula, _sites(kind), _parameters(kind)]
+        yield [*cells, statistic], about
+
+
+def _sites(kind: type[Norm]) -> str:
+    """Where it stands, and what it puts elsewhere."""
+    config = kind.Config()
+    added = {
+        "a learned scalar on the embedding": kind.embed_scale(config, 1),
+        "a learned length of all embedding rows": kind.embed_length(config, 1),
+        "a learned scalar on each branch": kind.branch_gain(config, 1),
+    }
+    return "; ".join(["all", *(what for what, start in added.items() if start is not None)])
 
 
 def _parameters(kind: type[Norm]) -> str:
@@ -95,13 +113,20 @@ def _shapes(norm: Norm, of: type[nnx.Variable], width: int) -> str:
 def _placement_rows() -> Iterator[tuple[list[str], About]]:
     for name in placements:
         about = placements[name].about
-        sites = ", ".join(sorted(PlacementConfig(type=name).sites(LAYERS)))
-        yield [f"`{name}`: {about.title}", about.formula, sites], about
+        config = PlacementConfig(type=name)
+        scaled = any(config.wiring(s, 0, LAYERS).head_scales for s in SUBLAYERS)
+        cells = [
+            ", ".join(sorted(config.sites(LAYERS))),
+            "head_scale [heads]" if scaled else "none",
+        ]
+        yield [f"`{name}`: {about.title}", about.formula, *cells], about
 
 
 def _transform_rows() -> Iterator[tuple[list[str], About]]:
     for name, about in _transforms():
-        yield [f"`{name}`: {about.title}", about.formula], about
+        fields = dataclasses.fields(transforms[name]) if name in transforms else ()
+        usage = f"{name}({', '.join(f.name for f in fields)})" if fields else name
+        yield [f"`{usage}`: {about.title}", about.formula], about
 
 
 if __name__ == "__main__":

@@ -173,6 +173,10 @@ def test_gradients_against_float64_differences(name):
         assert worst < 1e-4 * max(1.0, np.abs(slopes).max()), (which, worst)
 
 
+def test_only_norms_that_round_are_spared_the_gradient_of_their_inputs():
+    assert {n for n in norms if not norms[n].differentiable} == {"ai-layernorm", "dyadic", "i-bert"}
+
+
 def slope(norm, start, which, index, weight, h=1e-6):
     values = []
     for step in (h, -h):

@@ -68,7 +68,7 @@ def test_fixup_starts_as_its_rules_say():
     for block, other in zip(fixup.blocks, plain.blocks, strict=True):
         for name in ("query", "key", "value"):
             ours, theirs = (getattr(b.attention.branch, name).kernel[...] for b in (block, other))
-            np.testing.assert_allclose(ours, theirs / math.sqrt(6), rtol=1e-6)
+            np.testing.assert_allclose(ours, theirs * 6 ** (-1 / 6), rtol=1e-6)  # m = 4
         for name in ("gate", "up"):
             ours, theirs = (getattr(b.mlp.branch, name).kernel[...] for b in (block, other))
             np.testing.assert_allclose(ours, theirs / math.sqrt(6), rtol=1e-6)

@@ -3,15 +3,20 @@
 import ast
 import dataclasses
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from normlab.norms import norms
 from normlab.reference import methods, reference
+from normlab.transforms import transforms
+from normlab.transforms.remove import Frozen
 
 ROOT = Path(__file__).parent.parent
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|doi:10\.|\d+:\d+ \(\d{4}\)|\b[\w-]+/[\w-]+")
+FORMULA = re.compile(r"\b(y|z|x|E|x₀|out) (=|←) |W\* = ")
 
 
 @cache
@@ -41,6 +46,35 @@ def test_every_source_can_be_found_and_every_property_is_run(kind, name, about):
     assert test.startswith("test_")
     marks = {ast.unparse(d) for d in functions_in(path)[test].decorator_list}
     assert not any("skip" in mark or "xfail" in mark for mark in marks), (kind, name, marks)
+
+
+CLASSES = {**{n: norms[n] for n in norms}, **{n: transforms[n] for n in transforms}}
+CLASSES |= {"remove": Frozen}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_has_a_docstring_and_a_row_of_its_own(name):
+    """With its formula and its source; a row that is inherited would speak of another method."""
+    doc = vars(CLASSES[name])["__doc__"] or ""
+    assert FORMULA.search(doc), f"{name}: no formula in its docstring"
+    assert SOURCE.search(doc), f"{name}: no source in its docstring"
+    assert "about" in vars(CLASSES[name]), f"{name} has no row of its own"
+
+
+def test_no_two_methods_are_told_apart_by_one_test():
+    counts = Counter(about.test for _, _, about in methods())
+    assert not [test for test, count in counts.items() if count > 1]
+
+
+def test_every_property_is_asserted():
+    """By the test that its row names: one that compares something."""
+    for kind, name, about in methods():
+        path, _, test = about.test.partition("::")
+        found = functions_in(path)
+        called = [n for n in ast.walk(found[test]) if isinstance(n, ast.Call)]
+        helpers = [found[n.func.id] for n in called if getattr(n.func, "id", None) in found]
+        text = "".join(ast.unparse(node) for node in (found[test], *helpers))
+        assert "assert" in text, f"{kind} {name}: {about.test} asserts nothing"
 
 
 def test_docs_norms_md_is_what_the_registries_say():

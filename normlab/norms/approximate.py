@@ -106,10 +106,11 @@ class MaxRescaleConfig(LayerNormConfig):
 class MaxRescale(LayerNorm):
     """LayerNorm or RMSNorm (arXiv:1910.07467) of x/m with ε/m², where m = max|x|.
 
-    Exact for every m, and no square is larger than 1 (LayerNorm: 4), so Σ ≤ d (4d) in any format.
-    That is how LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over the row, and
-    ε has to follow: apple/coremltools#2821 left it as it was. Where ε/m² leaves float32, y (below
-    1e-18) comes out as 0.
+    y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m, and no
+    square is larger than 1 (LayerNorm: 4), so Σ ≤ d (4d) in any format. That is how LAPACK takes a
+    Euclidean norm (Blue 1978). It needs one more pass over the row, and ε has to follow:
+    apple/coremltools#2821 left it as it was. Where ε/m² leaves float32, y (below 1e-18) comes out
+    as 0.
     """
 
     Config: ClassVar[type[NormConfig]] = MaxRescaleConfig
@@ -153,12 +154,12 @@ class DoubledConfig(RMSNormConfig):
 
 @norms.register("doubled")
 class Doubled(LayerNorm):
-    """RMSNorm (arXiv:1910.07467) by a unit that only knows LayerNorm: LayerNorm([x, −x])[:d].
+    """RMSNorm (arXiv:1910.07467) by a unit that only knows LayerNorm.
 
-    The doubled row has mean 0 and variance mean x², so this is exact, ε included. It is how RMSNorm
-    reaches the fused LayerNorm of Apple's neural engine (ANEMLL). The unit's statistic is over 2d
-    elements: Σ is twice RMSNorm's, and in a half format its range ends a factor √2 earlier. What
-    `observed` calls ‖x‖ is the row's own.
+    y = LayerNorm([x, −x])[:d] ⊙ γ + β. The doubled row has mean 0 and variance mean x², so this is
+    exact, ε included. It is how RMSNorm reaches the fused LayerNorm of Apple's neural engine
+    (ANEMLL). The unit's statistic is over 2d elements: Σ is twice RMSNorm's, and in a half format
+    its range ends a factor √2 earlier. What `observed` calls ‖x‖ is the row's own.
     """
 
     Config: ClassVar[type[NormConfig]] = DoubledConfig
@@ -213,9 +214,9 @@ class FastRsqrtConfig(LayerNormConfig):
 class FastRsqrt(ByInverseRoot):
     """LayerNorm by the fast inverse square root, as PIM-GPT has it (arXiv:2310.09385).
 
-    The bits of v as an integer i give the first guess, the float with the bits 0x5f3759df − (i≫1);
-    then a ← a·(1.5 − 0.5·v·a²), `steps` times. One step leaves at most 1.752e-3 of relative error,
-    always downwards; two leave 4.8e-6.
+    y = a·(x − μ) ⊙ γ + β, where a → 1/√v, v = σ² + ε. The bits of v as an integer i give the first
+    guess, the float with the bits 0x5f3759df − (i≫1); then a ← a·(1.5 − 0.5·v·a²), `steps` times.
+    One step leaves at most 1.752e-3 of relative error, always downwards; two leave 4.8e-6.
     """
 
     Config: ClassVar[type[NormConfig]] = FastRsqrtConfig
@@ -332,9 +333,10 @@ class DyadicConfig(LayerNormConfig):
 class Dyadic(ByInverseRoot):
     """LayerNorm whose row is multiplied by a dyadic number (HAWQ-V3, arXiv:2011.10680).
 
-    1/√(σ² + ε) is rounded to b/2^c, which integer hardware applies as a product and a shift. HAWQ's
-    code takes b with 31 bits; how few do is the question that `bits` asks. HAWQ rescales by static
-    factors; here the factor is the row's own. The row itself and γ are not quantized.
+    y = (x − μ)·b/2^c ⊙ γ + β. 1/√(σ² + ε) is rounded to b/2^c, which integer hardware applies as a
+    product and a shift. HAWQ's code takes b with 31 bits; how few do is the question that `bits`
+    asks. HAWQ rescales by static factors; here the factor is the row's own. The row itself and γ
+    are not quantized.
     """
 
     Config: ClassVar[type[NormConfig]] = DyadicConfig

@@ -38,9 +38,10 @@ class IBertLayerNorm(LayerNorm):
 
     x = S·q; y = q − round(mean q); n = Σ(y ≫ h)²; σ = ⌊√n⌋ ≪ h; out = ⌊y·⌊2³¹/σ⌋ / 2⌋ · √d/2³⁰.
 
-    h is the least shift with which no n can leave 32 bits, given the row's largest |y| (the code
-    grows one h a layer while it trains). Each step is int32 or uint32 here: y·⌊2³¹/σ⌋ is halved
-    before it can overflow, which changes no bit of ⌊·/2⌋.
+    h is a shift with which n can't leave 32 bits whatever else stands in a row with this largest
+    |y| (the code grows one h a layer while it trains; a sum itself may need two bits less). Each
+    step is int32 or uint32 here: y·⌊2³¹/σ⌋ is halved before it can overflow, which changes no bit
+    of ⌊·/2⌋.
 
     Where we depart from the paper: ε, which it leaves out, enters as the integer round(√ε/S), each
     element's square growing by its square, so that `eps=0` is the paper's; S is the row's own and

@@ -193,11 +193,11 @@ class EstimatedBHyTConfig(BHyTConfig):
 class EstimatedBHyT(BHyT):
     """BHyT with one statistic a block (2026, arXiv:2601.09719): the MLP's is estimated.
 
-    Before the MLP, mean x² is taken for s² + λ²/κ² · ‖W_V W_O‖_F² / (T·d): s² is attention's own
-    mean square, λ that of attention's norm, T the length of the sequence. The second term is what
-    attention adds to a row, if its T values count alike and γ is left out of account. No gradient
-    goes through it. Everywhere else it is `bhyt`. It needs placement=pre, where attention adds to
-    the row that it read.
+    Before the MLP y = γ ⊙ tanh(λ₂x / (κ·√(m + ε))), and m, in place of the row's own mean square,
+    is s² + λ²/κ² · ‖W_V W_O‖_F² / (T·d): s² is attention's own mean square, λ that of attention's
+    norm, T the length of the sequence. The second term is what attention adds to a row, if its T
+    values count alike and γ is left out of account. No gradient goes through it. Everywhere else it
+    is `bhyt`. It needs placement=pre, where attention adds to the row that it read.
 
     The authors take W_V W_O anew every so many steps, here it is that of the step.
     """
@@ -264,11 +264,13 @@ class NoNorm(Norm):
     - `rezero` (Bachlechner et al. 2020, arXiv:2003.04887, Eq. 3): at 0. At the start the stream is
       the embedding, every branch is silent whatever its size, and g is the first to learn.
     - `skipinit` (De and Smith 2020, arXiv:2002.10444): at 1/√L for L branches, which keeps the
-      stream's variance finite at any depth. Its other start, 0, is `rezero`.
+      stream's variance finite at any depth (unconfirmed: read in a review of the paper). Its other
+      start, 0, is `rezero`.
     - `fixup` (Zhang, Dauphin, Ma 2019, arXiv:1901.09321): at 1. The last matrix of each branch and
-      a head of its own start at 0, the others are scaled by L^(−1/(2m−2)), with m = 2 matrices one
-      after the other in each branch; and each site adds a learned scalar, initially 0, in place
-      of its norm. Biases inside a branch are the model's (`model.bias`).
+      a head of its own start at 0, the others are scaled by L^(−1/(2m−2)) for L branches of m
+      matrices each. As in the authors' transformer (hongyi-zhang/Fixup, fairseq), m is 4 in
+      attention, 2 in the MLP (theirs has no gate). Each site adds a learned scalar, initially 0, in
+      place of its norm. Biases inside a branch are the model's (`model.bias`).
     - `tfixup` (Huang, Pérez, Ba, Volkovs 2020, ICML): no g and nothing else that learns. Values,
       output map and MLP start 0.67·N^(−1/4) as large in N blocks, the embedding (9N)^(−1/4), and it
       is multiplied by √d. 0.67 is the paper's for its encoder, whose blocks have two branches as
@@ -288,9 +290,9 @@ class NoNorm(Norm):
         formula="y = x; stream x + g·F(x), g a scalar for each branch, initially 0, 1/√L or 1, or "
         "none and smaller weights",
         source="Bachlechner et al. 2020, arXiv:2003.04887, Eq. 3; De and Smith 2020, "
-        "arXiv:2002.10444; Zhang, Dauphin, Ma 2019, arXiv:1901.09321, whose three rules are "
-        "confirmed by restatements only; Huang et al. 2020 (ICML), layer6ai-labs/T-Fixup, "
-        "transformer_layer.py",
+        "arXiv:2002.10444, unconfirmed: its start 1/√L; Zhang, Dauphin, Ma 2019, arXiv:1901.09321, "
+        "and hongyi-zhang/Fixup, transformer_zero.py; Huang et al. 2020 (ICML), "
+        "layer6ai-labs/T-Fixup, transformer_layer.py",
         property="with ReZero and Fixup every block is the identity at the start",
         test="tests/test_norms_pointwise.py::test_without_norms_blocks_start_as_the_identity",
     )
@@ -324,9 +326,12 @@ class NoNorm(Norm):
 
     @classmethod
     def init_scale(cls, config: Any, matrix: str, branches: int) -> float:
-        """Fixup's rules 1 and 2, with m = 2; T-Fixup's factors."""
+        """Fixup's rules 1 and 2; T-Fixup's factors."""
         if config.method == "fixup" and matrix != "embed":
-            return 0.0 if matrix in ("out", "down", "head") else branches**-0.5
+            if matrix in ("out", "down", "head"):
+                return 0.0
+            matrices = 4 if matrix in ("query", "key", "value") else 2
+            return branches ** (-1 / (2 * matrices - 2))
         if config.method == "tfixup" and matrix not in ("query", "key", "head"):
             blocks = branches / 2
             undone = branches**0.5 if matrix in ("out", "down") else 1.0

@@ -207,8 +207,8 @@ class FixNormConfig(ScaleNormConfig):
 class FixNorm(ScaleNorm):
     """FixNorm with ScaleNorm (Nguyen and Salazar 2019, arXiv:1910.05895): cosines all the way.
 
-    Every row e of the word embedding enters as ℓ·e/‖e‖, with one learned length ℓ, and a tied head
-    scores with e/‖e‖. At every site of the placement stands a ScaleNorm; behind the final one
+    Every row e of the word embedding enters as x₀ = ℓ·e/‖e‖, with one learned length ℓ, and a tied
+    head scores with e/‖e‖. At every site of the placement stands a ScaleNorm; behind the final one
     ‖h‖ = g, so the logits are g·cos(h, e). The authors' code keeps ℓ at √d, where ours starts.
 
     The paper combines the embedding of one length with LayerNorm too: `model.embed_length` gives it
@@ -250,9 +250,9 @@ class GroupNormConfig(NormConfig):
 class GroupNorm(Norm):
     """GroupNorm (Wu and He 2018, arXiv:1803.08494, Eqs. 1-7) over the channels of one token.
 
-    The row falls into G parts of d/G neighbouring channels; each is centred and divided by its own
-    √(σ² + ε). In images a group spans the picture too; here it spans no other token, which a causal
-    model must not see.
+    y = (x − μ_g) / √(σ_g² + ε) ⊙ γ + β. The row falls into G parts of d/G neighbouring channels;
+    each is centred and divided by its own √(σ² + ε). In images a group spans the picture too; here
+    it spans no other token, which a causal model must not see.
     """
 
     Config: ClassVar[type[NormConfig]] = GroupNormConfig

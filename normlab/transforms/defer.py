@@ -115,7 +115,7 @@ def _defer(owner: Any, name: str, maps: list[Linear]) -> None:
 class Cancel(Transform):
     """FlashNorm's cancellation (arXiv:2407.09577, section 4.1).
 
-    RMSNorm(norm(a)W*) = RMSNorm(aW*) where ε = 0.
+    z = RMSNorm(norm(a)W*) = RMSNorm(aW*) where ε = 0.
 
     Deferred normalization in which queries and keys, that norms of their own (norm_qk) make
     blind to scale, leave out the input norm's factor. Values keep it. With ε in norm_qk

@@ -32,7 +32,7 @@ class FrozenConfig(NormConfig):
 
 
 class Frozen(Norm):
-    """A norm that has lost its statistic: y = r(x − μ) ⊙ γ + β with a constant r.
+    """A norm that has lost its statistic (arXiv:2409.13710): y = r(x − μ) ⊙ γ + β, r a constant.
 
     It is linear, so that `fold` puts it into the maps that read it. No registered type, for no
     model starts from it: `freeze` makes it of a LayerNorm or an RMSNorm, whose γ and β it keeps.
