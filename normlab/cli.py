@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from normlab.config import build, describe, to_dict
 from normlab.model import PlacementConfig, placements
 from normlab.norms import norms
-from normlab.registry import unknown
+from normlab.registry import choice, unknown
 
 C = TypeVar("C")
 
@@ -180,13 +180,26 @@ def explain(error: BaseException) -> str:
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(node, DictConfig) and key is not None and key not in node:
         group = str(cause.full_key).rpartition(".")[0]  # type: ignore[union-attr]
-        return str(unknown(f"key of {group}" if group else "key", key, map(str, node)))
+        known = {str(k): v for k, v in node.items() if k != "hydra"}
+        deeper = [path for path in _leaves(known) if path.endswith(f".{key}")]
+        if deeper:
+            return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, deeper))}?"
+        return str(unknown(f"key of {group}" if group else "key", key, known))
     said = str(cause or error).strip()
     if said.startswith("Ambiguous value"):  # Hydra's three ways out, the likeliest first
         argument = said.split("'")[1]
         name, _, values = argument.partition("=")
         return f"{argument}: several values are a sweep: add -m; a list is {name}=[{values}]"
     return "\n".join(said.split("\n    full_key")[0].split("\n")[:2])
+
+
+def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Dotted paths of all fields below a mapping."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
 
 
 def groups(app: str) -> list[str]:
@@ -210,6 +223,8 @@ def print_help(app: str, schema: type, examples: str = "") -> None:
     print(f"python -m {app} [FIELD=VALUE ...]")
     print(textwrap.indent(examples.rstrip(), "  "))
     asked = [a.removeprefix("norm=") for a in sys.argv[1:] if a.startswith("norm=")]
+    if asked:
+        choice("norm", asked[-1], options("norm"))
     norm = norms[asked[-1]].Config() if asked and asked[-1] in norms else None
     fields = described(schema(), norm)
     for _, part in groupby(fields, lambda field: field[0].rpartition(".")[0]):

@@ -84,6 +84,7 @@ def test_a_file_changes_what_it_says_and_nothing_else():
         ("placement=perry", "unknown placement 'perry'. Did you mean 'peri'"),
         ("norm.epz=1", "unknown key of norm 'epz'. Did you mean 'eps'"),
         ("stepz=1", "unknown key 'stepz'. Did you mean 'steps'"),
+        ("lr=1e-3", "unknown key 'lr'. Did you mean 'optimizer.lr'?"),
         ("optimizer.lr=fast", "optimizer.lr = 'fast': expected float, got str"),
         ("model.heads=3", "model.width = 128 is not divisible by model.heads = 3"),
         ("window=99999", "window = 99999 tokens is longer than model.max_length"),

@@ -39,6 +39,11 @@ def test_auto_falls_back_with_a_notice(nowhere, caplog):
     assert "can't be had" in record.getMessage()
 
 
+def test_auto_does_not_fall_back_from_a_folder_that_was_named(nowhere, tmp_path):
+    with pytest.raises(CorpusUnavailableError, match="can.t be had"):
+        load_corpus(DataConfig(corpus="auto", root=str(tmp_path)))
+
+
 def test_auto_takes_wikitext2_without_a_notice(monkeypatch, caplog):
     monkeypatch.setattr(wikitext, "find", lambda name, root: lambda split: f"{name} {split}")
     corpus = load_corpus(DataConfig(corpus="auto"))

@@ -64,7 +64,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     Nothing but the place of the text is looked up here: a split is read when it is asked for.
 
     Raises:
-        CorpusUnavailableError: WikiText-2 was asked for by name and can't be had.
+        CorpusUnavailableError: WikiText-2 was asked for (by name, or `data.root`) and can't be had.
     """
     if config.corpus == "embedded":
         return _embedded()
@@ -73,6 +73,8 @@ def load_corpus(config: DataConfig) -> Corpus:
     try:
         return _wikitext(AUTO[config.corpus], config)
     except CorpusUnavailableError as error:
+        if config.root:  # somebody named the place
+            raise
         corpus = _embedded()
         log.warning("data=%s uses %s. %s", config.corpus, corpus.title, error)
         return corpus
