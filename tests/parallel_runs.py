@@ -60,6 +60,17 @@ def trained(directory, stop_after=None, **fields):
     return {"losses": losses, "layouts": [s.get("mesh") for s in sessions]}
 
 
+def removed(directory, **fields):
+    """A removal from a run, three steps after each site: the numbers of its lines by site."""
+    from normlab.config import build
+    from train.remove import RemoveConfig, remove
+
+    values = {"checkpoint": str(directory), "steps": 3, "batch": 8, "eval_windows": 8}
+    lines = remove(build(RemoveConfig, values | fields))
+    found = {line.site: [line.factor, line.frozen, line.tuned] for line in lines}
+    return {site: [n for n in numbers if n is not None] for site, numbers in found.items()}
+
+
 def evaluated(model, out, **fields):
     """A pretrained model's records, without what names a machine or a moment."""
     from evaluate.config import EvaluateConfig

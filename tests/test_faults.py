@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,39 @@ def test_a_signal_saves_leaves_and_the_same_command_goes_on(
     assert [r["step"] for r in run.metrics if "loss" in r] == list(range(1, 13))
     sessions = run.read("provenance.json")["sessions"]
     assert step <= sessions[1]["from_step"] <= step + 1
+    assert same_ends(run, alone, config)
+
+
+CHILD = """
+import os, signal, sys
+sys.path[:0] = sys.argv[2:]
+from conftest import tiny_config
+from normlab.checkpoint import Checkpoints
+from train.loop import train
+
+save = Checkpoints.save
+
+def killed(self, step, **saved):
+    save(self, step, **saved)  # it only begins here, and goes on behind the training
+    if step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints.save = killed
+train(tiny_config(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_inside_a_save_leaves_the_checkpoint_before(alone, tmp_path):
+    here = Path(__file__).parent
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path), str(here), str(here.parent)],
+        capture_output=True,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr[-3000:]
+    config = tiny_config(tmp_path)
+    run = train(config)
+    assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 4]
     assert same_ends(run, alone, config)
 
 

@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from parallel_runs import FP8, PRECISIONS, done, evaluated, free_address, start, trained
+from parallel_runs import FP8, PRECISIONS, done, evaluated, free_address, removed, start, trained
 from small_checkpoints import CONFIGS, tensors, write_folder
 
 from normlab.checkpoint import Checkpoints
@@ -142,6 +142,18 @@ def agree(records, others):
                 assert rows["max_abs"] == pytest.approx(largest, rel=1e-5)
             scale = other["sites"][site].get("scale", 1.0)
             assert rows.get("scale", 1.0) == pytest.approx(scale, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_norms_are_removed_on_four_devices_as_on_one(tmp_path):
+    trained(tmp_path)
+    job = {"directory": str(tmp_path), "mesh": LAYOUTS["all"]}
+    (lines,), _ = done(start(4, ("removed", job)))
+    alone = removed(tmp_path)
+    assert list(lines) == list(alone)
+    assert len(lines) == 5  # the start, three sites, folded
+    for site, numbers in lines.items():
+        assert numbers == pytest.approx(alone[site], rel=1e-5)
 
 
 @pytest.mark.slow

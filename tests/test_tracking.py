@@ -7,7 +7,7 @@ from conftest import tiny_config
 
 from normlab.run import Run
 from train.loop import Trainer, train
-from train.tracking import tracked, trackers
+from train.tracking import scalars, tracked, trackers
 
 SMALL = {
     "model": {"layers": 1, "width": 16, "heads": 1, "max_length": 32},
@@ -46,6 +46,22 @@ def test_a_tracker_is_told_what_the_log_is_told(fake, tmp_path):
         assert {"step": step, "seconds": row["seconds"], **values} == row
 
 
+def test_a_tracker_is_told_what_is_seen_inside_too(fake, tmp_path):
+    run = train(tiny_config(tmp_path, tracking=["fake"], watch_every=2, **SMALL))
+    logged = fake[1:-1]
+    looks = [(step, values) for step, values in logged if "stream/0/mean_square" in values]
+    assert [step for step, _ in looks] == [0, 2, 4]
+    for (_, values), row in zip(looks, run.watched, strict=True):
+        assert values["sites/norm_final/max_abs"] == row["sites"]["norm_final"]["max_abs"]
+        assert values["blocks/0/attention_score"] == row["blocks"][0]["attention_score"]
+    assert [step for step, _ in logged] == sorted(step for step, _ in logged)  # wandb asks for it
+
+
+def test_nested_values_have_paths_and_null_has_none():
+    values = {"a": {"b.c": [1, None, {"d": 3}]}, "e": None, "f": 2.5}
+    assert scalars(values) == {"a/b.c/0": 1.0, "a/b.c/2/d": 3.0, "f": 2.5}
+
+
 def test_tracking_is_no_part_of_a_runs_name_and_goes_on_where_the_run_does(fake, tmp_path):
     run = train(tiny_config(tmp_path, **SMALL), stop_after=3)
     assert train(tiny_config(tmp_path, tracking=["fake"], **SMALL)).directory == run.directory
@@ -81,6 +97,9 @@ def test_a_package_that_is_missing_is_an_extra_by_name(name, tmp_path, monkeypat
         pass
 
 
+SEEN = "sites/blocks.0.mlp.norm_in/max_abs"
+
+
 def logged_twice(name, directory):
     """A run's directory after two sessions, the second from step 2 on."""
     run = Run(directory / "run")
@@ -88,7 +107,7 @@ def logged_twice(name, directory):
     for start in (0, 2):
         with tracked([name], run, start) as (tracker,):
             for step in range(start + 1, start + 4):
-                tracker.log(step, {"loss": 1.0 / (start + step)})
+                tracker.log(step, {"loss": 1.0 / (start + step), SEEN: float(step)})
     return run
 
 
@@ -109,6 +128,7 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
     points = {event.step: event.value for event in found.Scalars("loss")}
     assert points == pytest.approx({1: 1.0, 2: 1 / 2, 3: 1 / 5, 4: 1 / 6, 5: 1 / 7})
     assert len(found.Scalars("loss")) == 5
+    assert [event.value for event in found.Scalars(SEEN)] == [1, 2, 3, 4, 5]
 
 
 @missing("wandb")

@@ -106,7 +106,8 @@ class Trainer:
         with Checkpoints(self.run["checkpoints"], writer=True) as checkpoints:
             start = self._restore(checkpoints)
             self._begin_session(start)
-            with tracked(self.config.tracking, self.run, start) as self.log.trackers:
+            with tracked(self.config.tracking, self.run, start) as trackers:
+                self.log.trackers = self.watch.trackers = trackers
                 try:
                     state = self._steps(checkpoints, start, min(last, start + (stop_after or last)))
                 except Diverged as end:

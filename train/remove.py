@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from normlab.cli import launch
 from normlab.config import build, check, knob
 from normlab.data import Batches, load_tokens
+from normlab.language_model import LanguageModel
+from normlab.mesh import MeshConfig
 from normlab.model import Transformer
 from normlab.progress import Progress, console
 from normlab.run import load
+from normlab.sharding import divided, placed
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import average_factors, freeze, removable
 from train.config import TrainConfig
@@ -39,6 +41,7 @@ class RemoveConfig:
     lr: float = knob(3e-4, "learning rate of these steps, constant")
     batch: int | None = knob(None, "sequences in a step; null: the run's")
     eval_windows: int = knob(32, "validation windows that a perplexity is taken over")
+    mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
     control: bool = knob(False, "remove nothing: what the same fine-tuning does by itself")
     out: str = knob("results/remove", "directory for removal.csv and removal.md")
 
@@ -67,11 +70,15 @@ def remove(config: RemoveConfig) -> list[Removed]:
     be folded away: what it says must be what the line before it says.
 
     Raises:
-        ValueError: no checkpoint was named.
+        ValueError: no checkpoint was named, or the mesh doesn't divide the model or the batch.
         DoesNotApply: the model has no LayerNorm or RMSNorm.
     """
     check(config.checkpoint is not None, "nothing to remove from: expected checkpoint=DIR, a run")
-    lm = load(str(config.checkpoint))
+    with config.mesh.use():
+        return _removed(config, load(str(config.checkpoint)))
+
+
+def _removed(config: RemoveConfig, lm: LanguageModel) -> list[Removed]:
     sites = removable(lm.model)
     if not sites:
         raise DoesNotApply(
@@ -105,17 +112,20 @@ class Tuner:
             eval_windows=config.eval_windows,
             optimizer=optimizer,
             steps=self.steps,
+            mesh=config.mesh,
+            accumulate=1,
         )
         tokens, c = load_tokens(asked.data), self.run
         self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
         self.valid = validation_windows(tokens.split("valid"), c)
         self.become(model)
         self.optimizer = make_optimizer(optimizer, self.steps, learned(self.params))
-        self.state = self.optimizer.init(learned(self.params))
+        self.state = placed(self.optimizer.init(learned(self.params)))
 
     def become(self, model: Transformer) -> None:
         """Go on with this model, a rewrite of the one before."""
-        self.graphdef, self.params = nnx.split(model)
+        self.graphdef, params = nnx.split(model)
+        self.params = placed(params)
         self._validate = make_validate(self.graphdef)
 
     @property
@@ -125,8 +135,8 @@ class Tuner:
 
     def freeze(self, site: str) -> float:
         """Freeze one site at the average of a batch of training text; the factor it has now."""
-        inputs, _ = self.batches.at(0)
-        factor = average_factors(self.model, jnp.asarray(inputs))[site]
+        inputs, _ = divided(*self.batches.at(0))
+        factor = average_factors(self.model, inputs)[site]
         self.become(freeze(self.model, {site: factor}))
         return factor
 
@@ -134,7 +144,7 @@ class Tuner:
         """One stretch of training, the `stretch`-th; the validation perplexity after it."""
         step = make_step(self.graphdef, self.optimizer, self.run.seed, self.steps)
         for i in range(stretch * self.config.steps, (stretch + 1) * self.config.steps):
-            inputs, targets = self.batches.at(i)
+            inputs, targets = divided(*self.batches.at(i))
             self.params, self.state, _ = step(self.params, self.state, np.int32(i), inputs, targets)
         return self.perplexity()
 
@@ -143,7 +153,8 @@ class Tuner:
         inputs, targets = self.valid
         total, size = 0.0, self.run.batch
         for i in range(0, len(inputs), size):
-            total += float(self._validate(self.params, inputs[i : i + size], targets[i : i + size]))
+            texts = divided(inputs[i : i + size], targets[i : i + size])
+            total += float(self._validate(self.params, *texts))
         mean = total / targets.size
         return math.exp(mean) if mean < 700 else math.inf
 

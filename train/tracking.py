@@ -50,6 +50,19 @@ def tracked(names: Sequence[str], run: Run, step: int) -> Iterator[list[Tracker]
         yield opened
 
 
+def scalars(values: Any, path: str = "") -> dict[str, float]:
+    """Nested values as trackers take them: a number each, its path with slashes; null left out."""
+    if values is None:
+        return {}
+    if not isinstance(values, (dict, list)):
+        return {path: float(values)}
+    pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    found: dict[str, float] = {}
+    for key, value in pairs:
+        found |= scalars(value, f"{path}/{key}" if path else str(key))
+    return found
+
+
 def need(package: str, extra: str) -> Any:
     """An optional package, imported.
 

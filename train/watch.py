@@ -1,7 +1,7 @@
 """What a run looks like inside, at chosen steps: sizes, gradients, gains; watch.jsonl."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from normlab.norms import NormState
 from normlab.run import Run
 from train.metrics import StepLines
 from train.step import Params, learned
+from train.tracking import Tracker, scalars
 
 ROWS = 8
 """Sequences that are looked at: the first ones of the validation split, the same each time."""
@@ -37,7 +38,8 @@ class Watch:
       update's size against the weights', ‖w′ − w‖ / ‖w‖ (none at step 0);
     - `vectors`: mean, least, largest and standard deviation of each gain, bias and α, as stored.
 
-    Six digits; null is what is no finite number.
+    Six digits; null is what is no finite number. `trackers` are told the same, where it is finite,
+    under names such as "sites/norm_final/max_abs".
 
     Args:
         run: whose directory the file is in.
@@ -55,6 +57,7 @@ class Watch:
         every: int | None,
         windows: tuple[np.ndarray, np.ndarray],
     ):
+        self.trackers: Sequence[Tracker] = ()
         self.lines = StepLines(run["watch.jsonl"])
         self.steps, self.every = steps, every
         self._inputs, self._targets = (w[:ROWS] for w in windows)
@@ -73,7 +76,10 @@ class Watch:
         """Write the line of the model after `step` steps."""
         seen = self._look(params, self._before, np.int32(step), self._inputs, self._targets)
         self._before = None
-        self.lines.append({"step": step, **plain(jax.device_get(seen))})
+        values = plain(jax.device_get(seen))
+        self.lines.append({"step": step, **values})
+        for tracker in self.trackers:
+            tracker.log(step, scalars(values))
 
 
 def make_look(graphdef: nnx.GraphDef[Transformer], steps: int) -> Callable[..., Values]:
