@@ -30,8 +30,8 @@ class Progress:
 
     def __init__(self, title: str, total: int, start: int = 0):
         self.title, self.total = title, total
-        self._start, self._began = start, time.monotonic()
-        self._line = self._began
+        self._start, self._line = start, time.monotonic()
+        self._first: tuple[int, float] | None = None  # the step that compiled, and when it ended
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -55,9 +55,16 @@ class Progress:
         """`done` steps are behind us; `shown` says how it goes ("loss 3.21, 41,000 tokens/s")."""
         self._bars.update(self._task, completed=done, shown=shown)
         now = time.monotonic()
+        self._first = self._first or (done, now)
         due = now - self._line >= LINE_EVERY or done == self.total
         if not console.is_terminal and due and done > self._start:
             self._line = now
-            left = (now - self._began) / (done - self._start) * (self.total - done)
-            line = f"{self.title}: {done}/{self.total}  {shown}  {left:.0f} s left"
+            line = f"{self.title}: {done}/{self.total}  {shown}{self._left(done, now)}"
             console.print(line, markup=False, highlight=False)
+
+    def _left(self, done: int, now: float) -> str:
+        """Time left, at the pace since the first step; nothing where that is all there was."""
+        first, ended = self._first or (done, now)
+        if done == first:
+            return "" if done < self.total else "  0 s left"
+        return f"  {(now - ended) / (done - first) * (self.total - done):.0f} s left"
