@@ -114,13 +114,14 @@ print(f"infinite sums after the division: {infinite}")
 # %%
 made, ((axis,),) = figure(1, 1, (9, 3))
 bins = np.arange(-18, 22, 0.5)
-axis.hist(np.log2(squares), bins, color=BLUE, alpha=0.8, label="Σx²")
-axis.hist(np.log2(squares / s**2), bins, color=GREEN, alpha=0.8, label="Σ(x/s)²")
+axis.hist(np.log2(squares), bins, color=BLUE, label="Σx²")
+light = {"facecolor": "white", "edgecolor": GREEN, "hatch": "////"}  # told apart in grey too
+axis.hist(np.log2(squares / s**2), bins, label="Σ(x/s)²", **light)
 for edge, name in ((-14, "FP16's smallest normal number"), (np.log2(65504), "FP16's largest")):
     axis.axvline(edge, color=ORANGE, linestyle="--")
     axis.annotate(name, (edge + 0.3, 0.95), xycoords=("data", "axes fraction"), va="top")
 axis.set(xlabel="log₂ of the sum of squares", ylabel="rows", title=f"{site}, before and after")
-axis.legend(loc=(0.2, 0.4))
+axis.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
 made
 
 # %% [markdown]

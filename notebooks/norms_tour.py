@@ -26,7 +26,7 @@ from scipy.optimize import curve_fit
 from normlab.norms import Site, norms
 from normlab.numerics import Accumulator, sum_of_squares
 from normlab.plots import figure
-from normlab.plots.style import BLUE, GREEN, GREY, ORANGE
+from normlab.plots.style import GREEN, GREY
 
 # %matplotlib inline
 d = 256
@@ -80,16 +80,17 @@ Markdown("\n".join(lines))
 # %%
 sizes = 2.0 ** np.arange(-12, 13)
 made, ((axis,),) = figure(1, 1, (8, 3))
-looks = {
-    "layernorm": (BLUE, "-"),
-    "rmsnorm": (GREEN, ":"),
-    "dyt": (ORANGE, "-"),
-    "none": (GREY, "--"),
+PALE = "#B5DCF3"
+looks = {  # where curves coincide, the thin one lies on the wide one
+    "layernorm": {"color": PALE, "lw": 9},
+    "rmsnorm": {"color": GREEN, "lw": 4},
+    "dyt": {"color": "black", "lw": 1.5, "ls": "--"},
+    "none": {"color": GREY, "lw": 2, "ls": ":"},
 }
-for name, (color, style) in looks.items():
+for name, look in looks.items():
     norm = fresh(name)
     out = [np.sqrt(np.mean(np.square(norm(jnp.asarray(c * x), Accumulator())))) for c in sizes]
-    axis.loglog(sizes, out, style, color=color, label=name, lw=2, base=2)
+    axis.loglog(sizes, out, label=name, base=2, **look)
 axis.set(xlabel="c", ylabel="RMS of f(cx)", title="Left, where ε rules; right, where it doesn't")
 axis.set_ylim(2**-6, 2**6)
 axis.legend()
@@ -111,9 +112,10 @@ out = np.asarray(fresh("layernorm")(jnp.asarray(rows), Accumulator()))
 curve = np.linspace(-8, 8, 400)
 
 made, ((axis,),) = figure(1, 1, (8, 4))
-axis.scatter(rows[:, ::8], out[:, ::8], s=1, color=BLUE, alpha=0.4, label="LayerNorm, 200 rows")
+axis.scatter(rows[:, ::8], out[:, ::8], s=1, color="#56B4E9", label="LayerNorm, 200 rows")
 label = f"DyT: {gamma:.2f} tanh({alpha:.2f} x)"
-axis.plot(curve, gamma * np.tanh(alpha * curve), color=ORANGE, lw=2, label=label)
+for look in ({"color": "white", "lw": 6}, {"color": "black", "lw": 2, "label": label}):
+    axis.plot(curve, gamma * np.tanh(alpha * curve), **look)
 axis.set(xlim=(-8, 8), ylim=(-4, 4), xlabel="an input element", ylabel="its output")
 axis.legend(markerscale=6)
 made
@@ -132,11 +134,15 @@ unit /= np.sqrt((unit**2).mean())
 ramp = jnp.asarray(rms[:, None] * unit, jnp.float32)
 
 made, ((axis,),) = figure(1, 1, (8, 3))
-looks = {"fp32": (ORANGE, "-"), "bf16:pairwise": (GREEN, ":"), "fp16:pairwise": (BLUE, "-")}
-for precision, (color, style) in looks.items():
+looks = {
+    "fp32": {"color": PALE, "lw": 9},
+    "bf16:pairwise": {"color": GREEN, "lw": 4},
+    "fp16:pairwise": {"color": "black", "lw": 1.5},
+}
+for precision, look in looks.items():
     y = fresh("rmsnorm", eps=1e-12)(ramp, Accumulator(precision))
     size = np.sqrt(np.mean(np.square(y), axis=-1))
-    axis.semilogx(rms, size, style, base=2, label=precision, color=color, lw=2)
+    axis.semilogx(rms, size, base=2, label=precision, **look)
 axis.set(xlabel="RMS of the row", ylabel="RMS of RMSNorm's output")
 axis.set_title("It should be 1 everywhere")
 axis.set_ylim(-0.1, 3)

@@ -42,7 +42,7 @@ folder = tempfile.mkdtemp()
 #
 # | placement | a sublayer | the stream |
 # |---|---|---|
-# | pre | $x + F(N(x))$ | never normalized: it can only grow |
+# | pre | $x + F(N(x))$ | never normalized: nothing bounds it |
 # | post | $N(x + F(x))$ | normalized after each sublayer |
 # | peri | $x + N(F(N(x)))$ | grows, but by rows of a known size |
 #

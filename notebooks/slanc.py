@@ -91,7 +91,9 @@ scales_figure(by_precision["fp32"], by_precision["fp16:pairwise+moments"])
 # ## The sums, before and after
 #
 # All rows of all sites, as in the paper's Figure 3. Left of the first dashed line a sum is zero in FP16, between the
-# first two it is subnormal, right of the last it is infinite.
+# first two it is subnormal, right of the last it is infinite. The share above 65,504 is not quite the overflow that
+# the next figure has for FP16 without scales: these are the rows of the run with scales, all but undisturbed. Without
+# them each row that overflows leaves its norm as zeros, and so the later norms see other rows.
 
 # %%
 sums_figure(by_precision["fp16:pairwise+slanc"])

@@ -93,6 +93,16 @@ def test_scales_and_norms_are_those_of_the_records():
     assert [t.get_text() for t in others.get_xticklabels()] == ["norm_final"]
 
 
+def test_a_band_has_the_colour_that_the_legend_shows():
+    made = scales_figure(RECORDS[0], RECORDS[2])
+    swatches = [patch.get_facecolor() for patch in made.legends[0].get_patches()]
+    bands = [tuple(band.get_facecolor()[0]) for band in made.axes[0].collections[:2]]
+    assert swatches == bands
+    assert [colour[3] for colour in bands] == [1.0, 1.0]  # laid on one another they don't mix
+    grey = [np.dot(colour[:3], (0.299, 0.587, 0.114)) for colour in bands]
+    assert grey[0] - grey[1] > 0.15
+
+
 def test_blocks_stand_in_order_of_depth():
     names = sorted(f"blocks.{i}.mlp.norm_in" for i in range(12))
     (held,) = panels([SiteNorms(n, 1, 1, 1, np.ones(1)) for n in names]).values()
@@ -109,6 +119,24 @@ def test_histograms_are_those_of_the_records():
         np.testing.assert_allclose(shown.edges[:-1], edges())
         drawn = [line.get_xdata()[0] for line in ax.get_lines()]
         assert drawn == pytest.approx([-24, -14, np.log2(65504)])
+
+
+def test_without_a_scale_there_is_one_histogram():
+    (ax,) = sums_figure(RECORDS[1]).axes
+    np.testing.assert_allclose(ax.patches[0].get_data().values, counts(RECORDS[1], "sums") / 300)
+    assert ax.get_title("left").startswith("‖x‖²  ")
+
+
+@pytest.mark.parametrize("precision", ["fp16:pairwise", "bf16:pairwise", "fp32", "e4m3"])
+def test_what_is_written_at_the_edges_is_inside(precision):
+    made = sums_figure(record(precision))
+    made.draw_without_rendering()
+    (ax,) = made.axes
+    box = ax.get_window_extent()
+    for text in ax.texts:
+        written = text.get_window_extent()
+        assert box.x0 <= written.x0
+        assert written.x1 <= box.x1
 
 
 def test_the_share_above_an_edge():

@@ -121,6 +121,53 @@ def test_depth_shows_the_stream_and_half_precisions_edge(runs):
     assert edges == [False, False, True, True, True, True]
 
 
+def labels(axis):
+    return [t.get_text() for t in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]
+
+
+def test_blocks_are_whole_and_names_stay_inside(runs):
+    found = series(runs)
+    for made in (depth_figure(found), gradient_figure(found), vectors_figure(found)):
+        made.draw_without_rendering()
+        for ax in made.axes:
+            low, high = ax.get_xlim()
+            shown = [x for x in ax.get_xticks() if low <= x <= high]
+            assert shown
+            assert all(x == int(x) for x in shown)
+    ax = (made := depth_figure(found)).axes[5]
+    made.draw_without_rendering()
+    (name,) = ax.texts
+    box, written = ax.get_window_extent(), name.get_window_extent()
+    assert box.x0 < written.x0
+    assert written.y1 <= box.y1
+
+
+def test_a_short_logarithmic_axis_has_plain_numbers(runs):
+    found = series(runs)
+    made = training_figure(found)
+    made.axes[3].set_ylim(0.0008, 0.007)
+    made.axes[0].set_ylim(1, 1e5)
+    made.draw_without_rendering()
+    assert {"0.001", "0.002", "0.006"} <= set(labels(made.axes[3].yaxis))
+    assert not any("times" in text for text in labels(made.axes[3].yaxis))
+    assert any("10^{4}" in text for text in labels(made.axes[0].yaxis))
+
+
+def test_a_best_rate_is_named_where_there_were_several(runs):
+    draws = (depth_figure, training_figure, gradient_figure, vectors_figure)
+    several, one = series(runs), series([runs[0], runs[4]])
+    for draw in draws:
+        assert "at its best learning rate" in draw(several).get_suptitle()
+        assert "best" not in draw(one).get_suptitle()
+
+
+def test_the_title_explains_the_marks_that_are_there(runs):
+    title = "bars: seeds; line: their mean"
+    assert loss_figure(series(runs)).get_suptitle() == f"{title}; × on the edge: a seed diverged"
+    assert loss_figure(series(runs[4:])).get_suptitle() == title
+    assert loss_figure(series(runs[4::2])).get_suptitle() == ""
+
+
 def test_training_shows_each_look(runs):
     axes = training_figure(series(runs)).axes
     assert drawn(axes[0])["peri"].get_xdata().tolist() == [0, 4]
@@ -140,6 +187,7 @@ def test_gains_are_shown_by_kind_and_biases_are_not(runs):
     found = series(runs)
     assert kinds(found) == ["attention.query.norm_qk.gain", "mlp.norm_in.gain"]
     axes = vectors_figure(found).axes
+    assert "least to largest" in axes[0].get_ylabel()
     (bars, *_) = axes[1].containers
     assert bars[0].get_ydata().tolist() == [1.0, 2.0]
 

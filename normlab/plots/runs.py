@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normlab.plots.series import Line, Series, last_loss, series
-from normlab.plots.style import figure, fp16_line, look, save
+from normlab.plots.style import figure, fp16_line, logarithmic, look, save, whole
 from normlab.run import Run
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run_figures(runs: Iterable[Run], out: Path) -> list[Path]:
 def loss_figure(found: Sequence[Series]) -> "Figure":
     """Validation loss at the end against the learning rate: each seed, and their mean.
 
-    A run that diverged, or failed, is a cross on the upper edge. Beside it, where runs were
+    Where a run diverged, or failed, there is a cross on the upper edge. Beside it, where runs were
     watched, the largest sum of squares that a row of the stream had at any look.
     """
     watched = any(run.watched for s in found for runs in s.runs.values() for run in runs)
@@ -48,16 +48,24 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
     for ax, (text, value) in zip(axes[0], panels, strict=True):
         for i, s in enumerate(found):
             _over_rates(ax, s, i, value, beside=i - len(found) / 2)
-        ax.set_xscale("log")
+        logarithmic(ax, "x")
         ax.set_xlabel("peak learning rate")
         ax.set_ylabel(text)
     if watched:
-        axes[0, 1].set_yscale("log")
+        logarithmic(axes[0, 1])
         fp16_line(axes[0, 1])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    made.suptitle("bars: seeds; line: their mean; × on the edge: a seed diverged", fontsize=9)
+    made.suptitle(_marks(found, [value for _, value in panels]), fontsize=9)
     return made
+
+
+def _marks(found: Sequence[Series], values: Sequence[Callable[[Run], float]]) -> str:
+    """What the marks in the figure mean, those that are in it."""
+    points = [seeds for s in found for seeds in s.runs.values()]
+    finite = [math.isfinite(value(run)) for seeds in points for run in seeds for value in values]
+    said = ["bars: seeds; line: their mean"] if any(len(seeds) > 1 for seeds in points) else []
+    return "; ".join(said + ["× on the edge: a seed diverged"] * (not all(finite)))
 
 
 def _over_rates(
@@ -104,9 +112,9 @@ def depth_figure(seen: Sequence[Series]) -> "Figure":
 
 
 def training_figure(seen: Sequence[Series]) -> "Figure":
-    """Over training: the stream behind the last block, outliers, attention scores, updates."""
+    """Over training: the stream after the last block, outliers, attention scores, updates."""
     panels: dict[str, Callable[[Line], float]] = {
-        "mean x² behind the last block": lambda n: _float(n["stream"][-1]["mean_square"]),
+        "mean x² after the last block": lambda n: _float(n["stream"][-1]["mean_square"]),
         "largest |x| in the stream": lambda n: max(_float(s["max_abs"]) for s in n["stream"]),
         "largest attention score": lambda n: max(_float(b["attention_score"]) for b in n["blocks"]),
         "update / weights, median of blocks": _update,
@@ -118,9 +126,10 @@ def training_figure(seen: Sequence[Series]) -> "Figure":
             steps = [line["step"] for line in s.watched]
             shown = [value(line) for line in s.watched]
             ax.plot(steps, shown, color=colour, marker=marker, ms=4, label=s.label)
-        ax.set_yscale("log")
-        ax.set_title(text)
+        logarithmic(ax)
+        ax.set_title(text, fontsize=9)
     for ax in axes[-1]:
+        whole(ax)
         ax.set_xlabel("step")
     return _finished(made, axes, seen, "Over training")
 
@@ -162,8 +171,11 @@ def vectors_figure(seen: Sequence[Series]) -> "Figure":
             at = np.array(list(values), float) + 0.08 * (i - len(seen) / 2)
             colour, marker = look(i)
             ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
-        ax.set_title(kind)
+        ax.set_title(kind, fontsize=9)
         ax.set_xlabel("block")
+        whole(ax)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("mean; bars: least to largest")
     for ax in axes.flat[len(found) :]:
         ax.set_axis_off()
     return _finished(made, axes, seen, "Gains and α after training, as stored")
@@ -201,10 +213,11 @@ def _over_depth(
     for i, s in enumerate(seen):
         colour, marker = look(i)
         ax.plot(values(s.watched[which]), color=colour, marker=marker, ms=4, label=s.label)
-    ax.set_yscale("log")
+    logarithmic(ax)
+    whole(ax)
     if titled:
         steps = sorted({s.watched[which]["step"] for s in seen})
-        ax.set_title(f"step {', '.join(map(str, steps))}")
+        ax.set_title(f"step {', '.join(map(str, steps))}", fontsize=9)
 
 
 def _finished(made: "Figure", axes: Any, seen: Sequence[Series], title: str) -> "Figure":
@@ -212,5 +225,6 @@ def _finished(made: "Figure", axes: Any, seen: Sequence[Series], title: str) -> 
     shown = {s.label: f"{s.label} (lr {s.best:g})" for s in seen}
     texts = [shown[label] for label in labels]
     made.legend(handles, texts, loc="outside lower center", ncols=4, frameon=False)
-    made.suptitle(f"{title}, each at its best learning rate", fontsize=10)
+    chosen = any(len(s.runs) > 1 for s in seen)
+    made.suptitle(title + "\neach at its best learning rate" * chosen, fontsize=10)
     return made

@@ -8,12 +8,16 @@ import numpy as np
 from jaxtyping import Float
 
 from normlab.numerics import FloatFormat, Precision
-from normlab.plots.style import BLUE, GREEN, GREY, ORANGE, figure, power
+from normlab.plots.style import BLUE, GREY, ORANGE, figure, largest, power
 from normlab.results import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+SERVED, SUBNORMAL = "#8FD1BC", "#DDF1EB"
+"""Greens that differ in print too. Opaque, so that a band has the colour that the legend shows."""
 
 
 class SiteNorms(NamedTuple):
@@ -87,9 +91,9 @@ def _scales_panel(ax: "Axes", sites: Sequence[tuple[str, SiteNorms]], to: FloatF
     low, high = (np.array([f(site.scales) for _, site in sites]) for f in (np.min, np.max))
     # Of several heads' ranges, what all of them serve.
     top = low * np.sqrt(to.max)
-    for floor, alpha in ((to.smallest_subnormal, 0.18), (to.smallest_normal, 0.25)):
-        label = f"‖x‖²/s² in [{power(floor)}, {to.max:,.0f}]"
-        _band(ax, x, high * np.sqrt(floor), top, alpha, label)
+    for floor, colour in ((to.smallest_subnormal, SUBNORMAL), (to.smallest_normal, SERVED)):
+        label = f"‖x‖²/s² in [{power(floor)}, {largest(to)}]"
+        _band(ax, x, high * np.sqrt(floor), top, colour, label)
     of = {name: np.array([getattr(s, name) for _, s in sites]) for name in SiteNorms._fields[1:4]}
     ax.vlines(x, of["least"], of["most"], color=GREY, lw=0.9)
     ax.plot(x, of["most"], "^", color=ORANGE, ms=4, label="largest ‖x‖")
@@ -107,10 +111,8 @@ def _scales_panel(ax: "Axes", sites: Sequence[tuple[str, SiteNorms]], to: FloatF
 
 
 def _band(
-    ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, alpha: float, label: str
+    ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, label: str
 ) -> None:
     """Shaded from low to high, half a site wide on each side of each site."""
     at = np.repeat(x, 2) + np.tile([-0.5, 0.5], len(x))
-    ax.fill_between(
-        at, np.repeat(low, 2), np.repeat(high, 2), color=GREEN, alpha=alpha, lw=0, label=label
-    )
+    ax.fill_between(at, np.repeat(low, 2), np.repeat(high, 2), color=colour, lw=0, label=label)

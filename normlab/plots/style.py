@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normlab.numerics import Precision
+from normlab.numerics import FloatFormat, Precision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,12 +74,36 @@ def power(value: float) -> str:
     return "2" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+def largest(to: FloatFormat) -> str:
+    """A format's largest number, in figures or, where it is long, as a power of ten."""
+    return f"{to.max:,.0f}" if to.max < 1e6 else f"{to.max:.1e}"
+
+
+def logarithmic(ax: "Axes", which: str = "y") -> None:
+    """Make an axis logarithmic, "x" or "y", with plain numbers at its ticks where it is short."""
+    from normlab.plots.ticks import Plain
+
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain())
+
+
+def whole(ax: "Axes") -> None:
+    """Ticks of the x axis at whole numbers alone: there is no block 0.5."""
+    ax.locator_params(axis="x", integer=True, min_n_ticks=1)
+
+
 def fp16_line(*axes: "Axes") -> None:
-    """A line at half precision's largest number, where the values come within 2⁵ of it."""
-    top = max(ax.get_ylim()[1] for ax in axes)
+    """A line at half precision's largest number, where the values come within 2⁵ of it.
+
+    The axes are logarithmic; there is room for the line's name above it.
+    """
+    bottom, top = min(a.get_ylim()[0] for a in axes), max(a.get_ylim()[1] for a in axes)
     for ax in axes if top > FP16_MAX / 32 else ():
         ax.axhline(FP16_MAX, color=GREY, ls="--", lw=1)
-        edge = ax.get_yaxis_transform()
+        ax.set_ylim(top=max(top, FP16_MAX * (FP16_MAX / bottom) ** 0.12))
         ax.annotate(
-            "FP16's largest", (0, FP16_MAX), xycoords=edge, va="bottom", color=GREY, fontsize=8
-        )
+            "FP16's largest", (0, FP16_MAX), xycoords=ax.get_yaxis_transform(),
+            xytext=(4, 1), textcoords="offset points", va="bottom", color=GREY, fontsize=8,
+        )  # fmt: skip

@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from normlab.numerics import FloatFormat, Precision
 from normlab.numerics.histogram import STEPS, edges, unpacked
-from normlab.plots.style import BLUE, ORANGE, figure, power
+from normlab.plots.style import BLUE, ORANGE, figure, largest, power
 from normlab.results import Record
 
 if TYPE_CHECKING:
@@ -24,38 +24,48 @@ def sums_figure(record: Record) -> "Figure":
     """Histograms of a row's sum of squares, as it is and as the scale makes it, and the edges.
 
     As in Figure 3 of SLaNC (arXiv:2410.10553). Rows of all sites; sums in float32, so that they can
-    be seen beyond the edges too.
+    be seen beyond the edges too. One panel where what is summed is the row as it is.
     """
     to = Precision.parse(record.precision).format
     before, after = counts(record, "squares"), counts(record, "sums")
-    made, axes = figure(2, 1, (6.4, 4.4), sharex=True, sharey=True)
-    for ax, held, title in (
-        (axes[0, 0], before, "before scaling: ‖x‖²"),
-        (axes[1, 0], after, "after scaling: ‖x‖²/s²" if record.scale_rule else "no scale: ‖x‖²"),
-    ):
+    panels = [("before scaling: ‖x‖²" if record.scale_rule else "‖x‖²", before)]
+    if record.scale_rule or (before != after).any():
+        panels += [("after scaling: ‖x‖²/s²" if record.scale_rule else "as summed", after)]
+    made, axes = figure(len(panels), 1, (6.4, 0.8 + 1.8 * len(panels)), sharex=True, sharey=True)
+    for ax, (title, held) in zip(axes[:, 0], panels, strict=True):
         _sums_panel(ax, held, to)
         ax.set_title(f"{title}   {_outside(held, record.rows, to)}", loc="left", fontsize=9)
         ax.set_ylabel("share of rows")
-    (used,) = np.nonzero(before + after)
-    at = [edges()[used[0]], edges()[used[-1]] + 1 / STEPS, np.log2(to.smallest_subnormal)]
-    axes[0, 0].set_xlim(min(at) - 4, max(*at, np.log2(to.max)) + 1)
-    ticks = [t for t in range(-60, 61, 6) if min(at) - 4 <= t <= max(*at, np.log2(to.max)) + 1]
-    axes[1, 0].set_xticks(ticks, [power(2.0**t) for t in ticks])
-    axes[1, 0].set_xlabel("sum of squares of a row")
+    low, high = _limits(before + after, to)
+    axes[0, 0].set_xlim(low, high)
+    step = 6 * round(max(1.0, (high - low) / 66))
+    ticks = [t for t in range(-600, 601, step) if low <= t <= high]
+    axes[-1, 0].set_xticks(ticks, [power(2.0**t) for t in ticks])
+    axes[-1, 0].set_xlabel("sum of squares of a row")
     made.suptitle(f"{record.model}, {record.precision}", fontsize=10)
     return made
+
+
+def _limits(held: Int[np.ndarray, " bins"], to: FloatFormat) -> tuple[float, float]:
+    """Ends of the axis in log₂: all bars and edges, and room for what is written at the edges."""
+    (used,) = np.nonzero(held)
+    first, last = np.log2(to.smallest_subnormal), np.log2(to.max)
+    low = min(edges()[used[0]], first) - 1
+    high = max(edges()[used[-1]] + 1 / STEPS, last) + 1
+    room = 0.16 * (high - low)
+    return min(low, first - room), max(high, last + room)
 
 
 def _sums_panel(ax: "Axes", held: Int[np.ndarray, " bins"], to: FloatFormat) -> None:
     left = edges()
     share = held / max(held.sum(), 1)
-    ax.stairs(share, np.append(left, left[-1] + 1 / STEPS), fill=True, color=BLUE, alpha=0.85)
+    ax.stairs(share, np.append(left, left[-1] + 1 / STEPS), fill=True, color=BLUE, alpha=0.5)
     ax.set_yscale("log")
     ax.set_ylim(max(0.5 / max(held.sum(), 1), 1e-8), 1)
     for value, text, side in (
         (to.smallest_subnormal, power(to.smallest_subnormal), "right"),
         (to.smallest_normal, power(to.smallest_normal), "left"),
-        (to.max, f"{to.max:,.0f}", "left"),
+        (to.max, largest(to), "left"),
     ):
         ax.axvline(np.log2(value), color=ORANGE, lw=1.2, ls="--")
         ax.annotate(
