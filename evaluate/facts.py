@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +17,9 @@ from normlab.data import Tokenizer
 from normlab.language_model import LanguageModel
 from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.perplexity import default_batch
+from normlab.pretrained import PACKAGES
 from normlab.provenance import provenance
-from normlab.run import parameters
+from normlab.run import GOOD, parameters
 from normlab.sharding import on_host
 
 
@@ -32,6 +34,7 @@ def of_model(lm: LanguageModel, transform: str) -> dict[str, Any]:
     return {
         "model": lm.name,
         "transform": transform,
+        "note": note(lm.facts),
         "norm": lm.model.norm.type,
         "placement": lm.model.placement.type,
         "weights_sha256": sha256(weights),
@@ -43,6 +46,18 @@ def of_model(lm: LanguageModel, transform: str) -> dict[str, Any]:
         "facts": lm.facts,
         "provenance": provenance(),
     }
+
+
+def note(of: dict[str, Any]) -> str | None:
+    """What must be said beside a model's name: which file it is, or that its training goes on."""
+    if "training" not in of:
+        file = Path(of.get("source", "")).name
+        return next((p.title for p in PACKAGES.values() if p.file == file), None)
+    state = of["training"].get("state", "running")
+    if state in GOOD:
+        return None
+    ended = "unfinished" if state == "running" else state
+    return f"step {of['step']} of {of['config']['steps']}, {ended}"
 
 
 def of_run(subject: Subject) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from normlab.language_model import LanguageModel
 from normlab.model import ModelConfig
 from normlab.protocols import Protocol, protocols
 from normlab.results.record import OK
-from normlab.run import FINAL, Run, is_run, load, open_run
+from normlab.run import GOOD, Run, is_run, load, open_run
 from normlab.transforms import NOTHING, Chain, parse
 
 PRETRAINED_DATA = DataConfig(corpus="auto-raw")
@@ -96,11 +96,21 @@ def _runs(directory: Path) -> list[Run]:
         )
     found = [Run(path) for path in sorted(directory.iterdir()) if is_run(path)]
     if not found:
-        raise FileNotFoundError(
-            f"runs={directory} holds no run directory (one has a config.yaml, which "
-            "`python -m train` writes); for a single run say checkpoint=DIR"
-        )
+        raise FileNotFoundError(f"runs={directory} holds no run directory{_elsewhere(directory)}")
     return found
+
+
+def _elsewhere(directory: Path) -> str:
+    """Where there are runs, if not in a directory: it is one itself, or those in it hold some."""
+    if is_run(directory):
+        return f", it is one: say checkpoint={directory}"
+    below = sorted({path.parent for path in directory.glob("*/*") if is_run(path)})
+    if below:
+        return f"; below it: {', '.join(f'runs={path}' for path in below)}"
+    return (
+        " (one has a config.yaml, which `python -m train` writes); for a single run say "
+        "checkpoint=DIR"
+    )
 
 
 def _run(run: Run, config: EvaluateConfig) -> Subject:
@@ -125,7 +135,7 @@ def _run(run: Run, config: EvaluateConfig) -> Subject:
 def _status(run: Run, config: EvaluateConfig) -> str:
     """Of many runs, those that haven't ended well are rows that say so; a single one is tried."""
     state = run.record.get("state", "unfinished")
-    if config.checkpoint is not None or (state in FINAL and state != "diverged"):
+    if config.checkpoint is not None or state in GOOD:
         return OK
     why = run.record.get("reason")
     return "unfinished" if state == "running" else f"{state}: {why}" if why else state

@@ -20,7 +20,8 @@ from normlab.language_model import LanguageModel
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormConfig
 
-FINAL = ("finished", "stopped early", "diverged")
+GOOD = ("finished", "stopped early")
+FINAL = (*GOOD, "diverged")
 """States in which a run has ended; "running" is any other."""
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from small_checkpoints import CONFIGS, tensors, write_folder
 
+from evaluate import facts
 from evaluate.__main__ import main
 from evaluate.config import EvaluateConfig, TextConfig
 from evaluate.job import evaluate
@@ -101,6 +103,38 @@ def test_a_second_call_computes_nothing_and_a_new_column_only_itself(runs, tmp_p
     more = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp32", "bf16")))
     assert more[0].to_json() == first[0].to_json()
     assert len(RecordFile(tmp_path / "records.jsonl").read()) == 4
+
+
+def test_a_checkpoint_of_a_run_that_goes_on_is_marked(runs, tmp_path):
+    main(ask(tmp_path, checkpoint=str(runs / "d"), precision=("fp32",)))
+    (record,) = RecordFile(tmp_path / "records.jsonl").read()
+    said = f"step {record.facts['step']} of 2"  # its best one
+    assert (record.status, record.note) == ("ok", f"{said}, unfinished")
+    assert f"d: {said}, unfinished." in (tmp_path / "table.md").read_text()
+    (diverged,) = evaluate(ask(tmp_path, checkpoint=str(runs / "c"), precision=("fp32",)))
+    assert diverged.note == f"{said}, diverged"
+    (done,) = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp32",)))
+    assert done.note is None
+
+
+def test_runs_one_level_down_are_named(runs, tmp_path):
+    for name in ("y", "x"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(runs / "a", tmp_path / name / "a")
+    (tmp_path / "empty").mkdir()
+    where = re.escape(f"below it: runs={tmp_path}/x, runs={tmp_path}/y") + "$"
+    with pytest.raises(FileNotFoundError, match=where):
+        evaluate(ask(tmp_path / "out", runs=str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match=r"it is one: say checkpoint=.*x/a$"):
+        evaluate(ask(tmp_path / "out", runs=str(tmp_path / "x" / "a")))
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml.*say checkpoint=DIR"):
+        evaluate(ask(tmp_path / "out", runs=str(tmp_path / "empty")))
+
+
+def test_a_pretrained_package_says_which_file_it_is():
+    note = facts.note({"source": "cache/SmolLM2-135M-Instruct.Q4_1.gguf", "family": "llama"})
+    assert note == "SmolLM2-135M-Instruct, quantized Q4_1"
+    assert facts.note({"source": "models/own", "family": "llama"}) is None
 
 
 def test_whatever_a_result_depends_on_makes_another_record(runs, tmp_path):

@@ -50,6 +50,14 @@ def test_every_file_of_a_group_is_listed(capsys, kind):
     assert {p.stem for p in (CONFIGS / FILES[kind]).glob("*.yaml")} <= set(listed(capsys, kind))
 
 
+@pytest.mark.parametrize("group", ["model", "data", "experiment"])
+def test_the_line_of_a_file_is_a_whole_sentence(group):
+    for path in (CONFIGS / group).glob("*.yaml"):
+        first = next(x for x in path.read_text().splitlines() if not x.startswith("# @"))
+        assert first.startswith("# "), path
+        assert first.endswith("."), path
+
+
 def test_what_is_listed_can_be_asked_for(capsys):
     orders = [name.replace("(k)", "(8)") for name in listed(capsys, "orders")]
     for order in orders:

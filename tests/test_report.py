@@ -9,12 +9,12 @@ from report_sources import HOSTILE, record, site, write_records, write_run, writ
 from evaluate.report.__main__ import main
 from evaluate.report.axes import linear
 from evaluate.report.charts import POINTS, Frame, Line, look, thinned
-from evaluate.report.curves import ABOVE_START, sweeps
+from evaluate.report.curves import ABOVE_START, sweeps, told_apart
 from evaluate.report.markup import anchor, element
 from evaluate.report.numbers import differing
 from evaluate.report.page import page
 from evaluate.report.ranges import in_order, spans
-from evaluate.report.sources import read
+from evaluate.report.sources import Trained, read
 
 VOID = ("meta", "link")
 
@@ -250,6 +250,50 @@ def test_a_point_lies_where_the_axes_say():
 
 def test_lines_that_share_a_colour_differ_in_their_dashes():
     assert len({look(i) for i in range(28)}) == 28
+
+
+def runs_of(*configs):
+    return [
+        Trained(f"r{i}", {"norm.type": norm, "placement.type": "pre", "seed": i} | more, [], {},
+                [], [], {})
+        for i, (norm, more) in enumerate(configs)
+    ]  # fmt: skip
+
+
+def test_a_colour_a_norm_and_a_dash_a_rate_and_seeds_share_both():
+    slow, fast = {"optimizer.lr": 1e-3}, {"optimizer.lr": 1e-2}
+    looks, names = told_apart(runs_of(("a", slow), ("a", fast), ("b", slow), ("a", slow)))
+    assert [look(n) for n in looks.values()] == ["c0", "c0 d1", "c1", "c0"]
+    assert [name for _, name in names] == [
+        "a pre, optimizer.lr 0.001", "a pre, optimizer.lr 0.01", "b pre, optimizer.lr 0.001",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("configs", "numbers", "names"),
+    [
+        ([("a", {}), ("a", {})], [0, 1], ["r0", "r1"]),
+        ([("a", {}), ("b", {}), ("b", {})], [0, 1, 1], ["a pre", "b pre"]),
+        ([("a", {"x": 1}), ("a", {"x": 2}), ("a", {"x": 1})], [0, 1, 0], ["x 1", "x 2"]),
+    ],
+)
+def test_without_settings_or_without_kinds_colours_are_enough(configs, numbers, names):
+    looks, legend = told_apart(runs_of(*configs))
+    assert list(looks.values()) == numbers
+    assert [name for _, name in legend] == names
+
+
+def test_numbers_of_seeds_stand_at_the_right_and_sort(tmp_path):
+    config = {"norm": {"type": "rmsnorm"}, "placement": {"type": "pre"}, "optimizer": {"lr": 0.1}}
+    made = [
+        record(f"{norm}{s}", norm=norm, perplexity=p + s, seed=s, facts={"config": config | {
+            "seed": s, "norm": {"type": norm}}, "training": {"best_valid_loss": 3.0}})
+        for s in (0, 2) for norm, p in (("a", 20.0), ("b", 100.0))
+    ]  # fmt: skip
+    write_records(tmp_path, *made)
+    reader = Reader(page(read([tmp_path]), "x"))
+    (cell,) = [a for a, text in reader.all("td") if text == "21.0 ± 1.4"]
+    assert (cell["class"], cell["data-order"]) == ("number", "21.0")
 
 
 def test_attributes_and_text_are_written_as_html():

@@ -66,6 +66,24 @@ def test_nothing_goes_wrong_and_nothing_hangs_over(shown):
     assert shown.run("[...document.querySelectorAll('h2')].length") == 8
 
 
+def test_wide_tables_scroll_in_a_box_of_their_own_with_a_shadow(shown):
+    boxes = shown.run("""[...document.querySelectorAll('div.scroll:has(table)')].map(
+        b => [b.scrollWidth > b.clientWidth, getComputedStyle(b).overflowX,
+              getComputedStyle(b).backgroundAttachment])""")
+    assert boxes
+    assert any(wide for wide, *_ in boxes)
+    shadow = "local, local, scroll, scroll"
+    assert all(said == ["auto", shadow] for _, *said in boxes)
+
+
+def test_texts_of_charts_are_of_one_size(shown):
+    sizes = shown.run("""['#losses', '#rates', '#insides'].map(s => {
+        const text = document.querySelector(`${s} .scroll > svg text`);
+        return text.getScreenCTM().a * parseFloat(getComputedStyle(text).fontSize);
+    })""")
+    assert max(sizes) < 1.05 * min(sizes)
+
+
 def test_text_stands_out_from_what_is_behind_it(shown):
     """Contrast of at least 4.5 (WCAG 2.1 AA), as the browser computes the colours."""
     colours = shown.run("""(() => {

@@ -49,6 +49,24 @@ def test_csv():
     assert as_csv([]).startswith("model,norm,placement")
 
 
+def test_settings_and_notes_are_in_every_format():
+    runs = [
+        record(name, note=note, norm="rmsnorm", facts={"config": {"optimizer": {"lr": lr}}})
+        for name, lr, note in (("a", 1e-3, None), ("b", 1e-2, "step 0 of 9, unfinished"))
+    ]
+    made = [*tables(runs), *tables([record("c", window=32)])]
+    rows = list(csv.DictReader(io.StringIO(as_csv(made))))
+    assert [r["optimizer.lr"] for r in rows] == ["0.001", "0.01", ""]
+    assert [r["note"] for r in rows] == ["", "step 0 of 9, unfinished", ""]
+    assert [r["window"] for r in rows] == ["64", "64", "32"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal(made))
+    for text in (markdown(made), latex(made), console.export_text()):
+        for part in ("optimizer.lr", "0.001", "0.01", "b: step 0 of 9, unfinished."):
+            assert part in text
+    assert r"\begin{tabular}{llllr}" in latex(made)
+
+
 def test_latex():
     text = latex(MADE)
     assert text.count(r"\begin{tabular}{lllrr}") == text.count(r"\end{tabular}") == 1

@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from normlab.results import Record
-from normlab.results.spread import best_rates, groups, lines, spreads
+from normlab.results.spread import LEGEND, best_rates, groups, lines, spreads
 
 
 def record(norm, seed, perplexity, precision="fp32", lr=1e-3, status="ok", valid=None, **more):
@@ -29,7 +30,18 @@ def test_seeds_of_one_config_become_a_mean_and_a_sample_deviation():
     values = [100.0, 102.0, 107.0]
     (row,) = by_head(lines([record("rmsnorm", i, v) for i, v in enumerate(values)], ["fp32"]))
     assert (row["seeds"], row["p"]) == ("3", "*")
-    assert row["fp32"] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.2g}"
+    assert row["fp32"] == "103.0 ± 3.6"  # 103, √13
+    assert "optimizer.lr" not in row  # there was one
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [((75.0, 110.0), "92 ± 25"), ((20.0, 1600.0), "810 ± 1117"), ((90.0, 90.0), "90.000 ± 0"),
+     ((2e10, 4e10), "3e+10 ± 1.4e+10"), ((math.inf, 90.0), "inf ± nan")],
+)  # fmt: skip
+def test_a_mean_has_the_digits_of_its_spread_and_no_exponent(values, text):
+    (row,) = by_head(lines([record("rmsnorm", i, v) for i, v in enumerate(values)], ["fp32"]))
+    assert row["fp32"] == text
 
 
 def test_p_is_welchs_on_log_perplexity():
@@ -50,6 +62,33 @@ def test_the_learning_rate_is_chosen_on_validation_not_on_what_is_shown():
     assert kept.config["optimizer.lr"] == 1e-3
 
 
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ((5.0, 4.0, 6.0), "0.01 (best of 3)"),
+        ((5.0, 4.0), "0.01 (best of 2, highest)"),
+        ((3.0, 4.0, 6.0), "0.001 (best of 3, lowest)"),
+        ((None, None), "0.001 (first of 2, lowest)"),
+    ],
+)
+def test_the_chosen_rate_is_said_even_where_all_rows_have_the_same(losses, said):
+    rates = (1e-3, 1e-2, 1e-1)
+    made = [
+        record(norm, seed, None if valid is None else 90.0 + seed, lr=lr, valid=valid)
+        for norm in ("rmsnorm", "dyt")
+        for lr, valid in zip(rates, losses, strict=False)
+        for seed in (0, 1)
+    ]
+    assert [row["optimizer.lr"] for row in by_head(lines(made, []))] == [said, said]
+    assert all(word in LEGEND for word in ("best of N", "lowest, highest", "validation"))
+
+
+def test_rates_that_differ_between_norms_are_a_column():
+    made = [record("rmsnorm", s, 90.0 + s, lr=1e-3) for s in (0, 1)]
+    made += [record("dyt", s, 91.0 + s, lr=1e-2) for s in (0, 1)]
+    assert [row["optimizer.lr"] for row in by_head(lines(made, []))] == ["0.001", "0.01"]
+
+
 def test_a_diverged_seed_is_in_the_row_and_its_rate_is_not_chosen():
     records = [record("rmsnorm", s, 90.0 + s, lr=1e-3) for s in (0, 1)]
     records += [record("rmsnorm", 0, 50.0, lr=1e-2), record("rmsnorm", 1, None, lr=1e-2)]
@@ -67,7 +106,7 @@ def test_low_precision_columns_give_the_mean_difference_and_all_overflows():
         record("rmsnorm", s, 91.0, "fp16", delta=1.0 + s, overflowed_rows=600) for s in (0, 1)
     ]
     (row,) = by_head(lines(records, ["fp16"]))
-    assert row["fp16 (Δ)"] == "+1.5 ± 0.71; overflow 1,200"
+    assert row["fp16 (Δ)"] == "+1.50 ± 0.71; overflow 1,200"
 
 
 def test_settings_that_differ_are_columns_and_a_record_made_again_counts_once():

@@ -86,6 +86,42 @@ def test_word_perplexity_where_the_protocol_reports_it():
     assert cells(table, "fp16") == ["23.126 (+0.50 ± 0.25)"]
 
 
+def trained(name, **config):
+    config = {"norm": {"type": "rmsnorm"}, "optimizer": {"lr": 1e-3}, "seed": 0} | config
+    return record(name, facts={"config": config | {"run": name}})
+
+
+def test_what_tells_runs_apart_is_a_column_the_seed_last():
+    one, other = {"lr": 1e-3, "warmup": 5}, {"lr": 1e-2, "warmup": 5}
+    (table,) = tables(
+        [
+            trained("a", optimizer=one, model={"heads": None}),
+            trained("b", optimizer=other, seed=1, model={"heads": 2}),
+            record("c"),
+        ]
+    )
+    assert table.columns[3:-1] == ["optimizer.lr", "model.heads", "seed"]
+    assert [line[3:-1] for line in table.lines()] == [
+        ["0.001", "null", "0"], ["0.01", "2", "1"], ["", "", ""],
+    ]  # fmt: skip
+
+
+def test_defaults_of_norm_types_tell_nothing_beside_their_names():
+    plain, made = {"type": "rmsnorm", "bias": False}, {"type": "layernorm", "bias": True}
+    (table,) = tables([trained("a", norm=plain), trained("b", norm=made)])
+    assert table.settings == ()
+    other = plain | {"bias": True}
+    (table,) = tables([trained("a", norm=plain), trained("b", norm=other)])
+    assert table.settings == ("norm.bias",)
+
+
+def test_what_must_be_known_of_a_model_is_in_the_title_once():
+    said = "step 0 of 200, unfinished"
+    (table,) = tables([record("a", note=said), record("a (fold)", note=said), record("b")])
+    assert table.title.endswith(f" a: {said}.")
+    assert table.title.count(said) == 1
+
+
 def test_the_later_of_two_records_counts():
     (table,) = tables([record(perplexity=1.0), record(perplexity=2.0)])
     assert cells(table, "fp32") == ["2.000"]

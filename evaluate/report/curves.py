@@ -2,15 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evaluate.report.axes import decades, linear
-from evaluate.report.charts import Frame, Line, figure, legend
+from evaluate.report.charts import LOOKS, Frame, Line, figure, legend
 from evaluate.report.markup import Markup
 from evaluate.report.ranges import in_order
 from evaluate.report.sources import Trained
-from normlab.results.spread import NOT_THE_MODEL, RATE
+from normlab.results.settings import NOT_THE_MODEL, RATE, differing, shown
 
 ABOVE_START = 1.25
 """The axis of a loss ends at so many times the largest loss that a run began with."""
@@ -21,27 +21,34 @@ def losses(runs: Sequence[Trained]) -> list[Markup]:
     logged = [run for run in runs if run.metrics]
     if not logged:
         return []
-    looks = colours(logged)
-    names = _legend(logged, looks)
+    looks, names = told_apart(logged)
     parts = [
         _loss(logged, looks, column, label)
         for column, label in (("valid_loss", "validation loss"), ("loss", "training loss"))
     ]
-    return [figure("Loss in nats a token, by step. A cross: the run diverged.", names, *parts)]
+    caption = "Loss in nats a token, by step. A cross: the run diverged."
+    return [figure(caption, legend(names), *parts)]
 
 
-def colours(runs: Iterable[Trained]) -> dict[str, int]:
-    """A colour by norm and placement; by run where all have the same."""
-    runs = list(runs)
-    kinds = list(dict.fromkeys(run.kind for run in runs))
+def told_apart(runs: Sequence[Trained]) -> tuple[dict[str, int], list[tuple[int, str]]]:
+    """By run its look, and what each look says: a colour a norm and placement, a dash a setting.
+
+    Seeds share one. Where all have one norm and placement, a colour by setting; else by run.
+    """
+    keys = [k for k in differing(run.config for run in runs) if k not in NOT_THE_MODEL]
+    said = [", ".join(f"{k} {shown(r.config[k])}" for k in keys if k in r.config) for r in runs]
+    kinds, settings = list(dict.fromkeys(r.kind for r in runs)), list(dict.fromkeys(said))
+    names = [f"{r.kind}, {s}" if s else r.kind for r, s in zip(runs, said, strict=True)]
     if len(kinds) == 1:
-        return {run.name: i for i, run in enumerate(runs)}
-    return {run.name: kinds.index(run.kind) for run in runs}
-
-
-def _legend(runs: Sequence[Trained], looks: dict[str, int]) -> Markup:
-    several = len({run.kind for run in runs}) > 1
-    return legend(list({looks[r.name]: r.kind if several else r.name for r in runs}.items()))
+        names = said if keys else [run.name for run in runs]
+        numbers = [list(dict.fromkeys(names)).index(name) for name in names]
+    elif len(settings) == 1:
+        numbers = [kinds.index(run.kind) for run in runs]
+    else:
+        colours = [kinds.index(run.kind) % LOOKS for run in runs]
+        numbers = [c + LOOKS * settings.index(s) for c, s in zip(colours, said, strict=True)]
+    looks = {run.name: number for run, number in zip(runs, numbers, strict=True)}
+    return looks, list(dict(zip(numbers, names, strict=True)).items())
 
 
 def _loss(runs: Sequence[Trained], looks: dict[str, int], column: str, label: str) -> Markup:

@@ -1,6 +1,7 @@
 """The tables of a report: perplexities, spreads over seeds, runs, and what tells runs apart."""
 
 import json
+import re
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -8,9 +9,11 @@ from evaluate.report.markup import Markup, anchor, element
 from evaluate.report.sources import Sources, Trained
 from evaluate.report.tables import Entry, table
 from normlab.results import Record, tables
+from normlab.results.settings import NOT_THE_MODEL, shown
 from normlab.results.spread import LEGEND as SPREAD_LEGEND
-from normlab.results.spread import NOT_THE_MODEL, spreads
-from normlab.results.table import LEGEND, SUBJECT, Cell, Table, number
+from normlab.results.spread import spreads
+from normlab.results.table import LEGEND, Cell, Table, number
+from normlab.run import GOOD
 
 
 def perplexities(sources: Sources) -> list[Markup]:
@@ -25,7 +28,7 @@ def _perplexity(found: Table, runs: Container[str]) -> Markup:
     for (model, *kind), cells in found.rows.items():
         name = _link(model) if model in runs else model
         rows.append([name, *kind, *(_cell(cells.get(p)) for p in found.precisions)])
-    return table(found.title, [*SUBJECT, *found.precisions], rows)
+    return table(found.title, [*found.subject, *found.precisions], rows)
 
 
 def _cell(cell: Cell | None) -> Entry:
@@ -41,8 +44,17 @@ def _cell(cell: Cell | None) -> Entry:
 def seeds(records: Sequence[Record]) -> list[Markup]:
     """Mean and spread over seeds, where a config has several."""
     precisions = list(dict.fromkeys(r.precision for r in records))
-    made = [table(title, head, rows) for title, (head, *rows) in spreads(records, precisions)]
+    made = [
+        table(title, head, [[_begins(text) for text in row] for row in rows])
+        for title, (head, *rows) in spreads(records, precisions)
+    ]
     return [*made, note(SPREAD_LEGEND)] if made else []
+
+
+def _begins(text: str) -> Entry:
+    """A cell of text, sorted by the number that it begins with, if it does: "518 ± 22"."""
+    number = re.match(r"[+-]?\d+(\.\d+)?(e[+-]\d+)?(?= |;|$)", text)
+    return Entry(text, float(number[0]) if number else None if text == "*" else text)
 
 
 def runs(sources: Sources) -> list[Markup]:
@@ -59,7 +71,7 @@ def runs(sources: Sources) -> list[Markup]:
 
 def _run(run: Trained) -> list[Any]:
     c, r = run.config, run.record
-    good = run.state in ("finished", "stopped early")
+    good = run.state in GOOD
     state = Entry(element("span", run.state, class_=None if good else "bad"), run.state)
     return [
         _link(run.name), c.get("norm.type"), c.get("placement.type"), state, c.get("optimizer.lr"),
@@ -100,12 +112,6 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
             values.setdefault(key, set()).add(json.dumps(value))
     kept = set(NOT_THE_MODEL) - {"seed"}
     return [key for key, seen in values.items() if len(seen) > 1 and key not in kept]
-
-
-def shown(value: Any) -> Any:
-    """A config's value as YAML writes it."""
-    plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    return value if plain else json.dumps(value)
 
 
 def note(said: str) -> Markup:

@@ -9,6 +9,7 @@ from evaluate.report.numbers import differences, perplexities, runs, seeds
 from evaluate.report.papers import papers
 from evaluate.report.ranges import ranges
 from evaluate.report.sources import Sources
+from normlab.run import GOOD
 
 HERE = Path(__file__).parent
 ICON = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>"  # none is asked for then
@@ -68,7 +69,7 @@ def _summary(sources: Sources) -> str:
         for r in sources.records
         if r.dataset_title
     )
-    failed = sum(run.state not in ("finished", "stopped early") for run in sources.runs)
+    failed = sum(run.state not in GOOD for run in sources.runs)
     parts = [f"{len(sources.runs)} training runs" + f" ({failed} not finished well)" * bool(failed)]
     parts.append(f"{len(sources.records)} records")
     return "; ".join([", ".join(parts), *texts]) + "."

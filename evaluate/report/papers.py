@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from evaluate.report.markup import Markup, anchor, element
-from evaluate.report.numbers import shown
 from evaluate.report.sources import Sources, Trained
 from normlab.pretrained import PACKAGES
 from normlab.results import Record
+from normlab.results.settings import shown
 
 Facts = Iterable[tuple[str, Any]]
 
@@ -55,6 +55,7 @@ def _of_run(run: Trained) -> Facts:
 def _of_record(r: Record) -> Facts:
     yield "command", command(r)
     yield "status", r.status
+    yield "note", r.note
     yield "perplexity", r.perplexity
     yield "word perplexity", r.word_perplexity
     yield "sum of NLL in nats", r.sum_nll

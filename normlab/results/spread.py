@@ -4,22 +4,20 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from normlab.results.record import NOT_APPLICABLE, OK, Record
-from normlab.results.table import HEAD, Cell, number, tables
+from normlab.results.settings import NOT_THE_MODEL, RATE, differing, flattened, shown
+from normlab.results.table import HEAD, Cell, number, tables, with_error
 
-RATE = "optimizer.lr"
-NOT_THE_MODEL = (
-    "seed", "run", "runs", "log_every", "watch_every", "tracking", "data.root", "data.cache",
-)  # fmt: skip
-"""Fields of a run's config that two runs of one model may differ in."""
 LEGEND = (
     "Mean ± standard deviation over seeds. Δ is the mean over seeds of the difference to fp32. p: "
-    "Welch's t test of the fp32 log-perplexity against the row marked *, which has the lowest mean."
+    "Welch's t test of the fp32 log-perplexity against the row marked *, the lowest mean. "
+    "best of N: of N learning rates the one with the lowest validation loss (mean over seeds); "
+    "lowest, highest: at that edge of what was tried, so that a better one may lie beyond."
 )
 
 
@@ -30,10 +28,12 @@ class Group:
     Args:
         config: what they share, flat.
         records: by precision, one record a seed.
+        rates: the learning rates of all groups that it was chosen from.
     """
 
     config: dict[str, Any]
     records: dict[str, list[Record]]
+    rates: tuple[float, ...] = ()
 
     @property
     def any(self) -> Record:
@@ -53,6 +53,18 @@ class Group:
         ended = all(r.status == OK for r in self.records["fp32"])
         known = [loss for loss in found if loss is not None]
         return float(np.mean(known)) if ended and len(known) == len(found) else math.inf
+
+    def setting(self, key: str) -> str:
+        """A field of its config; of the learning rate also what it was chosen from."""
+        if key not in self.config:
+            return ""
+        value = self.config[key]
+        text = str(shown(value))
+        if key != RATE or len(self.rates) < 2:
+            return text
+        chosen = "best" if math.isfinite(self.valid_loss) else "first"
+        sides = {min(self.rates): ", lowest", max(self.rates): ", highest"}
+        return f"{text} ({chosen} of {len(self.rates)}{sides.get(value, '')})"
 
     def cell(self, precision: str) -> str:
         """What a table says of one precision."""
@@ -89,12 +101,17 @@ def groups(records: Iterable[Record]) -> list[Group]:
 
 def best_rates(found: Sequence[Group]) -> list[Group]:
     """Of groups that differ in the learning rate alone, the one with the lowest validation loss."""
-    best: dict[str, Group] = {}
+    alike: dict[str, list[Group]] = {}
     for group in found:
         rest = json.dumps({k: v for k, v in group.config.items() if k != RATE}, sort_keys=True)
-        if rest not in best or group.valid_loss < best[rest].valid_loss:
-            best[rest] = group
-    return list(best.values())
+        alike.setdefault(rest, []).append(group)
+    return [
+        replace(
+            min(tried, key=lambda group: group.valid_loss),
+            rates=tuple(g.config[RATE] for g in tried if RATE in g.config),
+        )
+        for tried in alike.values()
+    ]
 
 
 def spreads(
@@ -122,17 +139,18 @@ def lines(records: Iterable[Record], precisions: Sequence[str]) -> list[list[str
     if all(len(g.records.get("fp32", [])) < 2 for g in found):
         return []
     found, asked = best_rates(found), list(dict.fromkeys(["fp32", *precisions]))
-    differing = _differing(found)
-    columns = ["norm", "placement", *differing, "seeds", *asked[:1]]
+    settings = differing(g.config for g in found)
+    settings += [RATE] * (RATE not in settings and any(len(g.rates) > 1 for g in found))
+    columns = ["norm", "placement", *settings, "seeds", *asked[:1]]
     columns += [f"{p} (Δ)" for p in asked[1:]] + ["p"]
     ranked = [g for g in found if g.logs]
     best = min(ranked, key=lambda g: float(np.mean(g.logs)), default=None)
     made = [columns]
     for group in found:
         seeds = len(group.records.get("fp32", []))
-        settings = [str(group.config.get(key, "")) for key in differing]
+        told = [group.setting(key) for key in settings]
         cells = [group.cell(p) for p in asked]
-        head = [group.any.norm or "", group.any.placement or "", *settings, str(seeds)]
+        head = [group.any.norm or "", group.any.placement or "", *told, str(seeds)]
         made.append([*head, *cells, "*" if group is best else _welch(group, best)])
     return made
 
@@ -153,30 +171,11 @@ def _spread(values: Sequence[float | None], signed: bool) -> str:
         return ""
     with np.errstate(invalid="ignore"):
         mean, sd = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else math.nan
+    if math.isfinite(sd) and sd > 0:
+        return with_error(mean, sd, "+" if signed else "")
     text = f"{mean:+.3g}" if signed else number(mean)
-    if len(known) < 2:
-        return text
-    return f"{text} ± {sd:.2g}"
-
-
-def _differing(found: Sequence[Group]) -> list[str]:
-    """Settings in which groups of one norm type and placement differ: defaults of types do not."""
-    values: dict[tuple[str, str, str], set[str]] = {}
-    for g in found:
-        kind = str(g.config.get("norm.type")), str(g.config.get("placement.type"))
-        for key, value in g.config.items():
-            values.setdefault((*kind, key), set()).add(json.dumps(value))
-    return list(dict.fromkeys(key for (*_, key), seen in values.items() if len(seen) > 1))
+    return text if len(known) < 2 else f"{text} ± {sd:.2g}"
 
 
 def _training(record: Record) -> dict[str, Any]:
     return record.facts.get("training") or {}
-
-
-def flattened(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """A nested config as dotted field → value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        is_group = isinstance(value, dict)
-        flat |= flattened(value, f"{path}{key}.") if is_group else {f"{path}{key}": value}
-    return flat

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from normlab.results.record import OK, Record
+from normlab.results.settings import NOT_THE_MODEL, differing, of_run, shown
 
 SUBJECT = ("model", "norm", "placement")
 HEAD = (
@@ -67,22 +69,60 @@ def difference(delta: float, stderr: float | None) -> str:
     """A difference with as many decimals as its error has meaningful ones."""
     if stderr is None or not math.isfinite(stderr) or stderr <= 0:
         return f"{delta:+.3g}" + ("" if stderr is None else f" ± {stderr:.2g}")
-    decimals = min(max(1 - math.floor(math.log10(stderr)), 0), 12)
-    return f"{delta:+.{decimals}f} ± {stderr:.{decimals}f}"
+    return with_error(delta, stderr, "+")
+
+
+def with_error(value: float, error: float, sign: str = "") -> str:
+    """Both to the error's second digit, but no further than to whole numbers; error > 0.
+
+    Args:
+        value: any.
+        error: what stands behind ±.
+        sign: "+", where a positive value has one too.
+    """
+    if max(abs(value), error) >= 1e9:  # which nobody reads digit by digit
+        return f"{value:{sign}.4g} ± {error:.2g}"
+    decimals = min(max(1 - math.floor(math.log10(error)), 0), 12)
+    return f"{value:{sign}.{decimals}f} ± {error:.{decimals}f}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """One text read in one way: perplexities of models (rows) in precisions (columns)."""
+    """One text read in one way: perplexities of models (rows) in precisions (columns).
+
+    Args:
+        head: what all of it has in common, the fields `HEAD`.
+        reported: which perplexity.
+        precisions: the columns.
+        rows: by subject (model, norm, placement, then a value for each of `settings`) its cells.
+        settings: fields of training configs in which the rows differ.
+        notes: by model what must be said beside its name.
+    """
 
     head: dict[str, object]
     reported: str
     precisions: tuple[str, ...]
-    rows: dict[tuple[str, str, str], dict[str, Cell]]
+    rows: dict[tuple[Any, ...], dict[str, Cell]]
+    settings: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What the columns before the numbers are called: a key of `rows` holds their values."""
+        return (*SUBJECT, *self.settings)
 
     @property
     def title(self) -> str:
-        """What the numbers are, in two sentences."""
+        """What the numbers are, in two sentences, and what must be known of a model."""
+        said = [
+            f"{model}: {note}."
+            for model, note in self.notes.items()
+            if model == (plain := model.partition(" (")[0]) or plain not in self.notes
+        ]
+        return " ".join([self._text, *said])
+
+    @property
+    def _text(self) -> str:
         h = self.head
         if h["dataset_title"] is None:
             return "Not evaluated."
@@ -99,12 +139,12 @@ class Table:
     @property
     def columns(self) -> list[str]:
         """The header of the text formats."""
-        return [*SUBJECT, *(p if p == "fp32" else f"{p} (Δ)" for p in self.precisions)]
+        return [*self.subject, *(p if p == "fp32" else f"{p} (Δ)" for p in self.precisions)]
 
     def lines(self) -> list[list[str]]:
         """The rows of the text formats, under `columns`; empty where there is no record."""
         return [
-            [*subject, *(str(cells.get(p, "")) for p in self.precisions)]
+            [*map(str, subject), *(str(cells.get(p, "")) for p in self.precisions)]
             for subject, cells in self.rows.items()
         ]
 
@@ -125,9 +165,21 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
     made = []
     for head, group in groups.items():
         asked = tuple(dict.fromkeys(precisions or (r.precision for r in group)))
-        rows: dict[tuple[str, str, str], dict[str, Cell]] = {}
+        settings = _settings(group)
+        rows: dict[tuple[Any, ...], dict[str, Cell]] = {}
         for r in group:
-            subject = (r.model, r.norm or "", r.placement or "")
+            config = of_run(r)
+            told = [shown(config[key]) if key in config else "" for key in settings]
+            subject = (r.model, r.norm or "", r.placement or "", *told)
             rows.setdefault(subject, {})[r.precision] = Cell.of(r)
-        made.append(Table(dict(zip(HEAD, head, strict=True)), group[0].reported, asked, rows))
+        notes = {r.model: r.note for r in group if r.note}
+        text = dict(zip(HEAD, head, strict=True))
+        made.append(Table(text, group[0].reported, asked, rows, settings, notes))
     return made
+
+
+def _settings(records: Iterable[Record]) -> tuple[str, ...]:
+    """What tells the runs of one table apart, the seed last."""
+    hidden = set(NOT_THE_MODEL) - {"seed"}
+    found = [key for key in differing(map(of_run, records)) if key not in hidden]
+    return tuple(sorted(found, key=lambda key: key == "seed"))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from normlab.model import Transformer
 from normlab.norms import norms
 from normlab.registry import Registry
+from normlab.scaling.invariance import check_invariant
 
 Scale = Float[Array, "#heads #one"] | Callable[[Array], Array]
 """A float32 scalar, [heads, 1] at a query/key norm, or (dynamic rules) rows [*b d] → [*b 1]."""
@@ -49,12 +50,14 @@ def scales(
         dictionary can be an argument of a jitted function. Empty where no norm has a statistic.
 
     Raises:
-        ValueError: an unknown rule, no calibration for a rule that needs it, or a scale that is
-            negative or not finite. (A rule's 0 says that all rows are zero; it becomes 1.)
+        ValueError: an unknown rule, no calibration for a rule that needs it, a norm whose output
+            depends on its scale, or a scale that is negative or not finite. (A rule's 0 says that
+            all rows are zero; it becomes 1.)
     """
     function = scale_rules[rule]
     if not norms[model.norm.type].has_statistic:
         return {}
+    check_invariant(model)
     if not needs_calibration(rule):
         found = function(model)
     elif calibration is None:

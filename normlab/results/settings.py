@@ -1,0 +1,50 @@
+"""Settings: the fields of training runs' configs, and those in which several runs differ."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from normlab.results.record import Record
+
+RATE = "optimizer.lr"
+NOT_THE_MODEL = (
+    "seed", "run", "runs", "log_every", "watch_every", "tracking", "data.root", "data.cache",
+)  # fmt: skip
+"""Fields of a run's config that two runs of one model may differ in."""
+_SHOWN_ALREADY = ("norm.type", "placement.type")
+
+
+def flattened(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A nested config as dotted field → value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_group = isinstance(value, dict)
+        flat |= flattened(value, f"{path}{key}.") if is_group else {f"{path}{key}": value}
+    return flat
+
+
+def of_run(record: Record) -> dict[str, Any]:
+    """The config of the training run that a record is of, flat; empty for a pretrained model."""
+    config = record.facts.get("config") or {}
+    return flattened(config) if "optimizer" in config else {}
+
+
+def differing(configs: Iterable[dict[str, Any]]) -> list[str]:
+    """Fields in which flat configs differ: a norm's among norms of its type, a placement's too.
+
+    What types differ in by default says nothing beside their names.
+    """
+    values: dict[tuple[str, str], set[str]] = {}
+    for config in configs:
+        for key, value in config.items():
+            group = key.partition(".")[0]
+            kind = str(config.get(f"{group}.type")) if group in ("norm", "placement") else ""
+            values.setdefault((kind, key), set()).add(json.dumps(value))
+    found = dict.fromkeys(key for (_, key), seen in values.items() if len(seen) > 1)
+    return [key for key in found if key not in _SHOWN_ALREADY]
+
+
+def shown(value: Any) -> str | int | float:
+    """A config's value as YAML writes it; numbers stay numbers."""
+    plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return value if plain else json.dumps(value)

@@ -1,0 +1,53 @@
+"""What every static scale rests on: that a norm's output does not depend on its scale."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from normlab.norms import Norm
+from normlab.numerics import Accumulator
+from normlab.sharding import on_host
+
+SCALE = 8.0
+"""A power of two: dividing by it rounds nothing, so that what it moves is the norm's doing."""
+TOLERANCE = 1e-3
+"""Of the largest element of the output; a norm that divides z, ms and ε alike moves by none."""
+
+
+def check_invariant(model: nnx.Module) -> None:
+    """Refuse a model with a norm whose output depends on s in fp32.
+
+    A column with a scale rule would measure that, and not its precision. One norm of each class,
+    config and width is called, on a few random rows: of ordinary size, and so small that ε rules.
+
+    Raises:
+        ValueError: naming the norm, how much it moves and what is expected of it.
+    """
+    found = [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
+    kinds = {(type(norm), norm.config, norm.width): norm for norm in reversed(found)}
+    for norm in kinds.values():
+        if norm.has_statistic and not (moved := _moved(norm)) <= TOLERANCE:
+            raise ValueError(
+                f"norm {norm.config.type!r} ({norm.site.name}): its output depends on the scale "
+                f"s that a rule gives it (s = {SCALE:g} moves it by {moved:.2g} of its largest "
+                "element, in fp32).\nExpected: by nothing. What acc gives is of x/s: use its z "
+                "with its mean square (z, ms = acc.moments(x); z * acc.inverse_rms(ms, eps)), or "
+                "undo acc.scale; see docs/howto/add-a-norm.md"
+            )
+
+
+def _moved(norm: Norm) -> float:
+    rows = jnp.asarray(np.random.default_rng(0).normal(0.3, 1.0, (4, norm.width)), jnp.float32)
+    return max(_difference(norm, rows), _difference(norm, 1e-3 * rows))
+
+
+def _difference(norm: Norm, x: Float[Array, "n d"]) -> float:
+    """The largest difference that the scale makes, as a share of the largest element."""
+    try:
+        plain, scaled = (on_host(norm(x, Accumulator("fp32", s))) for s in (1.0, SCALE))
+    except ValueError:  # it says so itself: it can't be called outside its block
+        return 0.0
+    largest = np.abs(plain).max()
+    return float(np.abs(scaled - plain).max() / largest) if largest else float(scaled.any())
