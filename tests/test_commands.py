@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import TINY, tiny_config
 from small_checkpoints import CONFIGS, tensors, write_folder
 
@@ -49,14 +50,22 @@ TRAIN = {
 EVALUATE = {"max_windows": 2, "window": 32, "calibration_windows": 1, "data.corpus": "embedded"}
 
 
+def first(experiment: str) -> dict[str, str]:
+    """The first of all runs that an experiment sweeps over."""
+    text = (ROOT / "configs" / "experiment" / f"{experiment}.yaml").read_text()
+    swept = yaml.safe_load(text).get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: str(values).split(",")[0] for key, values in swept.items()}
+
+
 def small(command: tuple[str, ...]) -> tuple[str, ...]:
     """The same command on a tiny model, its files in HOME."""
     flags_of_xla, _, app, *arguments = command
     flags = [a for a in arguments if "=" not in a]
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     if app == "train":
-        wide = {"norm": "rmsnorm", "placement": "pre", "seed": 0} if "experiment" in given else {}
-        given = given | {k: v for k, v in wide.items() if k not in given} | TRAIN
+        given = (
+            first(given["experiment"]) | given | TRAIN if "experiment" in given else given | TRAIN
+        )
         given.pop("run", None)
         given |= {"runs": "HOME/made"}
         if given.get("norm") == "rmsnorm,mediannorm":  # the one that the page adds
