@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,14 +10,17 @@ import pytest
 from conftest import tiny_config, tiny_model
 from transform_models import TOKENS, bits, same, small
 
+from normlab.config import build
+from normlab.data import DataConfig
 from normlab.language_model import LanguageModel
 from normlab.model import Context
 from normlab.norms import norms
+from normlab.run import load
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import Frozen, average_factors, freeze, removable
 from normlab.transforms.surgery import all_norms
 from train.loop import train
-from train.remove import COLUMNS, RemoveConfig, main, remove
+from train.remove import COLUMNS, RemoveConfig, main, remove, trained_text
 
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
@@ -107,17 +111,42 @@ def test_the_loop_removes_every_norm_and_writes_a_table(run, tmp_path):
     tuned, folded = (float(r["after tuning"]) for r in rows[-2:])
     assert folded == pytest.approx(tuned, rel=1e-5)
     assert (tmp_path / "removal.md").read_text().count("\n") == len(rows) + 2
-    control = remove(dataclasses.replace(config, control=True, steps=0))
+    asked = json.loads((tmp_path / "removal.json").read_text())
+    assert (asked["checkpoint"], asked["steps"], asked["control"]) == (str(run), 3, False)
+    control = list(remove(dataclasses.replace(config, control=True, steps=0)))
     assert [line.site for line in control] == ["start", *sites]
     assert all(line.factor is None for line in control)
     assert control[1].frozen == control[0].tuned  # nothing was frozen
+
+
+@pytest.mark.slow
+def test_what_was_removed_before_a_kill_is_written(run, tmp_path, monkeypatch):
+    def killed(self, stretch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.remove.Tuner.tune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(RemoveConfig(checkpoint=str(run), eval_windows=4, out=str(tmp_path)), ())
+    (row,) = csv.DictReader((tmp_path / "removal.csv").read_text().splitlines())
+    assert row["site"] == "start"
+
+
+@pytest.mark.slow
+def test_a_run_is_tuned_in_its_own_tokens_on_its_own_text(run, tmp_path, monkeypatch):
+    lm = load(run)
+    data = build(DataConfig, lm.facts["config"]["data"])
+    monkeypatch.setattr("normlab.data.tokens._tokenizer", None)  # no other one is trained
+    assert trained_text(lm, data).tokenizer.hash == lm.tokenizer.hash
+    lm.facts["training_provenance"]["text"] = "0" * 64
+    with pytest.raises(ValueError, match="another text there"):
+        trained_text(lm, data)
 
 
 def test_a_model_without_statistics_is_refused(monkeypatch):
     model = LanguageModel("m", tiny_model("dyt", layers=1, width=8), None)
     monkeypatch.setattr("train.remove.load", lambda directory: model)
     with pytest.raises(DoesNotApply, match="m has norm 'dyt': expected LayerNorm or RMSNorm"):
-        remove(RemoveConfig(checkpoint="somewhere"))
+        next(remove(RemoveConfig(checkpoint="somewhere")))
 
 
 @pytest.mark.parametrize(
@@ -136,4 +165,4 @@ def test_bad_values_are_refused(fields, message):
 
 def test_something_must_be_named():
     with pytest.raises(ValueError, match="expected checkpoint=DIR"):
-        remove(RemoveConfig())
+        next(remove(RemoveConfig()))

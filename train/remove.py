@@ -6,18 +6,18 @@ arXiv:2409.13710).
 
 import csv
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from normlab.cli import launch
-from normlab.config import build, check, knob
-from normlab.data import Batches, load_tokens
+from normlab.config import build, check, knob, to_dict
+from normlab.data import Batches, DataConfig, Tokenized, load_corpus
 from normlab.language_model import LanguageModel
 from normlab.mesh import MeshConfig
 from normlab.model import Transformer
@@ -43,7 +43,9 @@ class RemoveConfig:
     eval_windows: int = knob(32, "validation windows that a perplexity is taken over")
     mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
     control: bool = knob(False, "remove nothing: what the same fine-tuning does by itself")
-    out: str = knob("results/remove", "directory for removal.csv and removal.md")
+    out: str | None = knob(
+        None, "directory for removal.csv, .md and .json; null: results/remove/RUN, or RUN-control"
+    )
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, f"steps = {self.steps}: expected a whole number ≥ 0")
@@ -63,47 +65,64 @@ class Removed:
     tuned: float
 
 
-def remove(config: RemoveConfig) -> list[Removed]:
-    """Freeze site after site of a trained model, tuning after each; the table's lines in order.
+def remove(config: RemoveConfig) -> Iterator[Removed]:
+    """Freeze site after site of a trained model, tuning after each; the table's lines as they come.
 
     Between the line "start" and the line "folded", which is the model without the norms that could
     be folded away: what it says must be what the line before it says.
 
     Raises:
-        ValueError: no checkpoint was named, or the mesh doesn't divide the model or the batch.
+        ValueError: no checkpoint was named, its text is another one here than where it was trained,
+            or the mesh doesn't divide the model or the batch.
         DoesNotApply: the model has no LayerNorm or RMSNorm.
     """
     check(config.checkpoint is not None, "nothing to remove from: expected checkpoint=DIR, a run")
     with config.mesh.use():
-        return _removed(config, load(str(config.checkpoint)))
+        yield from _removed(config, load(str(config.checkpoint)))
 
 
-def _removed(config: RemoveConfig, lm: LanguageModel) -> list[Removed]:
+def _removed(config: RemoveConfig, lm: LanguageModel) -> Iterator[Removed]:
     sites = removable(lm.model)
     if not sites:
         raise DoesNotApply(
             f"remove: {lm.name} has norm {lm.model.norm.type!r}: expected LayerNorm or RMSNorm"
         )
-    tuner = Tuner(config, lm.model, lm.facts["config"], len(sites))
+    tuner = Tuner(config, lm, len(sites))
     first = tuner.perplexity()
-    lines = [Removed("start", None, first, first)]
+    yield Removed("start", None, first, first)
     with Progress(f"remove {lm.name}", len(sites)) as progress:
         for i, site in enumerate(sites):
             factor = None if config.control else tuner.freeze(site)
-            lines.append(Removed(site, factor, tuner.perplexity(), tuner.tune(i)))
-            progress.update(i + 1, f"{site}: {lines[-1].tuned:.2f}")
+            line = Removed(site, factor, tuner.perplexity(), tuner.tune(i))
+            progress.update(i + 1, f"{site}: {line.tuned:.2f}")
+            yield line
     if not config.control:
         tuner.become(apply(tuner.model, "fold"))
         last = tuner.perplexity()
-        lines.append(Removed("folded", None, last, last))
-    return lines
+        yield Removed("folded", None, last, last)
+
+
+def trained_text(lm: LanguageModel, data: DataConfig) -> Tokenized:
+    """What a run was trained on, in the tokens that it knows.
+
+    Raises:
+        ValueError: it is another text here (`auto`, or the embedded text of another Python).
+    """
+    corpus, then = load_corpus(data), lm.facts["training_provenance"]["text"]
+    now = corpus.sha256("train")
+    check(
+        now == then,
+        f"{lm.name} was trained on data={data.corpus}, which is {corpus.title} here and was "
+        f"another text there (SHA-256 {then[:12]}… then, {now[:12]}… now); expected the same",
+    )
+    return Tokenized(corpus, lm.tokenizer, data.cache_folder())
 
 
 class Tuner:
     """A model that is changed between two stretches of training."""
 
-    def __init__(self, config: RemoveConfig, model: Transformer, resolved: Any, stretches: int):
-        asked: TrainConfig = build(TrainConfig, resolved)
+    def __init__(self, config: RemoveConfig, lm: LanguageModel, stretches: int):
+        asked: TrainConfig = build(TrainConfig, lm.facts["config"])
         optimizer = dataclasses.replace(asked.optimizer, lr=config.lr, warmup=0, final_lr=1.0)
         self.config, self.steps = config, max(1, stretches * config.steps)
         self.run = dataclasses.replace(
@@ -114,11 +133,12 @@ class Tuner:
             steps=self.steps,
             mesh=config.mesh,
             accumulate=1,
+            compute=dataclasses.replace(asked.compute, scan_layers=False),
         )
-        tokens, c = load_tokens(asked.data), self.run
+        tokens, c = trained_text(lm, asked.data), self.run
         self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
         self.valid = validation_windows(tokens.split("valid"), c)
-        self.become(model)
+        self.become(lm.model)
         self.optimizer = make_optimizer(optimizer, self.steps, learned(self.params))
         self.state = placed(self.optimizer.init(learned(self.params)))
 
@@ -142,7 +162,8 @@ class Tuner:
 
     def tune(self, stretch: int) -> float:
         """One stretch of training, the `stretch`-th; the validation perplexity after it."""
-        step = make_step(self.graphdef, self.optimizer, self.run.seed, self.steps)
+        run = self.run
+        step = make_step(self.graphdef, self.optimizer, run.seed, self.steps, run.compute)
         for i in range(stretch * self.config.steps, (stretch + 1) * self.config.steps):
             inputs, targets = divided(*self.batches.at(i))
             self.params, self.state, _ = step(self.params, self.state, np.int32(i), inputs, targets)
@@ -156,7 +177,7 @@ class Tuner:
             texts = divided(inputs[i : i + size], targets[i : i + size])
             total += float(self._validate(self.params, *texts))
         mean = total / targets.size
-        return math.exp(mean) if mean < 700 else math.inf
+        return math.inf if mean > 700 else math.exp(mean)
 
 
 COLUMNS = ("site", "factor", "after freezing", "after tuning")
@@ -180,10 +201,16 @@ def write(lines: Sequence[Removed], out: Path) -> str:
 
 
 def main(config: RemoveConfig, asked: Sequence[str]) -> None:
-    """Remove, write, print."""
-    text = write(remove(config), Path(config.out))
+    """Remove, print; what there is is written after each line, and beside it what was asked."""
+    name = Path(str(config.checkpoint)).name + "-control" * config.control
+    out = Path(config.out or Path("results/remove") / name)
+    lines: list[Removed] = []
+    for line in remove(config):
+        lines.append(line)
+        text = write(lines, out)
+        (out / "removal.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
     console.print(text, markup=False, soft_wrap=True)
-    console.print(f"written to {config.out}: removal.csv, removal.md")
+    console.print(f"written to {out}: removal.csv, removal.md, removal.json")
 
 
 if __name__ == "__main__":
