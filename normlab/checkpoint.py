@@ -35,8 +35,8 @@ def from_names(names: dict[str, Any], like: Tree) -> Tree:
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False  # anything else the system says is no damage: it may be another word tomorrow
     return True
 
 
@@ -133,6 +133,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of all checkpoints, the newest first."""
         return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+
+    def damaged(self) -> list[Path]:
+        """Checkpoints that were set aside, now or in an earlier session."""
+        return sorted(self._directory.glob("corrupt.*"))
 
     def save(self, step: int, params: Tree, optimizer: Tree, valid_loss: float) -> None:
         """Save both trees under `step`.

@@ -27,11 +27,11 @@ def code_state() -> str:
     return found.stdout.strip() or "not a checkout"
 
 
-def source_hash() -> str:
-    """SHA-256 of the Python sources that a result is computed by, committed or not."""
+def source_hash(*packages: str) -> str:
+    """SHA-256 of the Python sources of some packages of the checkout, committed or not."""
     root = Path(normlab.__file__).parent.parent
     digest = hashlib.sha256()
-    for file in sorted(f for name in ("normlab", "evaluate") for f in (root / name).rglob("*.py")):
+    for file in sorted(f for name in packages for f in (root / name).rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -45,12 +45,12 @@ def _installed(package: str) -> str:
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """Everything about this process that a number can depend on, ready for JSON."""
+    """Everything about this process that an evaluation's number can depend on, ready for JSON."""
     device = jax.devices()[0]
     return {
         "normlab": normlab.__version__,
         "code": code_state(),
-        "source": source_hash(),
+        "source": source_hash("normlab", "evaluate"),
         "python": platform.python_version(),
         "packages": {name: _installed(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",

@@ -32,12 +32,8 @@ shard_parameters: ContextVar[bool] = ContextVar("shard_parameters", default=Fals
 
 _COLUMNS, _ROWS = ("query", "key", "value", "gate", "up"), ("out", "down")
 _OVER_MODEL: dict[str, tuple[int, ...]] = {
-    **{
-        f"{m}.{p}": (-1,)
-        for m in ("query", "key", "value", "gate", "up")
-        for p in ("kernel", "bias")
-    },
-    **{f"{m}.kernel": (-2,) for m in ("out", "down")},
+    **{f"{name}.{part}": (-1,) for name in _COLUMNS for part in ("kernel", "bias")},
+    **{f"{name}.kernel": (-2,) for name in _ROWS},
     "embed.embedding": (-2, -1),
     "head.kernel": (-1, -2),
 }

@@ -13,6 +13,7 @@ from test_loop import same_ends
 
 from normlab.checkpoint import Checkpoints, CorruptCheckpointError
 from normlab.data import load_tokens
+from normlab.run import Run
 from train.loop import Trainer, train
 
 
@@ -51,6 +52,17 @@ def test_a_signal_saves_leaves_and_the_same_command_goes_on(
     assert [r["step"] for r in run.metrics if "loss" in r] == list(range(1, 13))
     sessions = run.read("provenance.json")["sessions"]
     assert step <= sessions[1]["from_step"] <= step + 1
+    assert same_ends(run, alone, config)
+
+
+def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(alone, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    signalled(monkeypatch, config.steps, signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:  # so that a sweep begins no other run
+        train(config)
+    assert left.value.code == 128 + signal.SIGTERM
+    (run,) = map(Run, tmp_path.iterdir())
+    assert run.record["state"] == "finished"
     assert same_ends(run, alone, config)
 
 
@@ -132,13 +144,32 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
     assert same_ends(run, alone, config)
 
 
-def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(tmp_path):
+@pytest.mark.parametrize(("damage", "aside"), [(flipped, ""), (unlisted, "corrupt.")])
+def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(tmp_path, damage, aside):
     config, run = stopped(tmp_path)
     there = sorted(p.name for p in run["checkpoints"].iterdir() if p.name.isdigit())
+    logged = run["metrics.jsonl"].read_text()
     for step in there:
-        flipped(run["checkpoints"] / step)
-    with pytest.raises(ValueError, match="no checkpoint can be read"):
-        train(config)
+        damage(run["checkpoints"] / step)
+    for _ in range(2):  # the second time as the first
+        with pytest.raises(ValueError, match="no checkpoint can be read"):
+            train(config)
+    left = sorted(p.name for p in run["checkpoints"].iterdir())
+    assert left == sorted(aside + step for step in there)
+    assert run["metrics.jsonl"].read_text() == logged
+
+
+def test_what_the_system_says_of_a_file_is_no_damage(tmp_path, monkeypatch):
+    _, run = stopped(tmp_path)
+
+    def stale(path, *more):
+        raise OSError(116, "Stale file handle", str(path))
+
+    there = sorted(p.name for p in run["checkpoints"].iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", stale)
+        with pytest.raises(OSError, match="Stale"):
+            Checkpoints(run["checkpoints"], writer=True)
     assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
 
 

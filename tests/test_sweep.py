@@ -61,6 +61,20 @@ def test_what_failed_and_what_was_refused_are_rows(tmp_path, monkeypatch):
     assert row[head.index("fp32")] == f"2 {failed}"
 
 
+def test_a_refused_config_does_not_hold_its_directory(tmp_path):
+    config = tiny_config(tmp_path, run=str(tmp_path / "mine"))
+    for warmup in (2000, 3000):
+        wrong = to_dict(config)
+        wrong["optimizer"]["warmup"] = warmup
+        refuse(wrong, [], ValueError(f"optimizer.warmup = {warmup}"))
+    run = Run(tmp_path / "mine")
+    assert run.record["reason"].endswith("3000")
+    assert train(config).record["state"] == "finished"
+    assert run.read("config.yaml")["optimizer"]["warmup"] == 2
+    refuse(wrong, [], ValueError("again"))  # and nothing that was trained is lost to one
+    assert run.record["state"] == "finished"
+
+
 def test_an_error_becomes_words_that_go_from_process_to_process(capsys):
     with pytest.raises(RunFailed, match="seed=1: steps = 0") as caught, one_of_several(["seed=1"]):
         raise OSError("steps = 0: expected more")

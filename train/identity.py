@@ -9,30 +9,12 @@ from typing import Any
 
 from normlab.config import build, to_dict
 from normlab.data import Corpus, Tokenized
+from normlab.results.settings import identity
 from normlab.run import Run
 from train.config import TrainConfig
 
-ELSEWHERE = ("runs", "run", "log_every", "watch_every", "tracking", "data.root", "data.cache")
-"""What says where things lie and how often they are told, and changes no parameter."""
-
-ON_DEVICES = ("mesh.", "hosts.")
-"""What says on which devices a run goes on: it may change from call to call, and last bits with it.
-
-Each session's own is in provenance.json."""
-
-
-def identity(config: dict[str, Any], corpus: str) -> dict[str, Any]:
-    """All of a config that a run's parameters depend on, flat, with the text that was found."""
-    flat = {k: v for k, v in _flat(config) if k not in ELSEWHERE and not k.startswith(ON_DEVICES)}
-    return flat | {"data.corpus": corpus}
-
-
-def _flat(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for key, value in values.items():
-        nested = isinstance(value, dict)
-        pairs += _flat(value, f"{path}{key}.") if nested else [(f"{path}{key}", value)]
-    return pairs
+REFUSED = "refused"
+"""The state of a run whose config is none."""
 
 
 def run_name(config: dict[str, Any], corpus: str) -> str:
@@ -46,13 +28,13 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     """Write down what is about to happen, or check that it is what happened here before.
 
     record.json comes last: a directory without one was left while it was being made, and is made
-    again.
+    again. So is one whose config was refused: the config has been mended.
 
     Raises:
         ValueError: the directory holds a run of another config, text or tokenizer.
     """
     text = {"text": tokens.corpus.sha256("train"), "tokenizer": tokens.tokenizer.hash}
-    if run.record:
+    if run.record.get("state", REFUSED) != REFUSED:
         _refuse_another_config(run, config, tokens.corpus)
         _refuse_another_text(run, text)
         return
@@ -67,10 +49,10 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
 def refuse(config: dict[str, Any], asked: Sequence[str], error: Exception) -> None:
     """Write down why one config of a sweep is none: a row of the table, and no gap in it."""
     run = Run(config["run"] or Path(config["runs"]) / run_name(config, corpus="unread"))
-    if not run.record:
+    if run.record.get("state", REFUSED) == REFUSED:
         run.write("asked.yaml", list(asked))
         run.write("config.yaml", config)
-        run.write("record.json", {"state": "refused", "reason": reason(error)})
+        run.write("record.json", {"state": REFUSED, "reason": reason(error)})
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from normlab.data import Batches, Tokenized, load_tokens
 from normlab.hosts import agreed, by_first, joined, own
 from normlab.model import Transformer
 from normlab.progress import Progress, console
-from normlab.provenance import provenance
+from normlab.provenance import provenance, source_hash
 from normlab.run import Run, parameters
 from normlab.sharding import divided, placed
 from train.config import TrainConfig
@@ -102,20 +102,28 @@ class Trainer:
 
     def fit(self, stop_after: int | None = None) -> None:
         """Train to the end and write the record."""
-        last = self.config.steps
+        with StopRequest() as asked:
+            state = self._trained(asked, stop_after or self.config.steps)
+            if state is not None:
+                self._finish(state)
+        number = agreed(asked.number, due=True)
+        if number is not None:  # too late to stop this run; the next one shall not begin
+            raise SystemExit(128 + number)
+
+    def _trained(self, asked: StopRequest, most: int) -> str | None:
+        """At most so many steps of this call; how the run ended, or None where it goes on."""
         with Checkpoints(self.run["checkpoints"], writer=True) as checkpoints:
             start = self._restore(checkpoints)
             self._begin_session(start)
             with tracked(self.config.tracking, self.run, start) as trackers:
                 self.log.trackers = self.watch.trackers = trackers
                 try:
-                    state = self._steps(checkpoints, start, min(last, start + (stop_after or last)))
+                    stop = min(self.config.steps, start + most)
+                    return self._steps(checkpoints, asked, start, stop)
                 except Diverged as end:
-                    state = "diverged"
                     self.log.write(end.step, diverged=True)
                     console.print(f"{self.run.directory}: {end}")
-        if state is not None:
-            self._finish(state)
+                    return "diverged"
 
     def _restore(self, checkpoints: Checkpoints) -> int:
         """Load the newest whole checkpoint; the number of steps that are behind us."""
@@ -131,16 +139,16 @@ class Trainer:
             self.state = placed(self.layers.loaded(loaded["optimizer"], self.state))
             break
         else:
-            self._refuse_to_begin_again(bad)
+            self._refuse_to_begin_again(bool(bad or checkpoints.damaged()))
         for aside in [*checkpoints.set_aside_first, *map(checkpoints.set_aside, bad)]:
             console.print(f"goes on from step {step or 0}; the damaged checkpoint is now {aside}")
         self.log.rewind(step)
         self.watch.lines.rewind(step)
         return step or 0
 
-    def _refuse_to_begin_again(self, bad: Sequence[int]) -> None:
+    def _refuse_to_begin_again(self, damaged: bool) -> None:
         """Where no checkpoint of several can be read, the config's shapes may be what is wrong."""
-        if bad:
+        if damaged:
             raise ValueError(
                 f"{self.run.directory}: no checkpoint can be read; give another run=DIR, or remove "
                 f"{self.run['checkpoints']} to begin again"
@@ -149,7 +157,8 @@ class Trainer:
     def _begin_session(self, start: int) -> None:
         """Note by what, and from which step on, the run is trained now, and what it trains."""
         found = self.run.read("provenance.json")
-        session = {"from_step": start, **provenance(), **self.config.mesh.told()}
+        source = {"source": source_hash("normlab", "train")}
+        session = {"from_step": start, **provenance(), **source, **self.config.mesh.told()}
         sessions = [*found["sessions"], session]
         self.run.write("provenance.json", found | {"sessions": sessions})
         sizes = {"parameters": self.size, "groups": _sizes(self.layers.saved(learned(self.params)))}
@@ -159,14 +168,16 @@ class Trainer:
         """Whether validation has found nothing better for as long as the config waits."""
         return self.config.patience is not None and self.log.stale() >= self.config.patience
 
-    def _steps(self, checkpoints: Checkpoints, start: int, stop: int) -> str | None:
+    def _steps(
+        self, checkpoints: Checkpoints, asked: StopRequest, start: int, stop: int
+    ) -> str | None:
         """Steps start … stop − 1; how the run ended, or None where it goes on after `stop`."""
         c, pending = self.config, None
         if checkpoints.latest() is None:
             self._stand_still(checkpoints, 0)
         if start < c.steps and self._enough():  # killed between the last validation and the record
             return "stopped early"
-        with StopRequest() as asked, Progress(self._title(), c.steps, start) as progress:
+        with Progress(self._title(), c.steps, start) as progress:
             for step in range(start, stop):
                 inputs, targets = divided(*self.batches.at(step))
                 if self.watch.due(step + 1):

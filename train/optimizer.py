@@ -37,6 +37,7 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             check(0 <= value < 1, f"optimizer.{name} = {value}: expected 0 ≤ β < 1, such as 0.9")
+        check(self.eps > 0, f"optimizer.eps = {self.eps}: expected a number > 0, such as 1e-8")
         check(self.clip > 0, f"optimizer.clip = {self.clip}: expected a number > 0, such as 1.0")
 
 

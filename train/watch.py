@@ -26,7 +26,7 @@ Values = dict[str, Any]
 
 
 class Watch:
-    """A run's watch.jsonl: a line after every `every` steps, at the start and at the end.
+    """A run's watch.jsonl: a line after every `every` steps, at the start and behind the last step.
 
     The step of training is the one that runs without it: what is asked here is asked of a copy, by
     functions that are compiled apart. A line holds
@@ -85,8 +85,8 @@ class Watch:
 def make_look(graphdef: nnx.GraphDef[Transformer], steps: int) -> Callable[..., Values]:
     """(params, weights before the last step or None, step, inputs, targets) → a line's values.
 
-    As in a step of training, but without dropout: norms are told step / steps, and what they would
-    keep is thrown away.
+    As in a step of training (norms are told step / steps), but in float32 whatever the run computes
+    in, without dropout and norms' penalties, and what norms would keep is thrown away.
     """
 
     def loss(weights: Params, kept: Params, step: jax.Array, inputs: jax.Array, targets: jax.Array):

@@ -11,6 +11,12 @@ NOT_THE_MODEL = (
     "seed", "run", "runs", "log_every", "watch_every", "tracking", "data.root", "data.cache",
 )  # fmt: skip
 """Fields of a run's config that two runs of one model may differ in."""
+ELSEWHERE = ("run", "runs", "log_every", "watch_every", "tracking", "data.root", "data.cache")
+"""What says where things lie and how often they are told."""
+ON_DEVICES = ("mesh.", "hosts.")
+"""What says on which devices a run goes on: it may change from call to call, and last bits with it.
+
+Each session's own is in provenance.json."""
 _SHOWN_ALREADY = ("norm.type", "placement.type")
 
 
@@ -21,6 +27,22 @@ def flattened(values: dict[str, Any], path: str = "") -> dict[str, Any]:
         is_group = isinstance(value, dict)
         flat |= flattened(value, f"{path}{key}.") if is_group else {f"{path}{key}": value}
     return flat
+
+
+def decides(field: str) -> bool:
+    """Whether what a run learns depends on a field of its config."""
+    return field not in ELSEWHERE and not field.startswith(ON_DEVICES)
+
+
+def identity(config: dict[str, Any], corpus: str | None) -> dict[str, Any]:
+    """All of a run's config that decides what it learns, flat.
+
+    Args:
+        config: as config.yaml has it, nested.
+        corpus: the text that was found, where the config leaves that open (`auto`); None: unknown.
+    """
+    flat = {key: value for key, value in flattened(config).items() if decides(key)}
+    return flat | ({"data.corpus": corpus} if corpus else {})
 
 
 def of_run(record: Record) -> dict[str, Any]:
