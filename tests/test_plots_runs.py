@@ -98,6 +98,25 @@ def test_runs_that_differ_in_rate_and_seed_belong_together(runs, tmp_path):
     assert [s.label for s in series(runs[:4])] == ["rmsnorm pre"]
 
 
+def test_what_only_one_type_has_sets_its_runs_apart(runs, tmp_path):
+    for i, alpha in enumerate((0.5, 1.0)):
+        run = make(tmp_path, "pre", 1e-3, i, 5.0)
+        run.write(
+            "config.yaml", run.read("config.yaml") | {"norm": {"type": "dyt", "alpha": alpha}}
+        )
+        runs.append(run)
+    labels = {s.label: s for s in series(runs)}
+    assert set(labels) == {"rmsnorm pre", "rmsnorm peri", "dyt pre alpha=0.5", "dyt pre alpha=1.0"}
+
+
+def test_a_run_that_nobody_watched_has_no_sum_of_squares_and_did_not_diverge(runs):
+    for run in runs[4:]:
+        run["watch.jsonl"].unlink()
+    made = loss_figure(series(runs[:2] + runs[4:]))
+    assert "diverged" not in made.get_suptitle()
+    assert not [line for line in made.axes[1].get_lines() if line.get_marker() == "x"]
+
+
 def test_loss_against_rate_marks_what_diverged(runs):
     ax = loss_figure(series(runs)).axes[0]
     assert drawn(ax)["peri"].get_ydata().tolist() == [6.5, 4.5]
@@ -163,7 +182,8 @@ def test_a_best_rate_is_named_where_there_were_several(runs):
 
 def test_the_title_explains_the_marks_that_are_there(runs):
     title = "bars: seeds; line: their mean"
-    assert loss_figure(series(runs)).get_suptitle() == f"{title}; × on the edge: a seed diverged"
+    crossed = f"{title}; × on the edge: a seed diverged or failed"
+    assert loss_figure(series(runs)).get_suptitle() == crossed
     assert loss_figure(series(runs[4:])).get_suptitle() == title
     assert loss_figure(series(runs[4::2])).get_suptitle() == ""
 

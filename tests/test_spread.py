@@ -100,6 +100,34 @@ def test_a_diverged_seed_is_in_the_row_and_its_rate_is_not_chosen():
     assert row["seeds"] == "2"
 
 
+@pytest.mark.parametrize(("state", "said"), [("diverged", "diverged"), ("running", "unfinished")])
+def test_a_run_that_did_not_end_well_is_no_seed_though_it_has_a_number(state, said):
+    records = [record("rmsnorm", s, 50.0 + s) for s in (0, 1, 2)]
+    records[1].facts["training"]["state"] = state
+    records += [record("dyt", s, 90.0 + s) for s in (0, 1)]
+    first, second = by_head(lines(records, []))
+    assert first["fp32"] == f"51.0 ± 1.4; 1 {said}"
+    assert second["p"] == "*"  # what has lost a seed wins nothing
+    assert math.isinf(groups(records)[0].valid_loss)
+
+
+def test_where_and_on_what_a_run_was_trained_is_no_setting_and_its_text_is():
+    records = [record("rmsnorm", s, 90.0 + s) for s in range(4)]
+    for r in records:
+        r.facts["config"] |= {"hosts": {"coordinator": f"here:{r.seed}"}, "mesh": {"data": r.seed}}
+        r.facts["config"]["data"] = {"corpus": "auto" if r.seed % 2 else "wikitext2"}
+        r.facts["training_provenance"] = {"corpus": {"name": "wikitext2"}}
+    (row,) = by_head(lines(records, []))
+    assert (row["seeds"], "hosts.coordinator" in row) == ("4", False)
+    for r in records[2:]:
+        r.facts["training_provenance"] = {"corpus": {"name": "embedded"}}
+    rows = by_head(lines(records, []))
+    assert [(row["data.corpus"], row["seeds"]) for row in rows] == [
+        ("wikitext2", "2"),
+        ("embedded", "2"),
+    ]
+
+
 def test_low_precision_columns_give_the_mean_difference_and_all_overflows():
     records = [record("rmsnorm", s, 90.0) for s in (0, 1)]
     records += [

@@ -7,7 +7,7 @@ from conftest import tiny_config
 
 from normlab.run import Run
 from train.loop import Trainer, train
-from train.tracking import scalars, tracked, trackers
+from train.tracking import known_as, scalars, tracked, trackers
 
 SMALL = {
     "model": {"layers": 1, "width": 16, "heads": 1, "max_length": 32},
@@ -67,6 +67,16 @@ def test_tracking_is_no_part_of_a_runs_name_and_goes_on_where_the_run_does(fake,
     assert train(tiny_config(tmp_path, tracking=["fake"], **SMALL)).directory == run.directory
     assert fake[0][-1] == 2  # the step of the newest checkpoint
     assert fake[1][0] == 3
+
+
+def test_runs_of_one_directory_name_are_told_apart(tmp_path):
+    names = []
+    for place, seed in (("a", 0), ("a", 0), ("b", 1)):
+        directory = tmp_path / place / "mine"
+        names.append(known_as(Run(directory), {"seed": seed, "run": str(directory)}))
+    assert names[0] == names[1] != names[2]
+    assert all(name.startswith("mine-") for name in names)
+    assert known_as(Run("runs/rmsnorm-pre-0123456789"), {"run": None}).endswith("-0123456789")
 
 
 def test_a_tracker_is_closed_when_the_run_fails(fake, tmp_path, monkeypatch):

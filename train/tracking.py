@@ -4,7 +4,9 @@ Each is an extra of its own, is asked for by name (`tracking=[tensorboard]`), an
 machine alone unless its own environment variables say otherwise.
 """
 
+import hashlib
 import importlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +14,7 @@ from typing import Any, Protocol
 
 from normlab.hosts import first
 from normlab.registry import Registry
+from normlab.results.settings import identity
 from normlab.run import Run
 
 PROJECT = "normlab"
@@ -63,6 +66,17 @@ def scalars(values: Any, path: str = "") -> dict[str, float]:
     return found
 
 
+def known_as(run: Run, config: Mapping[str, Any]) -> str:
+    """A name that only sessions of one run share: its directory's, which has its config's hash.
+
+    A directory that was given by hand may have a namesake elsewhere; its name gets the hash.
+    """
+    if not config.get("run"):
+        return run.directory.name
+    told = json.dumps(identity(dict(config), None), sort_keys=True)
+    return f"{run.directory.name}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+
+
 def need(package: str, extra: str) -> Any:
     """An optional package, imported.
 
@@ -104,8 +118,8 @@ class WandB:
     """Weights & Biases, offline unless WANDB_MODE says otherwise: `wandb sync DIR/wandb/*`."""
 
     def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
-        """The run's id is its directory's name, so that all sessions are one run to the server."""
-        name = run.directory.name
+        """The run's id is its name, so that all sessions are one run to the server."""
+        name = known_as(run, config)
         self._run = need("wandb", "wandb").init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=name,
@@ -130,10 +144,10 @@ class Trackio:
     """Hugging Face's trackio, in TRACKIO_DIR or its own cache: `trackio show`."""
 
     def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
-        """A run of the directory's name."""
+        """A run of that name."""
         self._run = need("trackio", "trackio").init(
             project=PROJECT,
-            name=run.directory.name,
+            name=known_as(run, config),
             config=dict(config),
             resume="allow",
             embed=False,

@@ -63,9 +63,9 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
 def _marks(found: Sequence[Series], values: Sequence[Callable[[Run], float]]) -> str:
     """What the marks in the figure mean, those that are in it."""
     points = [seeds for s in found for seeds in s.runs.values()]
-    finite = [math.isfinite(value(run)) for seeds in points for run in seeds for value in values]
+    lost = [value(run) == math.inf for seeds in points for run in seeds for value in values]
     said = ["bars: seeds; line: their mean"] if any(len(seeds) > 1 for seeds in points) else []
-    return "; ".join(said + ["× on the edge: a seed diverged"] * (not all(finite)))
+    return "; ".join(said + ["× on the edge: a seed diverged or failed"] * any(lost))
 
 
 def _over_rates(
@@ -79,15 +79,18 @@ def _over_rates(
     for rate, seeds in zip(rates, values, strict=True):
         good = seeds[np.isfinite(seeds)]
         ax.plot([rate] * len(good), good, "_", color=colour, ms=8)
-        if len(good) < len(seeds):
+        if np.isinf(seeds).any():
             edge = ax.get_xaxis_transform()
             at = rate * 1.04**beside  # crosses of several series stand side by side
             ax.plot(at, 0.98, "x", color=colour, ms=8, mew=2, transform=edge, clip_on=False)
 
 
 def _largest_square(run: Run) -> float:
+    """Infinite where it was no number; NaN, which is not drawn, for a run that nobody watched."""
+    if not run.watched:
+        return math.nan
     squares = [size["max_square"] for line in run.watched for size in line["stream"]]
-    return math.inf if None in squares or not squares else max(squares)
+    return math.inf if None in squares else max(squares)
 
 
 SIZES = {"mean_square": "mean x²", "max_abs": "largest |x|", "max_square": "largest ‖x‖² of a row"}

@@ -1,6 +1,5 @@
 """Runs that belong together in a figure: they differ in learning rate and seed alone."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from normlab.results.spread import NOT_THE_MODEL, RATE, flattened
+from normlab.results.settings import RATE, differing, identity
 from normlab.run import Run
 
+TYPES = ("norm.type", "placement.type")
 Line = dict[str, Any]
 """One look, a line of watch.jsonl."""
 
@@ -51,8 +51,9 @@ def series(runs: Iterable[Run]) -> list[Series]:
     Runs that are under way are left out.
     """
     ended = [run for run in runs if run.ended or run.record.get("state") == "failed"]
-    configs = [flattened(run.read("config.yaml")) for run in ended]
-    keys = [k for k in _differing(configs) if k not in (*NOT_THE_MODEL, RATE)]
+    configs = [_identity(run) for run in ended]
+    keys = [k for k in TYPES if len({config[k] for config in configs}) > 1]
+    keys += [k for k in differing(configs) if k not in ("seed", RATE)]
     found: dict[str, Series] = {}
     pairs = zip(configs, ended, strict=True)
     for config, run in sorted(pairs, key=lambda pair: (pair[0][RATE], pair[0]["seed"])):
@@ -62,10 +63,9 @@ def series(runs: Iterable[Run]) -> list[Series]:
     return [found[label] for label in dict.fromkeys(_label(c, keys) for c in configs)]
 
 
-def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys that all configs have and in which they differ."""
-    common = [key for key in (configs or [{}])[0] if all(key in c for c in configs)]
-    return [key for key in common if len({json.dumps(c[key]) for c in configs}) > 1]
+def _identity(run: Run) -> dict[str, Any]:
+    corpus = run.read("provenance.json").get("corpus") or {}
+    return identity(run.read("config.yaml"), corpus.get("name"))
 
 
 def _label(config: dict[str, Any], keys: Sequence[str]) -> str:
@@ -75,5 +75,5 @@ def _label(config: dict[str, Any], keys: Sequence[str]) -> str:
             return name if value else ""
         return str(value) if name == "type" else f"{name}={value}"
 
-    fixed = [config["norm.type"], config["placement.type"]]
-    return " ".join(filter(None, map(said, keys))) or " ".join(fixed)
+    said_of = [said(key) for key in keys if key in config]
+    return " ".join(filter(None, said_of)) or " ".join(config[key] for key in TYPES)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from normlab.results.record import NOT_APPLICABLE, OK, Record
-from normlab.results.settings import NOT_THE_MODEL, RATE, differing, flattened, shown
+from normlab.results.settings import RATE, differing, identity, shown
 from normlab.results.table import HEAD, Cell, number, tables, with_error
+from normlab.run import GOOD
 
 LEGEND = (
     "Mean ± standard deviation over seeds. Δ is the mean over seeds of the difference to fp32. p: "
-    "Welch's t test of the fp32 log-perplexity against the row marked *, the lowest mean. "
+    "Welch's t test of the fp32 log-perplexity against the row marked *, the lowest mean of rows "
+    "all of whose seeds ended well; not corrected for how many rows there are. "
     "best of N: of N learning rates the one with the lowest validation loss (mean over seeds); "
     "lowest, highest: at that edge of what was tried, so that a better one may lie beyond."
 )
@@ -47,12 +49,17 @@ class Group:
         return [math.log(p) if p else math.nan for p in good if p is not None]
 
     @property
+    def sound(self) -> bool:
+        """Whether every seed ended well, with a number."""
+        records = self.records.get("fp32", [])
+        return all(r.status == OK for r in records) and bool(np.isfinite(self.logs).all())
+
+    @property
     def valid_loss(self) -> float:
         """Mean best validation loss over seeds; infinite where a seed has none or diverged."""
-        found = [_training(r).get("best_valid_loss") for r in self.records["fp32"]]
-        ended = all(r.status == OK for r in self.records["fp32"])
+        found = [_training(r).get("best_valid_loss") for r in self.records.get("fp32", [])]
         known = [loss for loss in found if loss is not None]
-        return float(np.mean(known)) if ended and len(known) == len(found) else math.inf
+        return float(np.mean(known)) if self.sound and len(known) == len(found) else math.inf
 
     def setting(self, key: str) -> str:
         """A field of its config; of the learning rate also what it was chosen from."""
@@ -91,11 +98,12 @@ def groups(records: Iterable[Record]) -> list[Group]:
         config = record.facts.get("config")
         if config is None:
             continue
-        flat = {k: v for k, v in flattened(config).items() if k not in NOT_THE_MODEL}
-        flat["transform"] = record.transform
+        corpus = (record.facts.get("training_provenance") or {}).get("corpus") or {}
+        flat = identity(config, corpus.get("name")) | {"transform": record.transform}
+        flat.pop("seed", None)
         group = found.setdefault(json.dumps(flat, sort_keys=True), Group(flat, {}))
         rows = group.records.setdefault(record.precision, [])
-        rows[:] = [r for r in rows if r.seed != record.seed] + [record]
+        rows[:] = [r for r in rows if r.seed != record.seed] + [_as_ended(record)]
     return list(found.values())
 
 
@@ -143,7 +151,7 @@ def lines(records: Iterable[Record], precisions: Sequence[str]) -> list[list[str
     settings += [RATE] * (RATE not in settings and any(len(g.rates) > 1 for g in found))
     columns = ["norm", "placement", *settings, "seeds", *asked[:1]]
     columns += [f"{p} (Δ)" for p in asked[1:]] + ["p"]
-    ranked = [g for g in found if g.logs]
+    ranked = [g for g in found if g.sound and len(g.logs) > 1]
     best = min(ranked, key=lambda g: float(np.mean(g.logs)), default=None)
     made = [columns]
     for group in found:
@@ -175,6 +183,13 @@ def _spread(values: Sequence[float | None], signed: bool) -> str:
         return with_error(mean, sd, "+" if signed else "")
     text = f"{mean:+.3g}" if signed else number(mean)
     return text if len(known) < 2 else f"{text} ± {sd:.2g}"
+
+
+def _as_ended(record: Record) -> Record:
+    """A run that ended badly, or not yet, is no seed like the others, though it has a number."""
+    state = _training(record).get("state", GOOD[0])
+    said = "unfinished" if state == "running" else state
+    return record if state in GOOD or record.status != OK else replace(record, status=said)
 
 
 def _training(record: Record) -> dict[str, Any]:
