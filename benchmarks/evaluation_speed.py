@@ -14,12 +14,12 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from turns import in_turns
 
 from normlab.config import build
 from normlab.model import ModelConfig, PlacementConfig, Transformer
@@ -85,20 +85,6 @@ def theirs(text: Windows, compiled: bool) -> Callable[[], float]:
     return run
 
 
-def measure(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round of each variant, after one that compiles."""
-    for run in variants.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds):
-        names = list(variants) if turn % 2 == 0 else list(variants)[::-1]
-        for name in names:
-            began = time.perf_counter()
-            variants[name]()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -111,7 +97,7 @@ def main() -> None:
     import transformers
 
     text = windows(asked.batch, asked.length)
-    seconds = measure(
+    seconds = in_turns(
         {
             "normlab fp32": ours(text, "fp32"),
             "normlab fp16:pairwise": ours(text, "fp16:pairwise"),

@@ -3,16 +3,16 @@
     python benchmarks/kernel_speed.py --rows 16384 --width 4096     # on a GPU
     python benchmarks/kernel_speed.py --rows 8 --width 16 --rounds 2 --bandwidth 10  # dry run
 
-Forward, and forward with backward, of RMSNorm and LayerNorm. All take turns; a ratio is the median
-over rounds of time / XLA's. The share of bandwidth is the least traffic (x read, y written; the
-backward pass reads x and dy and writes dx) over time, over `--bandwidth`: the GPU's peak in GB/s,
-from its data sheet. On a CPU the kernels are interpreted, and their times mean nothing.
+Forward, and forward with backward, of RMSNorm and LayerNorm; the latter gives y and the gradients
+of x, gain and bias. All take turns; a ratio is the median over rounds of time / XLA's. The share of
+bandwidth is the least traffic (forward: x read, y written; both: x and dy read, y and dx written,
+though passes apart read x twice) over time, over `--bandwidth`: the GPU's peak in GB/s, from its
+data sheet. On a CPU the kernels are interpreted, and their times mean nothing.
 """
 
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from fused_norm import fused_norm
+from turns import in_turns
 
 from normlab.numerics import Accumulator
 
-FORWARD_MOVES, BOTH_MOVES = 2, 5  # times the array, in the forward pass and in both
+FORWARD_MOVES, BOTH_MOVES = 2, 4  # times the array, in the forward pass and in both
 
 
 def norms_of(center: bool, block: int) -> dict[str, Callable]:
@@ -49,12 +50,16 @@ def norms_of(center: bool, block: int) -> dict[str, Callable]:
 
 def passes(norm: Callable, given: tuple) -> dict[str, tuple[Callable, int]]:
     """What is timed of a norm: a call without arguments, and how often it must move the array."""
-    x, gain, bias, weight = given
     forward = jax.jit(norm)
-    both = jax.jit(jax.grad(lambda x, g, b: jnp.vdot(norm(x, g, b), weight), argnums=(0, 1, 2)))
+
+    @jax.jit
+    def both(x, gain, bias, dy):
+        y, back = jax.vjp(norm, x, gain, bias)
+        return y, back(dy)
+
     return {
-        "forward": (lambda: jax.block_until_ready(forward(x, gain, bias)), FORWARD_MOVES),
-        "forward and backward": (lambda: jax.block_until_ready(both(x, gain, bias)), BOTH_MOVES),
+        "forward": (lambda: jax.block_until_ready(forward(*given[:3])), FORWARD_MOVES),
+        "forward and backward": (lambda: jax.block_until_ready(both(*given)), BOTH_MOVES),
     }
 
 
@@ -76,24 +81,12 @@ def triton_passes(center: bool, given: tuple) -> dict[str, tuple[Callable, int]]
         return y
 
     def both():
-        torch.autograd.grad(norm.apply(*leaves, 1e-5), leaves, weight)
+        y = norm.apply(*leaves, 1e-5)
+        gradients = torch.autograd.grad(y, leaves, weight)
         torch.cuda.synchronize()
+        return y, gradients
 
     return {"forward": (forward, FORWARD_MOVES), "forward and backward": (both, BOTH_MOVES)}
-
-
-def in_turns(calls: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round, after one call to warm up."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def measure(center: bool, given: tuple, block: int, rounds: int, bandwidth: float) -> list[dict]:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from turns import in_turns
 
 from normlab.config import build
 from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
@@ -67,15 +68,8 @@ def ratios(
     runs: dict, tokens: jax.Array, rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
     """Median seconds and median ratio to fp32 of each run, taken in turns."""
-    for run in runs.values():
-        jax.block_until_ready(run(tokens))
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = clock()
-            jax.block_until_ready(runs[name](tokens))
-            seconds[name].append(clock() - start)
+    calls = {name: lambda run=run: jax.block_until_ready(run(tokens)) for name, run in runs.items()}
+    seconds = in_turns(calls, rounds, clock)
     base = seconds["fp32"]
     return {
         name: {

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from turns import in_turns
 
 EPS = 1e-5
 State = dict[str, Array]
@@ -120,15 +120,8 @@ def variants() -> dict[str, Callable]:
 
 def ratios(runs: dict[str, Callable], given: tuple, rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds and median ratio to the five-scan form, taken in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for call in runs.values():
-        jax.block_until_ready(call(*given))
-    names = list(runs)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            jax.block_until_ready(runs[name](*given))
-            seconds[name].append(time.perf_counter() - start)
+    calls = {name: lambda run=run: jax.block_until_ready(run(*given)) for name, run in runs.items()}
+    seconds = in_turns(calls, rounds)
     return {
         name: {
             "seconds": statistics.median(taken),

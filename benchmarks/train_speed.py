@@ -6,6 +6,8 @@
         --out benchmarks/results/train_speed_cpu.json
 
 One model on all sides, GPT-2's shape without biases: learned positions, LayerNorm, GELU, tied head.
+nanodo differs in two things, both its own: its GELU is the tanh approximation, and the product of
+its head stays float32 where the rest is bfloat16.
 One step is forward, backward, clipping at 1.0 and AdamW, on tokens that lie ready. nanodo's own
 loop needs tensorflow-datasets, clu, sentencepiece and ml-collections; what runs here is its
 model.py under the same loss and optimizer as normlab's.
@@ -20,7 +22,7 @@ Model FLOPs of a token are 6·(12·L·d² + V·d) + 12·L·d·T: two for each we
 each layer, thrice, as the way back takes two products for each. Attention counts as if it were not
 causal and nothing is counted for what is computed twice (Chowdhery et al. 2022, arXiv:2204.02311,
 appendix B). A share of peak is their rate over the best rate of matrix products that this machine
-reached in the same run, in that library and dtype.
+reached in the same run, in that library and dtype; for `onednn` too that is XLA's default product.
 """
 
 import argparse

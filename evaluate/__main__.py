@@ -47,6 +47,7 @@ def report(config: EvaluateConfig, records: Sequence[Record]) -> None:
     written = ["table.md", "table.csv", "table.tex", "records.jsonl"]
     tell(terminal(made), markdown(made))
     found = spread.spreads(records, asked)
+    (out / "spread.md").unlink(missing_ok=True)  # an earlier call's
     if found:
         parts = [part for title, lines in found for part in (title, grid(lines))]
         page = "\n\n".join([*parts, spread.LEGEND]) + "\n"

@@ -20,7 +20,7 @@ from normlab.perplexity import default_batch
 from normlab.pretrained import PACKAGES
 from normlab.provenance import provenance
 from normlab.run import GOOD, parameters
-from normlab.sharding import on_host
+from normlab.sharding import divisible, on_host
 
 
 def of_model(lm: LanguageModel, transform: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def of_run(subject: Subject) -> dict[str, Any]:
         "norm_config": config["norm"],
         "placement_config": config["placement"],
         "seed": config["seed"],
-        "facts": {"config": config},
+        "facts": {"config": config, "training_provenance": subject.trained},
         "provenance": provenance(),
     }
 
@@ -100,7 +100,7 @@ def of_text(
         "tokens_scored": int(windows.counts.sum()),
         "words": int(windows.words.sum()),
         "bytes": int(windows.bytes.sum()),
-        "batch": config.batch or default_batch(windows, tokenizer.vocab_size),
+        "batch": divisible(config.batch or default_batch(windows, tokenizer.vocab_size)),
         "default_order": str(DEFAULT_ORDER),
     }
 

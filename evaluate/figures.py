@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from normlab.plots import record_figures, run_figures
-from normlab.results import RecordFile
+from normlab.results import RecordFile, latest
 from normlab.run import Run, is_run
 
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluate.figures", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="of records or of runs")
     out = parser.parse_args(arguments).directory
-    records = RecordFile(out / "records.jsonl").read()
+    records = latest(RecordFile(out / "records.jsonl").read())
     runs = [Run(path) for path in sorted(out.glob("*")) if is_run(path)]
     if not records and not runs:
         sys.exit(

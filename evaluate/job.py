@@ -34,6 +34,11 @@ from normlab.transforms import DoesNotApply
 
 REFERENCE = "fp32"
 """What Δ refers to."""
+WHERE_ASKED = (
+    "token_delta_mean", "token_delta_max", "token_delta_max_at", "top1_agreement", "kl_mean",
+    "kl_max", "token_nll_file", "seconds", "tokens_per_second",
+)  # fmt: skip
+"""Fields of a record that some calls fill and others leave."""
 
 
 def evaluate(config: EvaluateConfig) -> list[Record]:
@@ -93,9 +98,17 @@ class Bench:
         else:
             record = self._evaluated(record, precision)
             record = compared(record, record if text == REFERENCE else self.record(REFERENCE))
+            record = self._with_earlier(record)
         self.file.add(record)
         self.done[key] = record
         return record
+
+    def _with_earlier(self, record: Record) -> Record:
+        """What an earlier call kept of the same thing, and this one was not asked for."""
+        earlier = self.done.get(record.key)
+        missing = [name for name in WHERE_ASKED if getattr(record, name) is None]
+        kept: dict[str, Any] = {name: getattr(earlier, name, None) for name in missing}
+        return dataclasses.replace(record, **kept)
 
     @cached_property
     def _lm(self) -> LanguageModel:
@@ -198,17 +211,20 @@ class Bench:
 
             return score_columns(self._lm.model, windows, columns, batch=batch, on_batch=on_batch)
 
+    @cached_property
+    def _calibration(self) -> tuple[jax.Array, dict[str, Any]]:
+        corpus, window = self.texts.corpus(self.subject, self.config), self._known["window"]
+        tokens, facts = calibration_tokens(
+            corpus, self._lm.tokenizer, window, self.config.calibration_windows
+        )
+        return jnp.asarray(tokens), facts
+
     def _rule(self, precision: Precision) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
         """The scales of a precision's rule, each rule applied once to a model."""
         if precision.rule is None:
             return {}, None
-        tokens, facts = None, None
-        if needs_calibration(precision.rule):
-            corpus, window = self.texts.corpus(self.subject, self.config), self._known["window"]
-            given, facts = calibration_tokens(
-                corpus, self._lm.tokenizer, window, self.config.calibration_windows
-            )
-            tokens = jnp.asarray(given)
+        looks = needs_calibration(precision.rule)
+        tokens, facts = self._calibration if looks else (None, None)
         rule, pow2 = asked = precision.rule, precision.pow2
         if asked not in self._scales:
             found = scales(self._lm.model, rule, pow2=pow2, calibration=tokens)

@@ -32,7 +32,7 @@ class Subject:
         load: loads it.
         tokenizer: loads its tokenizer only; None where a run stopped before it had one.
         config: a run's config.yaml; empty for a pretrained model.
-        trained_text: SHA-256 of the text that a run was trained on.
+        trained: a run's provenance.json: the text that it was trained on, among others.
         transform: what is done to the model before it is evaluated.
     """
 
@@ -43,7 +43,7 @@ class Subject:
     load: Callable[[], LanguageModel]
     tokenizer: Callable[[], Tokenizer] | None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    trained_text: str | None = None
+    trained: dict[str, Any] = dataclasses.field(default_factory=dict)
     transform: Chain = parse(NOTHING)
 
     def transformed(self, chain: Chain) -> "Subject":
@@ -128,7 +128,7 @@ def _run(run: Run, config: EvaluateConfig) -> Subject:
         load=lambda: load(run.directory),
         tokenizer=tokenizer,
         config=resolved,
-        trained_text=run.read("provenance.json").get("text"),
+        trained=run.read("provenance.json"),
     )
 
 

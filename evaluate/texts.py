@@ -29,7 +29,7 @@ class Texts:
         if subject.data not in self._corpora:
             self._corpora[subject.data] = load_corpus(subject.data)
         corpus = self._corpora[subject.data]
-        trained = subject.trained_text
+        trained = subject.trained.get("text")
         own = config.data.corpus is None
         if own and trained and corpus.sha256("train") != trained:
             raise ValueError(

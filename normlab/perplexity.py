@@ -264,9 +264,14 @@ class _RealRows(Context):
     def norm(self, norm: Norm | None, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         if norm is None or not norm.has_statistic:
             return super().norm(norm, x)
-        real = self._real.reshape(self._real.shape + (1,) * (x.ndim - 2))
-        y = super().norm(norm, jnp.where(real, x, 0.0))
-        return jnp.where(real, y, 0.0)  # with ε = 0, a row of zeros becomes NaN
+        y = super().norm(norm, self._without_padding(x))
+        return self._without_padding(y)  # with ε = 0, a row of zeros becomes NaN
+
+    def enters(self, x: Float[Array, "b l d"], attention: Any) -> None:
+        super().enters(self._without_padding(x), attention)
+
+    def _without_padding(self, x: Float[Array, "b l *heads d"]) -> Float[Array, "b l *heads d"]:
+        return jnp.where(self._real.reshape(self._real.shape + (1,) * (x.ndim - 2)), x, 0.0)
 
 
 def _scores(outs: Sequence[Out], windows: Windows, size: int) -> Scores:

@@ -76,10 +76,8 @@ def record(model, precision="fp32", perplexity=20.0, status="ok", **more):
         "weights_sha256": "e" * 64, "provenance": PROVENANCE, "seed": 0,
         "facts": {"source": f"runs/{model}"},
     }  # fmt: skip
-    key = f"{model}-{precision}"
-    return Record(
-        key=key, model=model, precision=precision, status=status, **(fields | told | more)
-    )
+    told |= {"key": f"{model}-{precision}"}
+    return Record(model=model, precision=precision, status=status, **(fields | told | more))
 
 
 def write_records(folder, *records):

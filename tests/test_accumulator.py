@@ -118,6 +118,28 @@ def test_saturated_and_nan_sums_count_as_overflows():
     assert np.isfinite(rms(x, "fp8_e4m3.saturate")).all()
 
 
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [("fp16.saturate", 9.0), ("fp16.saturate:lanes(8).onepass", 4.0)],
+    ids=["the sum", "the sum of squares"],
+)
+def test_what_a_saturated_sum_became_does_not_hide_it(text, level):
+    """Of 8192 elements near 9 the sum stands at 65504, of those near 4 that of squares does."""
+    x = level + np.random.default_rng(1).normal(size=(3, 8192)).astype(np.float32)
+    assert int(seen(x, text, center=True).overflowed) == 3
+    assert int(seen(x - level, text, center=True).overflowed) == 0
+    wide = Accumulator(text, 100.0, observe=True)
+    wide.normalize(jnp.asarray(x), EPS, center=True)
+    assert int(wide.observed.overflowed) == 0
+
+
+def test_a_saturated_sum_counts_for_sizes_too():
+    x = 9 + np.random.default_rng(1).normal(size=(3, 8192)).astype(np.float32)
+    acc = Accumulator("fp16.saturate", observe=True)
+    acc.deviations(jnp.asarray(x), center=True)
+    assert int(acc.observed.overflowed) == 3
+
+
 def test_the_largest_values_are_of_the_unscaled_row():
     got = seen(rows, "fp16", 100.0)
     np.testing.assert_allclose(got.max_abs, np.abs(rows).max())

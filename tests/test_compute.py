@@ -154,6 +154,7 @@ def test_the_library_of_products_is_told_to_the_compiler_only_if_asked():
         ("auto", "gpu", "bfloat16", 64, "cudnn"),
         ("auto", "gpu", "float16", 128, "cudnn"),
         ("auto", "gpu", "float32", 64, "xla"),
+        ("auto", "gpu", "float64", 64, "xla"),
         ("auto", "gpu", "bfloat16", 256, "xla"),
         ("auto", "gpu", "bfloat16", 60, "xla"),
         ("auto", "tpu", "bfloat16", 64, "xla"),

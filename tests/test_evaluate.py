@@ -19,6 +19,7 @@ from evaluate import facts
 from evaluate.__main__ import main
 from evaluate.config import EvaluateConfig, TextConfig
 from evaluate.job import evaluate
+from evaluate.texts import calibration_tokens
 from normlab.config import build
 from normlab.data import DataConfig
 from normlab.model import ModelConfig, PlacementConfig
@@ -76,6 +77,8 @@ def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
     assert [found[m, PRECISIONS[1]]["status"] for m in "abcd"] == [
         "ok", "n/a", "diverged", "unfinished",
     ]  # fmt: skip
+    texts = [r["facts"]["training_provenance"]["corpus"]["name"] for r in records]
+    assert set(texts) == {"embedded"}  # seeds stay together whatever became of them
     low = found["a", "fp16:sequential"]
     assert low["delta"] == low["perplexity"] - found["a", "fp32"]["perplexity"]
     assert low["perplexity"] == pytest.approx(math.exp(low["sum_nll"] / low["tokens_scored"]))
@@ -175,6 +178,34 @@ def test_tokens_are_compared_with_fp32_where_it_is_asked_for(runs, tmp_path, mon
     assert [r.to_json() for r in again] == [r.to_json() for r in (wide, low, half)]
 
 
+def test_what_an_earlier_call_kept_stays(runs, tmp_path):
+    asked = {"checkpoint": str(runs / "a"), "precision": ("fp32", "fp16")}
+    plain = evaluate(ask(tmp_path, **asked))[1]
+    compared = evaluate(ask(tmp_path, compare=True, **asked))[1]
+    assert compared.seconds == plain.seconds
+    both = evaluate(ask(tmp_path, per_token=True, **asked))[1]
+    for name in ("token_delta_mean", "token_delta_max_at", "top1_agreement", "kl_mean", "kl_max"):
+        assert getattr(both, name) == getattr(compared, name) is not None
+    evaluate(ask(tmp_path / "other", per_token=True, **asked))
+    other = evaluate(ask(tmp_path / "other", compare=True, **asked))[1]
+    assert (other.token_nll_file, other.kl_mean) == (both.token_nll_file, both.kl_mean)
+    assert (tmp_path / "other" / str(other.token_nll_file)).exists()
+
+
+def test_the_batch_is_the_one_that_is_run(runs, tmp_path, monkeypatch):
+    """On two devices of a mesh a batch of 3 is one of 4."""
+    monkeypatch.setattr("evaluate.facts.divisible", lambda size: size + size % 2)
+    asked = ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp32",), batch=3)
+    (record,) = evaluate(asked)
+    assert record.batch == 4
+
+
+def test_the_spread_of_an_earlier_call_does_not_stay(runs, tmp_path):
+    (tmp_path / "spread.md").write_text("of other runs")
+    main(ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp32",)))
+    assert not (tmp_path / "spread.md").exists()
+
+
 def test_fp32_is_run_even_where_it_is_no_column(runs, tmp_path):
     (record,) = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), precision=("fp16",)))
     assert record.precision == "fp16"
@@ -188,6 +219,20 @@ def test_a_rule_that_looks_at_text_takes_the_validation_split(runs, tmp_path):
     assert record.calibration["split"] == "valid"
     assert (record.calibration["windows"], record.calibration["length"]) == (8, 15)
     assert record.overflowed_rows == 0
+
+
+def test_the_calibration_text_is_cut_once(runs, tmp_path, monkeypatch):
+    cuts = []
+
+    def cut(*given):
+        cuts.append(given)
+        return calibration_tokens(*given)
+
+    monkeypatch.setattr("evaluate.job.calibration_tokens", cut)
+    both = ("fp16+calibrated", "fp16+calibrated_max.pow2")
+    first, second = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), precision=both))
+    assert first.calibration == second.calibration
+    assert len(cuts) == 1
 
 
 def test_a_word_level_model_is_read_by_the_word_protocol(word_run, tmp_path):

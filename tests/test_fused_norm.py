@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import kernel_speed
 import numpy as np
 import pytest
 from fused_norm import fused_norm
@@ -117,3 +118,15 @@ def test_refuses():
         fused_norm(one, one, one, precision="fp16")
     with pytest.raises(ValueError, match="block = 3: expected a power of two"):
         fused_norm(one, one, one, block=3)
+
+
+def test_what_is_timed_of_a_norm_gives_its_rows_and_every_gradient():
+    """A program that gives gradients alone needn't write the rows, as the kernels must."""
+    x, (gain, bias), weight = rows(8), parameters(8), rows(8, seed=7)
+    timed = kernel_speed.passes(ours(True), (x, gain, bias, weight))
+    forward, both = (timed[name][0]() for name in ("forward", "forward and backward"))
+    assert np.array_equal(both[0], forward)
+    slopes = gradients(True, 8)[-1]
+    assert len(both[1]) == len(slopes)
+    for got, wanted in zip(both[1], slopes, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)

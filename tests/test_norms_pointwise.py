@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 from flax import nnx
-from test_norms import make, randomized, row
+from test_norms import FINAL, make, parameters, randomized, row
 
 from normlab.model import Context
 from normlab.norms import norms
@@ -51,6 +51,15 @@ def test_bhyt_ignores_size_and_obeys_chebyshev():
 def test_bhyt_is_nearly_a_small_rmsnorm():
     y, rms = make("bhyt")(row(), FP32), make("rmsnorm", eps=1e-6)(row(), FP32)
     np.testing.assert_allclose(y, np.float64(rms) / 10, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["bhyt", "bhyt-estimated"])
+def test_before_the_head_bhyt_is_an_rmsnorm_unless_told_otherwise(name):
+    kept, x = randomized(make(name, site=FINAL)), row()
+    assert parameters(kept).keys() == {"gain"}
+    assert np.array_equal(kept(x, FP32), randomized(make("rmsnorm", eps=1e-6))(x, FP32))
+    other, inside = randomized(make(name, site=FINAL, keep_final=False)), randomized(make(name))
+    assert np.array_equal(other(x, FP32), inside(x, FP32))
 
 
 @pytest.mark.parametrize("method", ["rezero", "fixup"])
@@ -99,6 +108,15 @@ def test_tfixup_starts_as_its_factors_say():
     assert float(tfixup.embed_scale[...]) == pytest.approx(math.sqrt(32))
     assert np.array_equal(tfixup.head.kernel[...], plain.head.kernel[...])
     assert tfixup.blocks[0].mlp.branch_gain is None
+
+
+def test_tfixup_takes_back_only_what_was_done():
+    """Under a placement with a gain of its own no output map starts smaller by √(2L)."""
+    std = tiny_model("none").config.std * 0.67 * 3**-0.25
+    for placement, gain in (("lns", 1.0), ("sub-ln", math.sqrt(math.log(6)))):
+        model = tiny_model("none", placement, norm_fields={"method": "tfixup"}, layers=3)
+        for linear in (model.blocks[1].attention.branch.out, model.blocks[2].mlp.branch.down):
+            assert np.std(linear.kernel[...]) == pytest.approx(gain * std, rel=0.1)
 
 
 def estimated():

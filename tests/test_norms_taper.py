@@ -80,6 +80,16 @@ def test_the_linear_gain_learns_only_once_the_gate_opens():
         assert np.any(slopes["gain"][...])
 
 
+@pytest.mark.parametrize(("gate", "lost"), [(1.0, 5), (0.25, 5), (0.0, 0)])
+def test_a_sum_that_reaches_no_output_is_not_out_of_range(gate, lost):
+    norm, acc = make("tapernorm"), Accumulator("fp16", observe=True)
+    norm.gate[...] = jnp.float32(gate)
+    norm(1000 * row(), acc)
+    seen = acc.observed
+    assert (int(seen.rows), int(seen.overflowed), int(seen.above)) == (5, lost, lost)
+    assert float(seen.max_abs) > 1000
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_final_norm_stays_unless_told_otherwise(keep):
     norm = make("tapernorm", site=FINAL, keep_final=keep)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jax import lax
 from numerics_reference import ORDERS, cast, extreme_rows, rounded, same, squares, summed
 
-from normlab.numerics import Order, Precision, accumulate, sum_of_squares
+from normlab.numerics import FloatFormat, Order, Precision, accumulate, sum_of_squares
+from normlab.numerics.formats import rounded_pair, rounded_sum
 
 LENGTHS = (1, 2, 3, 7, 8, 9, 17, 63, 65, 127, 128, 255, 576, 1000)
 total_of_squares = jax.jit(sum_of_squares, static_argnums=1)
@@ -109,6 +110,27 @@ def test_infinities_and_nans(order):
     assert same(got, [np.inf, np.nan, np.inf, 100]).all()
     x[0, 51] = -np.inf
     assert np.isnan(np.asarray(total(x, f"fp16:{order}"))[0])
+
+
+@pytest.mark.parametrize("mantissa", range(1, 22))
+def test_infinities_in_every_width(mantissa):
+    """Whichever of the two addends is infinite: the sum is as IEEE 754 has it."""
+    edges = np.array([np.inf, -np.inf, np.nan, 1.5, -1.5, 0.0], np.float32)
+    a, b = (np.ravel(part) for part in np.meshgrid(edges, edges))
+    with np.errstate(invalid="ignore"):
+        want = a + b
+    to = FloatFormat.parse(f"e8m{mantissa}")
+    assert same(rounded_sum(jnp.asarray(a), jnp.asarray(b), to), want).all()
+    lost = np.where(np.isfinite(a), 0, np.nan).astype(np.float32)  # as `two_sum` has it
+    got = rounded_pair(jnp.asarray(a), jnp.asarray(lost), to)
+    assert same(got, a).all()
+
+
+@pytest.mark.parametrize("mantissa", [12, 21])
+def test_sums_beyond_float32_are_infinite_on_both_sides(mantissa):
+    x = np.full((2, 4), 3e38, np.float32) * [[1], [-1]]
+    got = np.asarray(total(x.astype(np.float32), f"e8m{mantissa}:sequential"))
+    assert same(got, [np.inf, -np.inf]).all()
 
 
 def test_left_to_right_stalls_and_the_others_do_not():

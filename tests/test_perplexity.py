@@ -117,6 +117,16 @@ def test_padding_is_neither_scored_nor_counted():
         assert padded.sites[site].max_norm == pytest.approx(rows.max_norm, rel=1e-5)
 
 
+def test_padding_is_not_counted_where_the_rows_that_entered_the_block_are():
+    """Padding is token 0, whose row is made huge here; the text has none."""
+    model, read = build("bhyt-estimated"), windows(SPANS[-1:])
+    assert read.inputs[0, : read.lengths[0]].all()
+    model.embed.embedding[...] = model.embed.embedding[...].at[0].set(1e5)
+    for site, rows in score(model, read, parse("fp16"), batch=1).sites.items():
+        assert (rows.rows, rows.overflowed) == (5, 0), site
+        assert rows.max_norm < 1e3, site
+
+
 def test_padding_does_no_harm_where_eps_is_zero():
     shape = ModelConfig(layers=1, width=D, heads=4, max_length=32)
     config = norms["rmsnorm"].Config(eps=0.0)

@@ -63,7 +63,7 @@ def test_every_site_of_a_row_is_visited_once_and_no_other(name, tokens):
 @pytest.mark.parametrize("name", placements)
 def test_every_row_says_where_it_comes_from(name):
     row = placements[name]
-    assert "arXiv" in row.source
+    assert "arXiv" in row.about.source
     assert row.about.title
     assert row.about.formula
     assert row.about.property

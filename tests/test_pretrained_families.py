@@ -52,6 +52,13 @@ def test_what_each_family_adds():
     assert model("gpt2", n_inner=50).hidden == 50
 
 
+def test_gemma_reads_hidden_activation_where_both_are_given():
+    both = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}
+    assert model("gemma3", **both).activation == model("gemma3").activation
+    only = {"hidden_act": "silu", "hidden_activation": None}
+    assert model("gemma3", **only).activation == model("llama").activation
+
+
 def test_local_and_global_blocks():
     two, three = model("gemma2"), model("gemma3", num_hidden_layers=12)
     assert [two.local(i) for i in range(LAYERS)] == [True, False, True]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_checkpoints import letters, write_tokenizer
 
+from normlab.data import load_tokenizer
 from normlab.pretrained.source import CheckpointError
 from normlab.pretrained.tokenizer import from_folder, from_metadata
 
@@ -118,10 +119,33 @@ def test_a_control_token_is_found_whole():
         (BPE, None),
         ({**BPE, "tokenizer.ggml.add_bos_token": True}, 259),
         ({**BPE, "tokenizer.ggml.pre": "llama-bpe"}, 259),
+        ({**BPE, "tokenizer.ggml.pre": "llama3"}, 259),
+        ({**BPE, "tokenizer.ggml.pre": "dbrx"}, None),
     ],
 )
 def test_bos_is_what_the_model_was_trained_with(metadata, bos):
     assert from_metadata(metadata, "t").bos == bos
+
+
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", ["Ġab"]), ("dbrx", ["Ġ", "ab"])])
+def test_a_word_that_is_a_token_is_not_merged_by_llama3_alone(pre, expected):
+    """A dbrx vocabulary cuts a text alike, and merges what it has cut."""
+    metadata = {**BPE, "tokenizer.ggml.pre": pre, "tokenizer.ggml.merges": ["a b"]}
+    assert texts(metadata, " ab") == expected
+
+
+@pytest.mark.parametrize(
+    ("metadata", "prefix"),
+    [
+        (BPE, 259),
+        ({**BPE, "tokenizer.ggml.eos_token_id": 3}, 259),
+        ({k: v for k, v in BPE.items() if "bos" not in k} | {"tokenizer.ggml.eos_token_id": 3}, 3),
+        ({k: v for k, v in BPE.items() if "bos" not in k}, None),
+    ],
+)
+def test_a_text_may_need_a_token_before_it_where_the_model_needs_none(metadata, prefix):
+    tokenizer = from_metadata(metadata, "t")
+    assert (tokenizer.bos, tokenizer.prefix) == (None, prefix)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +190,28 @@ def test_a_folders_bos(tmp_path):
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
     assert from_folder(tmp_path, {"bos_token_id": 3}, "t").bos == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "prefix"),
+    [
+        (None, {"bos_token_id": 3, "eos_token_id": 4}, 3),
+        (None, {"eos_token_id": [4, 5]}, 4),
+        (None, {}, None),
+        ({"bos_token": "c", "eos_token": "d"}, {"bos_token_id": 3}, "c"),
+        ({"bos_token": None, "eos_token": {"content": "d"}}, {"bos_token_id": 3}, "d"),
+    ],
+    ids=["config.json", "several ends", "neither", "named", "the end is named, BOS is none"],
+)
+def test_a_folders_prefix(tmp_path, settings, config, prefix):
+    write_tokenizer(tmp_path)
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    made = from_folder(tmp_path, config, "t")
+    assert made.bos is None
+    assert made.prefix == (letters().index(prefix) if isinstance(prefix, str) else prefix)
+    made.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").prefix == made.prefix
 
 
 def test_a_folder_without_a_good_tokenizer(tmp_path):

@@ -20,6 +20,7 @@ class Characters:
 
     def __init__(self, bos=None):
         self.name, self.vocab_size, self.bos, self.hash = "characters", 256, bos, f"chars{bos}"
+        self.prefix = bos
 
     def encode(self, text):
         return Encoding(np.array([ord(c) for c in text], np.int32), np.arange(len(text)) + 1)
@@ -43,7 +44,7 @@ def test_the_table_of_the_design():
         "lm-eval": (2048, False, "word_perplexity"),
         "stride": (1024, False, "perplexity"),
     }
-    assert {protocols[p].version for p in protocols} == {1}
+    assert {p: protocols[p].version for p in protocols} == dict.fromkeys(rows, 1) | {"lm-eval": 2}
 
 
 def test_window_with_bos_scores_the_whole_text_and_each_window_begins_with_it():
@@ -94,6 +95,18 @@ def test_lm_eval_scores_each_page_once_and_counts_its_words_before_detokenizatio
     assert windows.words.sum() == sum(len(re.split(r"\s+", page)) for page in found)
     assert windows.bytes.sum() == sum(len(page.encode()) for page in found)
     assert (windows.inputs[:, 0] == 1).sum() == len(found)
+
+
+def test_lm_eval_puts_a_token_before_a_page_of_a_model_without_bos():
+    tokenizer, found = Characters(), pages(WIKI)
+    bare = protocols["lm-eval"].windows(WIKI, tokenizer, 24)
+    assert asked(bare) == "".join(detokenized(page)[1:] for page in found)
+    tokenizer.prefix = 2  # its end of text
+    windows = protocols["lm-eval"].windows(WIKI, tokenizer, 24)
+    assert asked(windows) == "".join(map(detokenized, found))
+    assert (windows.inputs[:, 0] == 2).sum() == len(found)
+    others = ((name, protocols[name].windows(WIKI, tokenizer, 24)) for name in ("window", "stride"))
+    assert [name for name, made in others if (made.inputs == 2).any()] == []
 
 
 def test_word_scores_all_words_but_the_first_and_needs_a_word_tokenizer():

@@ -13,6 +13,7 @@ from evaluate.report.curves import ABOVE_START, sweeps, told_apart
 from evaluate.report.markup import anchor, element
 from evaluate.report.numbers import differing
 from evaluate.report.page import page
+from evaluate.report.papers import command
 from evaluate.report.ranges import in_order, spans
 from evaluate.report.sources import Trained, read
 
@@ -118,6 +119,20 @@ def test_a_record_says_what_asks_for_it_again(reader):
     assert command in told
 
 
+def test_what_asks_for_it_again_names_calibration_and_mesh():
+    mesh = {"data": 2, "model": 1, "shard_parameters": True, "processes": 1}
+    asked = command(
+        record("a", "fp16+calibrated", calibration={"split": "valid", "windows": 32},
+               provenance={"mesh": mesh})
+    )  # fmt: skip
+    words = re.sub("<[^>]*>", "", asked).split()
+    assert words[-4:] == [
+        "calibration_windows=32", "mesh.data=2", "mesh.model=1", "mesh.shard_parameters=True",
+    ]  # fmt: skip
+    assert "calibration" not in command(record("a"))
+    assert "mesh" not in command(record("a"))
+
+
 def test_columns_sort_by_numbers_and_what_has_none_is_last(reader):
     cells = [a for a, text in reader.all("td") if text in ("20.000", "18.000", "inf")]
     assert [c["data-order"] for c in cells] == ["20.0", "18.0", "Infinity"]
@@ -204,6 +219,20 @@ def test_of_two_records_of_one_thing_the_later_one_counts(tmp_path):
     write_records(tmp_path, record("a", perplexity=1.0), record("a", perplexity=2.0))
     (found,) = read([tmp_path]).records
     assert found.perplexity == 2.0
+
+
+def test_of_a_run_that_went_on_the_page_has_what_was_evaluated_last(tmp_path):
+    config = {"norm": {"type": "rmsnorm"}, "optimizer": {"lr": 0.5}, "placement": {"type": "pre"}}
+
+    def told(precision, weights, state):
+        facts = {"source": "runs/a", "config": config, "training": {"state": state}}
+        return record("a", precision, weights_sha256=weights, key=weights + precision, facts=facts)
+
+    early = [told("fp32", "100", "running"), told("fp16", "100", "running")]
+    write_records(tmp_path, *early, told("fp32", "200", "finished"))
+    found = read([tmp_path])
+    assert [r.weights_sha256 for r in found.records] == ["200"]
+    assert [run.state for run in found.runs] == ["finished"]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

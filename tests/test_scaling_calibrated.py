@@ -1,12 +1,14 @@
 """Scales from recorded norms."""
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from scaling_models import KINDS, random_tokens, uneven
 
 from normlab.model import Context
 from normlab.scaling import scales
-from normlab.scaling.calibrated import recorded
+from normlab.scaling.calibrated import _sizes, recorded
 from normlab.scaling.moments import headroom
 
 TOKENS = random_tokens(3)
@@ -29,6 +31,13 @@ def by_hand(model, site):
 @pytest.mark.parametrize("site", ["blocks.0.mlp.norm_out", "blocks.0.attention.query.norm_qk"])
 def test_recorded_norms_are_those_of_the_captured_rows(model, site):
     np.testing.assert_allclose(recorded(model, TOKENS)[site], by_hand(model, site), rtol=1e-4)
+
+
+def test_norms_are_recorded_in_float32_on_every_device(model):
+    """On a GPU, products of float32 are TF32 where nothing else is asked for."""
+    graphdef, params = nnx.split(model)
+    traced = str(jax.make_jaxpr(lambda p: _sizes(graphdef, p, TOKENS[:1]))(params))
+    assert traced.count("dot_general[") * 2 == traced.count("Precision.HIGHEST") > 0
 
 
 @pytest.mark.parametrize(

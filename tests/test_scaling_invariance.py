@@ -70,6 +70,15 @@ def test_a_norm_that_depends_on_its_scale_is_refused(registered, called):
     assert "docs/howto/add-a-norm.md" in str(e.value)
 
 
+def test_a_norm_that_cannot_be_called_is_not_taken_for_one_that_moves_by_nothing(registered):
+    def wrong(norm, x, acc):
+        raise ValueError("the norm's own words")
+
+    registered(wrong)
+    with pytest.raises(ValueError, match="the norm's own words"):
+        scales(model("toy"), "slanc")
+
+
 def fourth_powers_undone(norm, x, acc):
     _, fourth = acc.moments(x * x)
     return x * (fourth * acc.scale**2 + norm.config.eps) ** -0.25

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from normlab.results import Record, tables
+from normlab.results import Record, latest, tables
 from normlab.results.table import difference, number
 
 
@@ -125,6 +125,35 @@ def test_what_must_be_known_of_a_model_is_in_the_title_once():
 def test_the_later_of_two_records_counts():
     (table,) = tables([record(perplexity=1.0), record(perplexity=2.0)])
     assert cells(table, "fp32") == ["2.000"]
+
+
+def test_a_row_is_of_one_set_of_weights_the_last_that_was_evaluated():
+    def run(precision, weights, perplexity, **more):
+        facts = {"source": "runs/a"}
+        return record("a", precision, perplexity=perplexity, weights_sha256=weights, facts=facts,
+                      **more)  # fmt: skip
+
+    early = [run("fp32", "100", 9.0, note="step 100"), run("fp16", "100", 9.5, delta=0.5)]
+    failed = record("b", status="diverged", perplexity=None)
+    (table,) = tables([*early, failed, run("fp32", "200", 5.0)])
+    assert [line[3:] for line in table.lines()] == [["diverged"], ["5.000"]]
+    assert "step 100" not in table.title
+    assert tables([*early, failed])[0].lines()[0][-2:] == ["9.000", "9.500 (+0.5)"]
+
+
+def test_two_models_of_one_name_are_two_rows():
+    def final(source, weights, precision="fp32"):
+        return record("final", precision, weights_sha256=weights, facts={"source": source})
+
+    one, two = final("a/final", "1"), final("b/final", "2")
+    unread = record("final", "bf16", status="unfinished", perplexity=None)
+    (table,) = tables([one, two, final("b/final", "2", "fp16"), unread])
+    assert [(row[0], list(cells)) for row, cells in table.rows.items()] == [
+        ("final", ["fp32", "bf16"]), ("final (2)", ["fp32", "fp16"]),
+    ]  # fmt: skip
+    (moved,) = tables([one, final("elsewhere/final", "1", "fp16")])
+    assert [list(cells) for cells in moved.rows.values()] == [["fp32", "fp16"]]
+    assert latest(latest([one, two])) == latest([one, two])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,8 +138,8 @@ def test_bad_vocabularies_are_refused():
 # --- tokenizers made elsewhere
 
 
-def pretrained_file(folder: Path) -> Path:
-    """A tokenizer.json with a special token, a normalizer and a template that would add BOS."""
+def pretrained() -> PretrainedTokenizer:
+    """Of a tokenizer.json with a special token, a normalizer and a template that would add BOS."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {"<s>": 0, "[UNK]": 1, "one": 2, "two": 3}
@@ -151,12 +150,11 @@ def pretrained_file(folder: Path) -> Path:
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
     tokenizer.enable_truncation(2)
-    (folder / "tokenizer.json").write_text(tokenizer.to_str())
-    return folder / "tokenizer.json"
+    return PretrainedTokenizer(tokenizer.to_str(), "toy", bos=0)
 
 
-def test_pretrained_adds_nothing_and_cuts_nothing(tmp_path):
-    tokenizer = PretrainedTokenizer.from_file(pretrained_file(tmp_path), "toy", bos="<s>")
+def test_pretrained_adds_nothing_and_cuts_nothing():
+    tokenizer = pretrained()
     ids, ends = tokenizer.encode("One  two three\nONE")
     assert ids.tolist() == [2, 3, 1, 2]
     assert ends.tolist() == [3, 8, 14, 18]
@@ -166,24 +164,17 @@ def test_pretrained_adds_nothing_and_cuts_nothing(tmp_path):
     assert tokenizer.decode(ids) == "one two [UNK] one"
 
 
-def test_pretrained_bos_must_exist(tmp_path):
-    file = pretrained_file(tmp_path)
-    assert PretrainedTokenizer.from_file(file, "toy").bos is None
-    with pytest.raises(ValueError, match=r"bos = '<bos>'"):
-        PretrainedTokenizer.from_file(file, "toy", bos="<bos>")
-
-
 # --- saved and loaded
 
 
 @pytest.mark.parametrize("kind", ["bpe", "word", "pretrained"])
 def test_saved_and_loaded_is_the_same(kind, tmp_path):
     made = {"bpe": BPE, "word": WORD}.get(kind)
-    made = made or PretrainedTokenizer.from_file(pretrained_file(tmp_path), "toy", bos="<s>")
+    made = made or pretrained()
     made.save(tmp_path / "run" / "tokenizer")
     loaded = load_tokenizer(tmp_path / "run" / "tokenizer")
     assert type(loaded) is type(made)
-    for attribute in ("name", "vocab_size", "bos", "hash"):
+    for attribute in ("name", "vocab_size", "bos", "prefix", "hash"):
         assert getattr(loaded, attribute) == getattr(made, attribute)
     for a, b in zip(loaded.encode(TEXT), made.encode(TEXT), strict=True):
         np.testing.assert_array_equal(a, b)

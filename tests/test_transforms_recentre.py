@@ -64,6 +64,12 @@ def test_a_norm_on_the_embedding_is_refused():
         apply(Transformer(model.config, model.norm, config, 11), "recentre")
 
 
+def test_embedding_rows_of_one_length_are_refused():
+    """The tied head divides by the rows that it had, the stem by the rows that it has."""
+    with pytest.raises(DoesNotApply, match="model.embed_length"):
+        apply(tiny_model("layernorm", layers=1, width=8, embed_length=3.0), "recentre")
+
+
 @pytest.mark.parametrize("norm", [n for n in norms if n != "layernorm"])
 def test_other_norms_are_refused(norm):
     with pytest.raises(DoesNotApply, match=f"expected a LayerNorm.*got norm '{norm}'"):

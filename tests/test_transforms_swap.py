@@ -95,6 +95,19 @@ def test_what_a_config_says_is_not_lost():
     assert swap(stored, "i-bert").norm.one_plus
 
 
+def test_a_norm_of_another_meaning_is_not_taken_for_layernorms_kin():
+    for name in ("l1", "i-bert", "dyadic", "layernorm"):  # four statistics, or one
+        with pytest.raises(ValueError, match=f"'{name}' .* norm 'groupnorm' .*LayerNorm's kin"):
+            swap(tiny_model("groupnorm", layers=1, width=8), name)
+    partial = tiny_model("prmsnorm", layers=1, width=8, norm_fields={"share": 0.5})
+    for name in ("rmsnorm", "doubled"):
+        with pytest.raises(ValueError, match=f"has share = 0.5: '{name}' has none"):
+            swap(partial, name)
+    assert swap(partial, "prmsnorm").norm.share == 0.5
+    whole = tiny_model("prmsnorm", layers=1, width=8, norm_fields={"share": 1.0})
+    assert swap(whole, "doubled").norm.type == "doubled"
+
+
 def test_a_layernorm_does_not_become_what_can_not_centre(layernorm):
     with pytest.raises(ValueError, match="'doubled' can't take the place .* can't centre"):
         swap(layernorm, "doubled")

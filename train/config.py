@@ -38,7 +38,7 @@ class TrainConfig:
     seed: int = knob(0, "of initial weights, order of the text, and dropout")
     eval_every: int = knob(100, "steps between validations; each one saves a checkpoint")
     eval_windows: int | None = knob(
-        64, "validation windows; null: as many whole batches as there are"
+        64, "validation windows, cut to whole batches; null: all there are, cut so too"
     )
     patience: int | None = knob(None, "stop after so many validations without a better one")
     log_every: int = knob(10, "steps between two lines of metrics.jsonl")

@@ -10,7 +10,7 @@ from evaluate.report.charts import LOOKS, Frame, Line, figure, legend
 from evaluate.report.markup import Markup
 from evaluate.report.ranges import in_order
 from evaluate.report.sources import Trained
-from normlab.results.settings import NOT_THE_MODEL, RATE, differing, shown
+from normlab.results.settings import RATE, decides, differing, shown
 
 ABOVE_START = 1.25
 """The axis of a loss ends at so many times the largest loss that a run began with."""
@@ -35,7 +35,7 @@ def told_apart(runs: Sequence[Trained]) -> tuple[dict[str, int], list[tuple[int,
 
     Seeds share one. Where all have one norm and placement, a colour by setting; else by run.
     """
-    keys = [k for k in differing(run.config for run in runs) if k not in NOT_THE_MODEL]
+    keys = [k for k in differing(run.config for run in runs) if k != "seed" and decides(k)]
     said = [", ".join(f"{k} {shown(r.config[k])}" for k in keys if k in r.config) for r in runs]
     kinds, settings = list(dict.fromkeys(r.kind for r in runs)), list(dict.fromkeys(said))
     names = [f"{r.kind}, {s}" if s else r.kind for r, s in zip(runs, said, strict=True)]
@@ -112,7 +112,8 @@ def sweeps(runs: Sequence[Trained]) -> list[list[Trained]]:
     groups: dict[str, list[Trained]] = {}
     for run in runs:
         if RATE in run.config and (best(run) is not None or run.state == "diverged"):
-            rest = {k: v for k, v in run.config.items() if k not in (*NOT_THE_MODEL, RATE)}
+            kept = (k for k in run.config if k not in ("seed", RATE) and decides(k))
+            rest = {k: run.config[k] for k in kept}
             groups.setdefault(json.dumps(rest, sort_keys=True), []).append(run)
     return [g for g in groups.values() if len({run.config[RATE] for run in g}) > 1]
 

@@ -9,7 +9,7 @@ from evaluate.report.markup import Markup, anchor, element
 from evaluate.report.sources import Sources, Trained
 from evaluate.report.tables import Entry, table
 from normlab.results import Record, tables
-from normlab.results.settings import NOT_THE_MODEL, shown
+from normlab.results.settings import decides, shown
 from normlab.results.spread import LEGEND as SPREAD_LEGEND
 from normlab.results.spread import spreads
 from normlab.results.table import LEGEND, Cell, Table, number
@@ -105,13 +105,16 @@ def differences(sources: Sources) -> list[Markup]:
 
 
 def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Fields that have several values among the configs that have them; directories don't count."""
+    """Fields that have several values among the configs that have them and that decide.
+
+    All of them: beside a table's rows (`normlab.results.settings.differing`) types and what they
+    bring by default would say nothing, here they are what is asked for.
+    """
     values: dict[str, set[str]] = {}
     for config in configs:
         for key, value in config.items():
             values.setdefault(key, set()).add(json.dumps(value))
-    kept = set(NOT_THE_MODEL) - {"seed"}
-    return [key for key, seen in values.items() if len(seen) > 1 and key not in kept]
+    return [key for key, seen in values.items() if len(seen) > 1 and decides(key)]
 
 
 def note(said: str) -> Markup:

@@ -104,6 +104,7 @@ def command(r: Record) -> Markup | None:
     """What asks for this number again; None for what was not evaluated."""
     if r.protocol is None:
         return None
+    mesh = r.provenance.get("mesh", {})
     fields = {
         "precision": f"[{r.precision}]",
         "transform": f"[{r.transform}]" if r.transform != "none" else None,
@@ -112,6 +113,8 @@ def command(r: Record) -> Markup | None:
         "protocol": r.protocol,
         "window": r.window,
         "max_windows": r.max_windows,
+        "calibration_windows": (r.calibration or {}).get("windows"),
+        **{f"mesh.{name}": mesh.get(name) for name in ("data", "model", "shard_parameters")},
     }
     given = [f"{name}={value}" for name, value in fields.items() if value is not None]
     return code(["python", "-m", "evaluate", _source(r), *given])

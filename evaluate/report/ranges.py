@@ -27,10 +27,10 @@ def ranges(records: Sequence[Record]) -> list[Markup]:
 
 
 CAPTION = (
-    "By norm, in the order of the forward pass: the sum of squares of its rows as it was "
-    "accumulated (after scaling; bar: least to largest, dot: median) and the largest element |x| "
-    "before it (ring). Dashed: the format's largest value, its smallest normal and its smallest "
-    "subnormal; for fp32 those of fp16."
+    "By norm, in the order of the forward pass: the sum of squares of its rows after scaling, in "
+    "float32, as the format would have to hold it (bar: least to largest, dot: median), and the "
+    "largest element |x| before scaling (ring). Dashed: the format's largest value, its smallest "
+    "normal and its smallest subnormal; for fp32 those of fp16."
 )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from normlab.results import Record, RecordFile
+from normlab.results import Record, RecordFile, latest
 from normlab.results.settings import flattened
 from normlab.run import FINAL, Run, is_run
 
@@ -98,7 +98,8 @@ def read(directories: Sequence[Path]) -> Sources:
     for directory in directories:
         found |= dict.fromkeys(path.resolve() for path in _inside(directory))
     records = [r for path in found for r in RecordFile(path / RECORDS).read()]
-    last = {r.key: r for r in records}  # of two records of one thing the later one counts
+    # Of two records of one thing the later one counts, of a model what was evaluated last.
+    last = {r.key: r for r in latest(records)}
     runs = _apart([Trained.read(path) for path in found if is_run(path)])
     if not runs and not last:
         raise FileNotFoundError(f"{', '.join(map(str, directories))}: {RECORDS} is empty")

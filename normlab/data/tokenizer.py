@@ -46,6 +46,7 @@ class Tokenizer(ABC):
         name: what a table says ("bpe-4096").
         vocab_size: ids are 0 … vocab_size − 1.
         bos: the id that begins a text, for tokenizers that have one.
+        prefix: BOS, or what takes its place where a protocol needs some token before a text.
         hash: SHA-256 of all that defines it. Two tokenizers of one hash encode alike.
         definition: what `file` holds in the folder of a saved one.
     """
@@ -56,6 +57,7 @@ class Tokenizer(ABC):
     name: str
     vocab_size: int
     bos: int | None
+    prefix: int | None = None
     hash: str
 
     @abstractmethod
@@ -76,6 +78,7 @@ class Tokenizer(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / self.file).write_bytes(self.definition.encode())
         card = {"kind": self.kind, "name": self.name, "bos": self.bos, "hash": self.hash}
+        card["prefix"] = self.prefix
         (folder / CARD).write_text(json.dumps(card, indent=1))
 
 
@@ -95,7 +98,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"the tokenizer in {folder} has changed since it was saved: hash {got}, "
             f"expected {card['hash']}"
         )
-    return cls.restore(definition, card["name"], card["bos"])
+    made = cls.restore(definition, card["name"], card["bos"])
+    made.prefix = card.get("prefix", made.bos)
+    return made
 
 
 def _hash(definition: str, bos: int | None) -> str:
@@ -173,12 +178,15 @@ class PretrainedTokenizer(Tokenizer):
         definition: the content of a `tokenizer.json`.
         name: what a table says.
         bos: the id that begins a text; None where the model was trained without one.
+        prefix: BOS although it was, else the end of text; None: `bos`.
     """
 
     kind = "pretrained"
     file = "tokenizer.json"
 
-    def __init__(self, definition: str, name: str, bos: int | None = None):
+    def __init__(
+        self, definition: str, name: str, bos: int | None = None, prefix: int | None = None
+    ):
         from tokenizers import Tokenizer as HFTokenizer
 
         self.definition = definition
@@ -187,22 +195,9 @@ class PretrainedTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self.name = name
         self.bos = bos
+        self.prefix = bos if prefix is None else prefix
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
         self.hash = _hash(definition, bos)
-
-    @classmethod
-    def from_file(cls, file: Path, name: str, bos: str | None = None) -> "PretrainedTokenizer":
-        """From a `tokenizer.json`; `bos` is the token's own text (`"<bos>"`).
-
-        Raises:
-            ValueError: a `bos` that isn't in the vocabulary.
-        """
-        tokenizer = cls(file.read_bytes().decode(), name)
-        if bos is None:
-            return tokenizer
-        number = tokenizer._tokenizer.token_to_id(bos)
-        check(number is not None, f"bos = {bos!r}: expected a token of {file.name}")
-        return cls(tokenizer.definition, name, number)
 
     def encode(self, text: str) -> Encoding:
         """The text as one string, as perplexities of pretrained models take it."""

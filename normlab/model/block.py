@@ -41,7 +41,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this block."""
-        context.entered = x, self.attention
+        context.enters(x, self.attention)
         return self.mlp(self.attention(x, context), context)
 
 

@@ -72,7 +72,8 @@ class ComputeConfig:
         Raises:
             ValueError: cudnn was asked for where it can't be had.
         """
-        fits = dtype != jnp.float32 and head_size % 8 == 0 and head_size <= 128
+        half = dtype in (jnp.bfloat16, jnp.float16)
+        fits = half and head_size % 8 == 0 and head_size <= 128
         there = jax.default_backend() == "gpu"
         if self.attention == "auto":
             return "cudnn" if fits and there else "xla"

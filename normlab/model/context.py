@@ -78,6 +78,10 @@ class Context:
             self.observed[name] = acc.observed
         return y.astype(came)
 
+    def enters(self, x: Float[Array, "b l d"], attention: Any) -> None:
+        """Told by a block of the rows that enter it, and of its attention; for `entered`."""
+        self.entered = x, attention
+
     def stream(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """`x` itself, the residual stream between two blocks."""
         if self.capture:

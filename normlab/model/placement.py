@@ -72,11 +72,6 @@ class Placement:
     wire: Callable[[At], Wiring]
     about: About
 
-    @property
-    def source(self) -> str:
-        """Authors, year and arXiv id."""
-        return self.about.source
-
 
 placements: Registry[Placement] = Registry("placement")
 """Every placement by name."""

@@ -12,9 +12,9 @@ from normlab.model.block import Block, rematerialized, scanned
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
-from normlab.model.placement import PlacementConfig
+from normlab.model.placement import PlacementConfig, Wiring
 from normlab.model.residual import norm_maker
-from normlab.norms import NormConfig, norms
+from normlab.norms import Norm, NormConfig, norms
 
 
 class Transformer(nnx.Module):
@@ -70,10 +70,23 @@ class Transformer(nnx.Module):
         )
         self.norm_final = make_norm("norm_final", config.width)
         self.head = None if config.tied else head()
-        self.embed.embedding[...] *= kind.init_scale(norm, "embed", 2 * config.layers)
+        self._scale_weights(kind)
+
+    def _scale_weights(self, kind: type[Norm]) -> None:
+        """Multiply the initial weights by the factors that the norm type asks for."""
+        norm, layers = self.norm, self.config.layers
+        self.embed.embedding[...] *= kind.init_scale(norm, "embed", 2 * layers)
         for path, linear in nnx.iter_graph(self):
             if isinstance(linear, Linear):
-                linear.kernel[...] *= kind.init_scale(norm, str(path[-1]), 2 * config.layers)
+                wiring = self._wiring(*map(str, path))
+                name, shrunk = str(path[-1]), wiring.gain is None
+                linear.kernel[...] *= kind.init_scale(norm, name, 2 * layers, shrunk)
+
+    def _wiring(self, *path: str) -> Wiring:
+        """How the block sits in the stream that `path` leads into; the plain one for the head."""
+        if path[0] != "blocks":
+            return Wiring()
+        return self.placement.wiring(path[2], int(path[1]), self.config.layers)
 
     def __call__(
         self, tokens: Int[Array, "b l"], context: Context | None = None

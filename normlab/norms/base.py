@@ -58,6 +58,10 @@ def check_divides(field: str, parts: int, width: int, site: Site) -> None:
         )
 
 
+class OutsideBlockError(ValueError):
+    """A norm was called by itself that needs what entered its block (`acc.entered`)."""
+
+
 class NormState(nnx.Variable[Array]):
     """What a norm keeps beside its parameters: carried through training, never differentiated."""
 
@@ -168,13 +172,14 @@ class Norm(nnx.Module):
         """Raise `ValueError` where a training of so many steps is too short for the type."""
 
     @classmethod
-    def init_scale(cls, config: Any, matrix: str, branches: int) -> float:
+    def init_scale(cls, config: Any, matrix: str, branches: int, shrunk: bool = True) -> float:
         """Factor on a matrix's initial weights: 1, where the type asks for nothing else.
 
         Args:
             config: of the norm.
             matrix: query, key, value, out, gate, up, down, embed, or head (one of the model's own).
             branches: residual branches of the model, two a block.
+            shrunk: its block's output maps start smaller by √branches (see `Wiring.std`).
         """
         return 1.0
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from normlab.about import About
 from normlab.config import check, knob
-from normlab.norms.base import Norm, NormConfig, Site, norms
+from normlab.norms.base import Norm, NormConfig, OutsideBlockError, Site, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
 from normlab.registry import choice
@@ -144,6 +144,9 @@ class BHyTConfig(NormConfig):
     lam: float = knob(1.0, "initial λ")
     kappa: float = knob(10.0, "κ: no more than a share κ⁻² of a row has |x| > κ·√(mean x²)")
     scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
+    keep_final: bool = knob(
+        True, "a norm before the head is an RMSNorm, as the authors have it (post-norm has none)"
+    )
 
     def __post_init__(self) -> None:
         check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-6")
@@ -159,12 +162,17 @@ class BHyT(Norm):
     λ is a learned scalar for each site. By Chebyshev's inequality at most a share κ⁻² of the row
     has an argument beyond λ. Every site takes its own statistic, as the authors' `BHyT_Star` does
     (MLAI-Yonsei/BHyT). Their cheaper form is `bhyt-estimated`.
+
+    Before the head stands an RMSNorm. In their modeling_llama.py that is so for `BHyT_Star` always
+    (line 1277 compares the type with a list, which is never true), and for the cheaper form where
+    `last_layer_lam` is 0: in the script that pretrains it (pt_bhyt_sweep.sh) and in the examples.
+    Their other scripts try 0 to 5 there; `keep_final=False` puts the tanh there too.
     """
 
     Config: ClassVar[type[NormConfig]] = BHyTConfig
     about: ClassVar[About] = About(
         title="BHyT",
-        formula="y = γ ⊙ tanh(λ x / (κ √(mean x² + ε))), λ a scalar",
+        formula="y = γ ⊙ tanh(λ x / (κ √(mean x² + ε))), λ a scalar; before the head RMSNorm",
         source="arXiv:2601.09719; MLAI-Yonsei/BHyT, modeling_llama.py, class BHyT_Star; "
         "unconfirmed: λ = 1 at the start (an argument in the code, whose sweeps try 1 to 5)",
         property="at ε = 0 it ignores the size of the row; a share of at most κ⁻² of a row has an "
@@ -174,12 +182,16 @@ class BHyT(Norm):
 
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
-        self.lam = nnx.Param(jnp.float32(config.lam))
+        plain = config.keep_final and site.kind == "norm_final"
+        self.lam = None if plain else nnx.Param(jnp.float32(config.lam))
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        argument = acc.normalize(x, self.config.eps) * (self.lam[...] / self.config.kappa)
-        return self.affine(jnp.tanh(argument)).astype(x.dtype)
+        return self.affine(self._bounded(acc.normalize(x, self.config.eps))).astype(x.dtype)
+
+    def _bounded(self, y: Array) -> Array:
+        """tanh(λy/κ); y itself where the norm is an RMSNorm."""
+        return y if self.lam is None else jnp.tanh(y * (self.lam[...] / self.config.kappa))
 
 
 @dataclass(frozen=True)
@@ -220,13 +232,13 @@ class EstimatedBHyT(BHyT):
         if self.site.branch != "mlp" or self.site.kind != "norm_in":
             return super().__call__(x, acc)
         if acc.entered is None:
-            raise ValueError(f"{self.site.name} can't be estimated outside its block")
+            raise OutsideBlockError(f"{self.site.name} can't be estimated outside its block")
         rows, attention = acc.entered
         _, mean_square = acc.moments(rows)
         scaled = acc.held(widened(x, acc.precision) / acc.scale)
         estimate = mean_square + self._added(attention, x.shape[-2]) / acc.scale**2
-        argument = scaled * acc.inverse_rms(estimate, self.config.eps)
-        return self.affine(jnp.tanh(argument * (self.lam[...] / self.config.kappa))).astype(x.dtype)
+        y = self._bounded(scaled * acc.inverse_rms(estimate, self.config.eps))
+        return self.affine(y).astype(x.dtype)
 
     def _added(self, attention: Any, tokens: int) -> Float[Array, ""]:
         """The mean square of what attention adds to a row."""
@@ -275,8 +287,9 @@ class NoNorm(Norm):
       output map and MLP start 0.67·N^(−1/4) as large in N blocks, the embedding (9N)^(−1/4), and it
       is multiplied by √d. 0.67 is the paper's for its encoder, whose blocks have two branches as
       ours have (its decoder's, with three, start (9N)^(−1/4) as large). GPT-2's division of output
-      maps by √(2N) is taken back. Here √d is the start of a learned scalar, and the weights that
-      are made smaller are the model's own (`model.init_std`), not Xavier's.
+      maps by √(2N) is taken back, where the placement does it. Here √d is the start of a learned
+      scalar, and the weights that are made smaller are the model's own (`model.init_std`), not
+      Xavier's.
 
     With `branch_gain=1` it is a plain transformer with its norms taken out, which needs a small
     step.
@@ -325,7 +338,7 @@ class NoNorm(Norm):
         return math.sqrt(width) if config.method == "tfixup" else None
 
     @classmethod
-    def init_scale(cls, config: Any, matrix: str, branches: int) -> float:
+    def init_scale(cls, config: Any, matrix: str, branches: int, shrunk: bool = True) -> float:
         """Fixup's rules 1 and 2; T-Fixup's factors."""
         if config.method == "fixup" and matrix != "embed":
             if matrix in ("out", "down", "head"):
@@ -334,6 +347,6 @@ class NoNorm(Norm):
             return branches ** (-1 / (2 * matrices - 2))
         if config.method == "tfixup" and matrix not in ("query", "key", "head"):
             blocks = branches / 2
-            undone = branches**0.5 if matrix in ("out", "down") else 1.0
+            undone = branches**0.5 if shrunk and matrix in ("out", "down") else 1.0
             return (9 * blocks) ** -0.25 if matrix == "embed" else 0.67 * blocks**-0.25 * undone
         return 1.0

@@ -1,9 +1,12 @@
 """A norm that is there at the start of training and gone at its end."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
@@ -12,7 +15,7 @@ from jaxtyping import Float
 from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
-from normlab.numerics import Accumulator
+from normlab.numerics import Accumulator, Observed
 from normlab.numerics.accumulate import widened
 
 
@@ -57,7 +60,8 @@ class TaperNorm(Norm):
     x/r⊙γ, E[‖x⊙γ‖²/r] / E[‖x⊙γ‖²], of running means taken while g is 1. The linear map has a gain
     of its own, γ + δ: δ gets no gradient while g is 1, so the two start apart from the same γ.
 
-    The gate and c are those of the last step of training; outside training they stand still.
+    The gate and c are those of the last step of training; outside training they stand still. At
+    gate 0 the statistic reaches no output, so none of its sums is counted as out of range.
 
     Without a norm before the head (`keep_final=False`) cross-entropy makes its rows ever longer.
     `anchor` is the paper's other remedy, with the norm or without: from the end of the first share
@@ -93,7 +97,10 @@ class TaperNorm(Norm):
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`, by the gate and the c that training left."""
-        return self._mixed(x, acc.normalize(x, self.config.eps), acc)
+        y = acc.normalize(x, self.config.eps)
+        if acc.observed is not None:
+            acc.observed = self._that_matter(acc.observed)
+        return self._mixed(x, y, acc)
 
     def during_training(
         self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
@@ -143,6 +150,12 @@ class TaperNorm(Norm):
         gate, (gain, gain_linear) = self.gate[...], self._gains()
         linear = widened(x, acc.precision) * (self.factor() * gain_linear)
         return (gate * (y * gain) + (1.0 - gate) * linear).astype(x.dtype)
+
+    def _that_matter(self, seen: Observed) -> Observed:
+        """What was seen of the rows; of what the sums made of them nothing, if the gate is 0."""
+        rows = ("rows", "max_abs", "max_square", "squares", "sums")
+        idle = dataclasses.replace(Observed.nothing(), **{f: getattr(seen, f) for f in rows})
+        return jax.tree.map(partial(jnp.where, self.gate[...] > 0), seen, idle)
 
     def _gate_at(self, progress: Array) -> Array:
         c = self.config

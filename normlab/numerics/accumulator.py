@@ -118,10 +118,13 @@ class Accumulator:
             total = self._total(part)
             self._record(x[..., :first], total, part, row=row)
             return z, total / self._terms(part)
-        mean = self.mean(part)
+        added = self._added(part)
+        mean = added / self._terms(part)
         centred = self.held(z - mean)
-        total = self._total_about(mean, part, centred[..., :first])
-        self._record(x[..., :first], total, centred[..., :first], mean, row=row)
+        squares = total = self._total(part if self.precision.onepass else centred[..., :first])
+        if self.precision.onepass:
+            total = squares - self._terms(part) * (mean * mean)
+        self._record(x[..., :first], total, centred[..., :first], (added, squares), row=row)
         return centred, total / self._terms(part)
 
     def deviations(
@@ -130,10 +133,10 @@ class Accumulator:
         """As `moments`, with the accumulated mean of |z| in place of the mean square (L1 norms)."""
         x = widened(x, self.precision)
         z = self.held(self._scaled(self.held(x)))
-        mean = self.mean(z) if center else None
-        z = z if mean is None else self.held(z - mean)
-        total = accumulate(jnp.abs(z), self.precision)[..., None]
-        self._record(x, total, z, mean, power=1)
+        added = self._added(z) if center else None
+        z = z if added is None else self.held(z - added / self._terms(z))
+        total = self._added(jnp.abs(z))
+        self._record(x, total, z, None if added is None else (added, total), power=1)
         return z, total / self._terms(z)
 
     def held(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -142,11 +145,11 @@ class Accumulator:
 
     def mean(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
         """Σz/d by the precision, the last axis kept; not observed."""
-        return accumulate(z, self.precision)[..., None] / self._terms(z)
+        return self._added(z) / self._terms(z)
 
     def sum(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
         """Σz by the precision (d times the mean, where it has the option `mean`); not observed."""
-        return accumulate(z, self.precision)[..., None] * (z.shape[-1] // self._terms(z))
+        return self._added(z) * (z.shape[-1] // self._terms(z))
 
     def sum_of_squares(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
         """Σz² by the precision (d times the mean, where it has the option `mean`); not observed."""
@@ -155,10 +158,8 @@ class Accumulator:
     def _total(self, z: Array) -> Array:
         return sum_of_squares(z, self.precision)[..., None]
 
-    def _total_about(self, mean: Array, z: Array, centred: Array) -> Array:
-        if self.precision.onepass:
-            return self._total(z) - self._terms(z) * (mean * mean)
-        return self._total(centred)
+    def _added(self, z: Array) -> Array:
+        return accumulate(z, self.precision)[..., None]
 
     def _terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""
@@ -177,15 +178,18 @@ class Accumulator:
         x: Array,
         total: Array,
         summed: Array,
-        mean: Array | None = None,
+        sums: tuple[Array, ...] | None = None,
         power: int = 2,
         row: Array | None = None,
     ) -> None:
-        """Note the rows x: their totals, and the vectors whose squares were summed (or sizes)."""
+        """Note the rows x: their totals, and the vectors whose squares were summed (or sizes).
+
+        Of centred rows also all `sums` as the unit held them, before anything was made of them.
+        """
         if self.observed is None:
             return
-        sums = total if mean is None else jnp.concatenate([total, mean], axis=-1)
-        from_mean = x if mean is None else x - jnp.mean(x, axis=-1, keepdims=True)
+        held = total if sums is None else jnp.concatenate(sums, axis=-1)
+        from_mean = x if sums is None else x - jnp.mean(x, axis=-1, keepdims=True)
         whole = jnp.sum(jnp.abs(from_mean) ** power, axis=-1, keepdims=True)
         exact = whole * self._multiplier() ** power * (self._terms(x) / x.shape[-1])
         square = jnp.sum((from_mean if row is None else row) ** 2, axis=-1, keepdims=True)
@@ -195,7 +199,7 @@ class Accumulator:
             square,
             exact,
             total,
-            lost=jnp.any(self._out_of_range(sums), axis=-1),
+            lost=jnp.any(self._out_of_range(held), axis=-1),
             filled=jnp.max(jnp.abs(summed), axis=-1, keepdims=True) > 0,
             to=self.precision.format,
         )

@@ -17,8 +17,13 @@ def to_odd(total: Array, rest: Array) -> Array:
     Rounding that to nearest is the same as rounding the sum itself, for formats of up to 21
     mantissa bits (Boldo & Melquiond 2008). An infinite or NaN total is itself.
     """
-    near, lost = two_sum(total, rest)
+    # With an infinite total, what two_sum says was lost is NaN, and not to be added again.
+    return jnp.where(jnp.isfinite(total), sticky(*two_sum(total, rest)), total)
+
+
+def sticky(near: Array, lost: Array) -> Array:
+    """`to_odd` of what `two_sum` gives, where an infinite or NaN sum is itself."""
     bits = lax.bitcast_convert_type(near, jnp.int32)
     inward = (lost > 0) != (near > 0)
-    odd = lax.bitcast_convert_type((bits - inward) | 1, jnp.float32)
-    return jnp.where(jnp.isfinite(total), jnp.where(lost == 0, near, odd), total)
+    cut = lax.bitcast_convert_type((bits - inward) | 1, jnp.float32)
+    return jnp.where(jnp.isfinite(near) & (lost != 0), cut, near)

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jaxtyping import Float, UInt32
 
 from normlab.config import check
-from normlab.numerics.exact import to_odd
+from normlab.numerics.exact import sticky, to_odd, two_sum
 from normlab.registry import choice, unknown
 
 FORMATS = {
@@ -175,7 +175,7 @@ def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Array | int = 0) -> 
     if to.stochastic is not None or to.mantissa == 23:
         return rounded(a + b, to, place)
     # Twice the precision and two bits make a second rounding harmless: 11 bits in float32's 24.
-    total = a + b if to.mantissa <= 10 else to_odd(a, b)
+    total = a + b if to.mantissa <= 10 else sticky(*two_sum(a, b))
     r = lax.reduce_precision(total, 8, to.mantissa)
     tiny = jnp.abs(total) < to.smallest_normal
     if to.subnormals == "flush":

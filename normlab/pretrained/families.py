@@ -124,7 +124,7 @@ def _llama3_divisors(rope: dict[str, Any], head_size: int) -> tuple[float, ...]:
 def _model(c: Keys, head_size: int, **more: Any) -> ModelConfig:
     """What the config.json of every family but GPT-2 and BERT says in the same words."""
     rope = _rope(c, "full_attention", 10000.0)
-    act = c.get("hidden_act") or c["hidden_activation"]
+    act = c.get("hidden_activation") or c["hidden_act"]  # Gemma's may have both
     if (partial := rope.get("partial_rotary_factor", 1.0)) != 1.0:
         raise CheckpointError(f"{c.where} has partial_rotary_factor = {partial}: not supported")
     values = {

@@ -31,6 +31,8 @@ CUTS = {
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
 }
+_OF_LLAMA3 = ("llama-bpe", "llama3")
+"""Those of which llama.cpp knows more: BOS is added, and a word that is a token is not merged."""
 
 
 def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
@@ -49,10 +51,10 @@ def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
             f"{name}: no tokenizer can be made of its metadata: {error}"
         ) from error
     _add_tokens(tokenizer, m)
-    adds_bos = m.get("add_bos_token", kind == "llama" or CUTS[m["pre"]] == _LLAMA3)
-    return PretrainedTokenizer(
-        tokenizer.to_str(), name, m.get("bos_token_id") if adds_bos else None
-    )
+    adds_bos = m.get("add_bos_token", kind == "llama" or m["pre"] in _OF_LLAMA3)
+    bos, eos = m.get("bos_token_id"), m.get("eos_token_id")
+    prefix = eos if bos is None else bos
+    return PretrainedTokenizer(tokenizer.to_str(), name, bos if adds_bos else None, prefix)
 
 
 def _byte_level(m: dict[str, Any]) -> "Tokenizer":
@@ -61,7 +63,7 @@ def _byte_level(m: dict[str, Any]) -> "Tokenizer":
 
     cut = CUTS[choice("cutting rule (tokenizer.ggml.pre)", m.get("pre", "none"), CUTS)]
     merges = [tuple(merge.split(" ", 1)) for merge in m["merges"]]
-    model = models.BPE(_vocabulary(m["tokens"]), merges, ignore_merges=cut == _LLAMA3)
+    model = models.BPE(_vocabulary(m["tokens"]), merges, ignore_merges=m["pre"] in _OF_LLAMA3)
     tokenizer = Tokenizer(model)
     first: list[pre_tokenizers.PreTokenizer] = []
     if cut == _DIGITS:
@@ -146,10 +148,23 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Pretraine
         tokenizer = Tokenizer.from_str(definition)
     except Exception as error:  # the package raises no narrower type
         raise CheckpointError(f"{path} can't be read: {error}") from error
-    settings = folder / "tokenizer_config.json"
-    asked = read_json(settings).get("add_bos_token") if settings.exists() else None
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.exists() else {}
+    asked, prefix = settings.get("add_bos_token"), _prefix(tokenizer, settings, config)
     first = tokenizer.encode("", add_special_tokens=True).ids[:1]
     bos = first[0] if first and first[0] != config.get("eos_token_id") else None
     if asked is True and bos is None:
         bos = config.get("bos_token_id")
-    return PretrainedTokenizer(definition, name, None if asked is False else bos)
+    return PretrainedTokenizer(definition, name, None if asked is False else bos, prefix)
+
+
+def _prefix(
+    tokenizer: "Tokenizer", settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> int | None:
+    """BOS, else the end of text, as tokenizer_config.json names them, else as config.json does."""
+    named = [settings.get("bos_token"), settings.get("eos_token")]
+    texts = [token["content"] if isinstance(token, dict) else token for token in named]
+    ids = [tokenizer.token_to_id(text) for text in texts if text is not None]
+    for given in (config.get("bos_token_id"), config.get("eos_token_id")):
+        ids += given if isinstance(given, list) else [given]
+    return next((i for i in ids if i is not None), None)

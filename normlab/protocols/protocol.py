@@ -186,12 +186,14 @@ def _llamacpp(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     yield stream, spans, length - 1
 
 
-@_protocol("lm-eval", 2048, reported="word_perplexity")
+@_protocol("lm-eval", 2048, version=2, reported="word_perplexity")
 def _lm_eval(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     """lm-evaluation-harness's `wikitext`: articles, detokenized by its rules, in rolling windows.
 
-    A window has L inputs; each token is scored once. A page begins with BOS; without one its first
-    token is context only (the harness takes the end-of-text token, which our tokenizers lack).
+    A window has L inputs; each token is scored once. A page begins with BOS, also where the model
+    was trained without, else with the end-of-text token (`Tokenizer.prefix`); without either (a
+    tokenizer trained here) its first token is context only. Version 1 began it with BOS only where
+    the tokenizer adds one by itself.
     Words and bytes are those of the page *before* it is detokenized, words as in the harness by
     splitting at white space, which counts empty strings at the page's ends. A page that
     `max_windows` cuts short brings its words and bytes in proportion.
@@ -199,7 +201,8 @@ def _lm_eval(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     for page in pages(text):
         ids = tokenizer.encode(detokenized(page)).ids
         words, size = len(page.split()) + _blank_ends(page), len(page.encode())
-        stream = Stream(ids, spread(words, len(ids)), spread(size, len(ids))).after(tokenizer.bos)
+        stream = Stream(ids, spread(words, len(ids)), spread(size, len(ids)))
+        stream = stream.after(tokenizer.prefix)
         yield stream, list(rolling(len(stream.ids), length)), length
 
 

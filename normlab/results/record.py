@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,31 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return [_decoded(v) for v in value]
     return float(value) if isinstance(value, str) else value
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """Each model as it was evaluated last; two of one name are told apart by a number.
+
+    A run that goes on has other weights at every evaluation: what was measured of earlier ones has
+    no place beside the last. Two models of one name lie in two places and have different weights.
+    Records without weights, of what was not evaluated, stay as they are.
+    """
+    records = list(records)
+    last = {_place(r): r.weights_sha256 for r in records if r.weights_sha256}
+    names: dict[str, dict[str, int]] = {}
+    made = []
+    for r in records:
+        if r.weights_sha256 is None:
+            made.append(r)
+        elif r.weights_sha256 == last[_place(r)]:
+            seen = names.setdefault(r.model, {})
+            n = seen.setdefault(r.weights_sha256, len(seen) + 1)
+            made.append(r if n == 1 else dataclasses.replace(r, model=f"{r.model} ({n})"))
+    return made
+
+
+def _place(r: Record) -> tuple[str, Any]:
+    return r.model, r.facts.get("source")
 
 
 class RecordFile:

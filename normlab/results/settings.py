@@ -7,10 +7,6 @@ from typing import Any
 from normlab.results.record import Record
 
 RATE = "optimizer.lr"
-NOT_THE_MODEL = (
-    "seed", "run", "runs", "log_every", "watch_every", "tracking", "data.root", "data.cache",
-)  # fmt: skip
-"""Fields of a run's config that two runs of one model may differ in."""
 ELSEWHERE = ("run", "runs", "log_every", "watch_every", "tracking", "data.root", "data.cache")
 """What says where things lie and how often they are told."""
 ON_DEVICES = ("mesh.", "hosts.")

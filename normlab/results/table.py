@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from normlab.results.record import OK, Record
-from normlab.results.settings import NOT_THE_MODEL, differing, of_run, shown
+from normlab.results.record import OK, Record, latest
+from normlab.results.settings import decides, differing, of_run, shown
 
 SUBJECT = ("model", "norm", "placement")
 HEAD = (
@@ -153,14 +153,15 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
     """One table for each text and way of reading it, rows and columns as they come.
 
     Numbers that don't compare (another protocol, window, tokenizer, number of tokens) never share
-    a table. Of two records for one cell the later one counts.
+    a table. Of two records for one cell the later one counts; a row is one model with the same
+    weights in all its cells (`latest`).
 
     Args:
         records: any.
         precisions: the columns and their order; None takes all that there are.
     """
     groups: dict[tuple, list[Record]] = {}
-    for record in records:
+    for record in latest(records):
         groups.setdefault(tuple(getattr(record, name) for name in HEAD), []).append(record)
     made = []
     for head, group in groups.items():
@@ -180,6 +181,5 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
 
 def _settings(records: Iterable[Record]) -> tuple[str, ...]:
     """What tells the runs of one table apart, the seed last."""
-    hidden = set(NOT_THE_MODEL) - {"seed"}
-    found = [key for key in differing(map(of_run, records)) if key not in hidden]
+    found = [key for key in differing(map(of_run, records)) if decides(key)]
     return tuple(sorted(found, key=lambda key: key == "seed"))

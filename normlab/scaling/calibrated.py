@@ -38,7 +38,8 @@ def recorded(
 def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, Array]:
     model = nnx.merge(graphdef, params)
     context, norms = Context(capture=True), weights.norms_by_site(model)
-    model(tokens, context)
+    with jax.default_matmul_precision("highest"):  # as in `normlab.perplexity`, or it is TF32
+        model(tokens, context)
     return everywhere({name: _norm(x[0], norms[name]) for name, x in context.inputs.items()})
 
 

@@ -7,6 +7,7 @@ from jax import Array
 from jaxtyping import Float
 
 from normlab.norms import Norm
+from normlab.norms.base import OutsideBlockError
 from normlab.numerics import Accumulator
 from normlab.sharding import on_host
 
@@ -47,7 +48,7 @@ def _difference(norm: Norm, x: Float[Array, "n d"]) -> float:
     """The largest difference that the scale makes, as a share of the largest element."""
     try:
         plain, scaled = (on_host(norm(x, Accumulator("fp32", s))) for s in (1.0, SCALE))
-    except ValueError:  # it says so itself: it can't be called outside its block
+    except OutsideBlockError:  # it says so itself: there is nothing to call it with here
         return 0.0
     largest = np.abs(plain).max()
     return float(np.abs(scaled - plain).max() / largest) if largest else float(scaled.any())

@@ -108,6 +108,12 @@ def _check(model: Transformer) -> None:
             f"{model.norm.type!r} in placement {model.placement.type!r}; nothing else takes the "
             "mean away"
         )
+    if model.embed_length is not None:
+        raise DoesNotApply(
+            "recentre: the embedding's rows are all given one length (model.embed_length), in the "
+            "stream and in a tied head, and centring the rows changes what that divides by; "
+            "expected model.embed_length=null"
+        )
 
 
 def _centres(norm: Norm | None) -> bool:

@@ -9,7 +9,7 @@ from normlab.model import Transformer
 from normlab.norms import Norm, norms
 from normlab.norms.statistics import ExactLayerNormConfig, LayerNormConfig
 
-_PLAIN = {"center": False, "one_plus": False, "eps_form": "under"}
+_PLAIN = {"center": False, "one_plus": False, "eps_form": "under", "share": 1.0}
 """Fields that change what a norm computes, with the value that a type without them stands for."""
 
 
@@ -57,7 +57,8 @@ def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
             f"norm {new.config.type!r} can't take the place of {where}: it needs "
             f"{_written(needs)}, and there is {_written(has)}"
         )
-    if not issubclass(kind.Config, LayerNormConfig):  # GroupNorm: the same gain, another row
+    kin = issubclass(kind.Config, LayerNormConfig) and isinstance(old.config, LayerNormConfig)
+    if not kin:  # GroupNorm: the same gain, another row
         raise ValueError(
             f"norm {new.config.type!r} can't take the place of {where}: expected LayerNorm's kin"
         )
@@ -72,11 +73,10 @@ def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> An
         if knob not in fields:
             has = ", ".join(sorted(fields))
             raise ValueError(f"norm {name!r} has no knob {knob!r}; it has {has}")
-    common = {f.name for f in dataclasses.fields(ExactLayerNormConfig)} & fields
+    common = {*(f.name for f in dataclasses.fields(ExactLayerNormConfig)), *_PLAIN} & fields
     taken = {key: getattr(old, key) for key in common if hasattr(old, key)}
-    if name in ("layernorm", "rmsnorm") and taken.get("center") != getattr(
-        kind.Config(), "center", None
-    ):
+    own = getattr(kind.Config(), "center", None)
+    if name in ("layernorm", "rmsnorm") and taken.get("center", own) != own:
         raise ValueError(
             f"norm {name!r} can't take the place of {where}, which has center = "
             f"{taken.get('center')}: that would be the same norm under another name"
