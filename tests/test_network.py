@@ -17,7 +17,7 @@ import os, runpy, sys
 def heard(event, values):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
         with open(os.environ["HEARD"], "a") as file:
-            print(event, *values[-2:], file=file)
+            print(event, *values, file=file)
 
 sys.addaudithook(heard)
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)

@@ -139,8 +139,9 @@ def _files(name: str, folder: Path, split: str) -> list[Path]:
 
 
 def _read_files(files: list[Path]) -> str:
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every read of a local file
     builder: dict[str, Any] = {"path": "parquet"}
     if files[0].suffix != ".parquet":
         builder = {"path": "text", "keep_linebreaks": True}

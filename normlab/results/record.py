@@ -12,6 +12,8 @@ from typing import Any
 from normlab.registry import choice
 
 OK, NOT_APPLICABLE = "ok", "n/a"
+GOOD = ("finished", "stopped early")
+"""States of a training run that has ended well."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from normlab.results.record import NOT_APPLICABLE, OK, Record
+from normlab.results.record import GOOD, NOT_APPLICABLE, OK, Record
 from normlab.results.settings import RATE, differing, identity, shown
 from normlab.results.table import HEAD, Cell, number, tables, with_error
-from normlab.run import GOOD
 
 LEGEND = (
     "Mean ± standard deviation over seeds. Δ is the mean over seeds of the difference to fp32. p: "
