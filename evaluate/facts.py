@@ -19,7 +19,8 @@ from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.perplexity import default_batch
 from normlab.pretrained import PACKAGES
 from normlab.provenance import provenance
-from normlab.run import GOOD, parameters
+from normlab.results.record import GOOD
+from normlab.run import parameters
 from normlab.sharding import divisible, on_host
 
 

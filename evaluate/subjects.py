@@ -12,8 +12,8 @@ from normlab.data import DataConfig, Tokenizer, load_tokenizer
 from normlab.language_model import LanguageModel
 from normlab.model import ModelConfig
 from normlab.protocols import Protocol, protocols
-from normlab.results.record import OK
-from normlab.run import GOOD, Run, is_run, load, open_run
+from normlab.results.record import GOOD, OK
+from normlab.run import Run, is_run, load, open_run
 from normlab.transforms import NOTHING, Chain, parse
 
 PRETRAINED_DATA = DataConfig(corpus="auto-raw")

@@ -19,7 +19,7 @@ from normlab.data.tokenizer import load_tokenizer
 from normlab.language_model import LanguageModel
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormConfig
-from normlab.results.record import GOOD as GOOD
+from normlab.results.record import GOOD
 
 FINAL = (*GOOD, "diverged")
 """States in which a run has ended; "running" is any other."""

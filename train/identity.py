@@ -1,7 +1,5 @@
 """Which run a directory holds: what its parameters depend on, and the refusal of another one."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 from normlab.config import build, to_dict
 from normlab.data import Corpus, Tokenized
-from normlab.results.settings import identity
+from normlab.results.settings import digest, identity
 from normlab.run import Run
 from train.config import TrainConfig
 
@@ -19,9 +17,7 @@ REFUSED = "refused"
 
 def run_name(config: dict[str, Any], corpus: str) -> str:
     """norm-placement-hash: the same config on the same text has the same name."""
-    told = json.dumps(identity(config, corpus), sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()
-    return f"{config['norm']['type']}-{config['placement']['type']}-{digest[:10]}"
+    return f"{config['norm']['type']}-{config['placement']['type']}-{digest(config, corpus)}"
 
 
 def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str]) -> None:

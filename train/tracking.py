@@ -4,9 +4,7 @@ Each is an extra of its own, is asked for by name (`tracking=[tensorboard]`), an
 machine alone unless its own environment variables say otherwise.
 """
 
-import hashlib
 import importlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +12,7 @@ from typing import Any, Protocol
 
 from normlab.hosts import first
 from normlab.registry import Registry
-from normlab.results.settings import identity
+from normlab.results.settings import digest
 from normlab.run import Run
 
 PROJECT = "normlab"
@@ -73,8 +71,7 @@ def known_as(run: Run, config: Mapping[str, Any]) -> str:
     """
     if not config.get("run"):
         return run.directory.name
-    told = json.dumps(identity(dict(config), None), sort_keys=True)
-    return f"{run.directory.name}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+    return f"{run.directory.name}-{digest(dict(config), None)}"
 
 
 def need(package: str, extra: str) -> Any:

@@ -9,11 +9,11 @@ from evaluate.report.markup import Markup, anchor, element
 from evaluate.report.sources import Sources, Trained
 from evaluate.report.tables import Entry, table
 from normlab.results import Record, tables
+from normlab.results.record import GOOD
 from normlab.results.settings import decides, shown
 from normlab.results.spread import LEGEND as SPREAD_LEGEND
 from normlab.results.spread import spreads
 from normlab.results.table import LEGEND, Cell, Table, number
-from normlab.run import GOOD
 
 
 def perplexities(sources: Sources) -> list[Markup]:

@@ -9,7 +9,7 @@ from evaluate.report.numbers import differences, perplexities, runs, seeds
 from evaluate.report.papers import papers
 from evaluate.report.ranges import ranges
 from evaluate.report.sources import Sources
-from normlab.run import GOOD
+from normlab.results.record import GOOD
 
 HERE = Path(__file__).parent
 ICON = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>"  # none is asked for then

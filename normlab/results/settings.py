@@ -1,5 +1,6 @@
 """Settings: the fields of training runs' configs, and those in which several runs differ."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -39,6 +40,12 @@ def identity(config: dict[str, Any], corpus: str | None) -> dict[str, Any]:
     """
     flat = {key: value for key, value in flattened(config).items() if decides(key)}
     return flat | ({"data.corpus": corpus} if corpus else {})
+
+
+def digest(config: dict[str, Any], corpus: str | None) -> str:
+    """The identity in ten hexadecimal digits, for names."""
+    told = json.dumps(identity(config, corpus), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:10]
 
 
 def of_run(record: Record) -> dict[str, Any]:
