@@ -17,10 +17,14 @@ def kl_divergence(
     With δ the logits' differences less their mean under p, it is also log(1 + Σ p (e^−δ − 1 + δ)),
     whose terms are as small as the result and not negative.
     """
-    logp = jax.nn.log_softmax(reference)
-    p = jnp.exp(logp)
-    far = jnp.sum(jnp.where(p > 0, p * (logp - jax.nn.log_softmax(other)), 0.0), axis=-1)
+    top = jnp.max(reference, axis=-1, keepdims=True)
+    weight = jnp.exp(reference - top)  # p but for a factor: each exponential is a pass over v
+    total = jnp.sum(weight, axis=-1, keepdims=True)
     delta = reference - other
-    delta = delta - jnp.sum(p * delta, axis=-1, keepdims=True)
-    near = jnp.log1p(jnp.sum(p * (jnp.expm1(-delta) + delta), axis=-1))
-    return jnp.where(far < NEAR, near, far)
+    possible = weight > 0
+    mean = jnp.sum(jnp.where(possible, weight * delta, 0.0), axis=-1, keepdims=True) / total
+    far = mean - (jnp.log(total) + top - jax.nn.logsumexp(other, axis=-1, keepdims=True))
+    delta = delta - mean
+    terms = weight * (jnp.expm1(-delta) + delta)
+    near = jnp.log1p(jnp.sum(terms, axis=-1, keepdims=True) / total)
+    return jnp.where(far < NEAR, near, far)[..., 0]
