@@ -67,7 +67,7 @@ class EvaluateConfig:
     compare: bool = knob(
         False,
         "compare each token with fp32: |ΔNLL|, KL, top-1 agreement; the columns that are missing "
-        "run side by side, so that a run that is cut off has none of them",
+        "run side by side and are written together",
     )
     mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
     hosts: HostsConfig = knob(HostsConfig, "processes that evaluate together")

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from normlab.results import Record, RecordFile
 from normlab.results.record import NOT_APPLICABLE, OK
 from normlab.scaling import needs_calibration, scales
 from normlab.transforms import DoesNotApply
+from normlab.unfinished import Unfinished
 
 REFERENCE = "fp32"
 """What Δ refers to."""
@@ -83,6 +84,7 @@ class Bench:
     done: dict[str, Record]
     _scales: dict[tuple[str, bool], Mapping[str, Any]] = field(default_factory=dict)
     _scored: dict[str, Scores] = field(default_factory=dict)
+    _seconds: float | None = None
 
     def record(self, text: str) -> Record:
         """The record of one precision, from the file or made now."""
@@ -163,9 +165,8 @@ class Bench:
 
     def _evaluated(self, record: Record, precision: Precision) -> Record:
         found, calibration = self._rule(precision)
-        began = time.monotonic()
         scores = self._scores(record)
-        seconds = None if self.config.compare else time.monotonic() - began
+        seconds = None if self.config.compare else self._seconds
         return dataclasses.replace(
             record,
             order="native float32" if precision.plain else str(precision.summation),
@@ -185,7 +186,8 @@ class Bench:
             texts = self._missing() if self.config.compare else [record.precision]
             precisions = [Precision.parse(text) for text in texts]
             columns = [Column(p, self._rule(p)[0]) for p in precisions]
-            found = self._run(columns, f"{record.model} {', '.join(texts)}", record.batch)
+            keys = [self._key(precision) for precision in precisions]
+            found = self._run(columns, f"{record.model} {', '.join(texts)}", keys)
             self._scored = dict(zip(texts, found, strict=True))
         return self._scored[record.precision]
 
@@ -200,16 +202,35 @@ class Bench:
             and not self._has(self._key(Precision.parse(text)))
         ]
 
-    def _run(self, columns: list[Column], title: str, batch: int | None) -> list[Scores]:
+    def _run(self, columns: list[Column], title: str, keys: Sequence[str]) -> list[Scores]:
+        batch = self._known["batch"]
         windows, began = self._windows, time.monotonic()
-        behind = np.cumsum(windows.counts)
-        with Progress(title, len(windows)) as progress:
+        unfinished = self._unfinished(keys)
+        start = min(len(unfinished.done) * batch, len(windows)) if unfinished else 0
+        if start:
+            console.print(f"{title}: goes on behind the first {start} windows of an earlier call")
+        behind = np.cumsum([0, *windows.counts])
+        with Progress(title, len(windows), start) as progress:
 
             def on_batch(done: int) -> None:
-                rate = behind[done - 1] / (time.monotonic() - began)
+                rate = (behind[done] - behind[start]) / (time.monotonic() - began)
                 progress.update(done, f"{rate:,.0f} tokens/s")
 
-            return score_columns(self._lm.model, windows, columns, batch=batch, on_batch=on_batch)
+            found = score_columns(
+                self._lm.model, windows, columns,
+                batch=batch, on_batch=on_batch, unfinished=unfinished,
+            )  # fmt: skip
+        if unfinished:
+            unfinished.remove()
+        self._seconds = None if start else time.monotonic() - began
+        return found
+
+    def _unfinished(self, keys: Sequence[str]) -> Unfinished | None:
+        """Where these columns' first batches are kept; hosts that share a pass keep nothing."""
+        if jax.process_count() > 1:
+            return None
+        name = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24]
+        return Unfinished(Path(self.config.out) / "unfinished" / name)
 
     @cached_property
     def _calibration(self) -> tuple[jax.Array, dict[str, Any]]:

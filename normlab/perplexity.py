@@ -20,6 +20,7 @@ from normlab.numerics import Observed, Precision
 from normlab.protocols import Windows
 from normlab.sharding import divided, divisible, everywhere
 from normlab.site_rows import SiteRows
+from normlab.unfinished import Unfinished
 
 LOGITS_BYTES = 64 * 2**20
 """What a batch's float32 logits may take where no batch size is asked for."""
@@ -141,6 +142,7 @@ def score_columns(
     *,
     batch: int | None = None,
     on_batch: Callable[[int], None] | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[Scores]:
     """One forward pass for each column, batch by batch, all but the first beside the first.
 
@@ -153,12 +155,14 @@ def score_columns(
         columns: the first is the reference.
         batch: windows in a batch.
         on_batch: told how many windows are done.
+        unfinished: where an evaluation of the same that was cut off has left its first batches, and
+            where this one leaves its own.
     """
     graphdef, params = nnx.split(model)
     size = divisible(batch or default_batch(windows, model.embed.num_embeddings))
     passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
     run = partial(_side_by_side, passes)
-    batches = list(_batches(run, windows, size, on_batch or (lambda done: None)))
+    batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
     for scores in found:
         for site, rows in scores.sites.items():
@@ -197,14 +201,36 @@ def _side_by_side(passes: Sequence[Callable[..., Any]], *batch: np.ndarray) -> l
     return outs
 
 
+def _all_batches(
+    run: Callable[..., list[Out]],
+    windows: Windows,
+    size: int,
+    on_batch: Callable[[int], None],
+    unfinished: Unfinished | None,
+) -> list[list[Out]]:
+    """Each batch's results: those that were kept, then those made now, among them the last one."""
+    kept = [] if unfinished is None else list(unfinished.done)
+    made: list[list[Out]] = []
+    for outs in _batches(run, windows, size, on_batch, len(kept) * size):
+        if made and unfinished is not None:
+            unfinished.add(made[-1])
+        made.append(outs)
+    structure = jax.tree.structure(made[-1])
+    return [jax.tree.unflatten(structure, leaves) for leaves in kept] + made
+
+
 def _batches(
-    run: Callable[..., list[Out]], windows: Windows, size: int, on_batch: Callable[[int], None]
+    run: Callable[..., list[Out]],
+    windows: Windows,
+    size: int,
+    on_batch: Callable[[int], None],
+    first: int,
 ) -> Iterator[list[Out]]:
     """Each batch's results on the host, fetched when the next batch is under way."""
     waiting = []
-    for start in range(0, len(windows), size):
+    for start in range(first, len(windows), size):
         waiting.append(run(*divided(*_padded(windows[start : start + size], size))))
-        if start:
+        if start > first:
             yield jax.device_get(waiting.pop(0))
             on_batch(start)
     yield jax.device_get(waiting.pop())

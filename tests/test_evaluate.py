@@ -24,6 +24,7 @@ from normlab.config import build
 from normlab.data import DataConfig
 from normlab.model import ModelConfig, PlacementConfig
 from normlab.norms import norms
+from normlab.progress import Progress
 from normlab.results import RecordFile
 from normlab.run import Run
 from train.config import TrainConfig
@@ -326,3 +327,38 @@ def test_an_encoder_has_no_perplexity_and_is_refused_before_it_is_loaded(tmp_pat
     monkeypatch.setattr(pretrained, "describe", lambda spec: found)
     with pytest.raises(ValueError, match="model=encoder is an encoder, which has no perplexity"):
         evaluate(EvaluateConfig(model="encoder", out=str(tmp_path / "out")))
+
+
+def test_an_evaluation_that_was_cut_off_goes_on(runs, tmp_path, monkeypatch, capsys):
+    columns = ("fp32", "fp16", "fp8_e5m2")
+    asked = {"checkpoint": str(runs / "a"), "precision": columns, "compare": True, "batch": 1}
+    alone = evaluate(ask(tmp_path / "alone", **asked))
+    monkeypatch.setattr("normlab.unfinished.EVERY", 0.0)
+    update = Progress.update
+
+    def killed(self, done, shown):
+        update(self, done, shown)
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(ask(tmp_path / "cut", **asked))
+    assert not (tmp_path / "cut" / "records.jsonl").exists()
+    again = evaluate(ask(tmp_path / "cut", **asked))
+    assert "goes on behind the first 3 windows" in capsys.readouterr().out
+    assert [r.to_json() for r in again] == [r.to_json() for r in alone]
+    assert not list((tmp_path / "cut" / "unfinished").iterdir())
+
+
+def test_other_columns_do_not_go_on(runs, tmp_path, monkeypatch):
+    """What was cut off is one set of columns at one batch size."""
+    made = []
+    monkeypatch.setattr("evaluate.job.Unfinished", lambda path: made.append(path) or None)
+    for columns, batch in [(("fp16",), 1), (("fp16", "bf16"), 1), (("fp16",), 2), (("fp16",), 1)]:
+        asked = {"checkpoint": str(runs / "a"), "precision": columns, "compare": True}
+        (tmp_path / "records.jsonl").unlink(missing_ok=True)
+        evaluate(ask(tmp_path, batch=batch, **asked))
+    assert made[0] == made[3]
+    assert len(set(made)) == 3
