@@ -32,9 +32,9 @@ SHAPE = {"layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "hidden": 1536}
 VOCABULARY, LENGTH = 49_152, 2048
 
 
-def windows(batch: int, length: int) -> Windows:
+def windows(batch: int, length: int, vocabulary: int = VOCABULARY) -> Windows:
     """Random tokens, all but each window's first one scored."""
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, (batch, length + 1), dtype=np.int32)
+    ids = np.random.default_rng(0).integers(0, vocabulary, (batch, length + 1), dtype=np.int32)
     lengths = np.full(batch, length, np.int64)
     return Windows(
         inputs=ids[:, :-1], targets=ids[:, 1:], scored=np.ones((batch, length), bool),

@@ -1,0 +1,143 @@
+"""What a 7B model costs: memory of loading it, seconds a window in the paper's three precisions.
+
+    python benchmarks/large_model.py --layers 32                 # Llama-2-7b's shape: an 80 GB GPU
+    python benchmarks/large_model.py --layers 2 --window 512     # a small machine: full width
+    python benchmarks/large_model.py --layers 4 --window 512     # the difference is two blocks
+
+Random float16 weights in a Hugging Face directory of that shape, a file a block, written by a
+process of its own and read by `normlab.pretrained`. Then windows of random tokens are scored in
+fp32, fp16 and fp16+slanc by the loop of `python -m evaluate`, each once more after the call that
+compiles. Memory is what this process ever held on the host, over what it held before.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from evaluation_speed import windows
+
+from normlab import pretrained
+from normlab.numerics import Precision
+from normlab.perplexity import score
+from normlab.scaling import scales
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}  # fmt: skip
+"""Llama-2-7b's (Touvron et al. 2023, arXiv:2307.09288)."""
+PRECISIONS = ("fp32", "fp16", "fp16+slanc")
+WINDOWS = 341_469 // 2048
+"""Windows of 2,048 tokens in WikiText-2's raw test split as Llama-2's tokenizer cuts it."""
+
+
+def shapes(config: dict[str, Any]) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The weights of one file after another, by Hugging Face's names."""
+    d, m, v = (config[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
+    ends = {"model.embed_tokens.weight": (v, d), "lm_head.weight": (v, d)}
+    yield {**ends, "model.norm.weight": (d,)}
+    for i in range(config["num_hidden_layers"]):
+        square = {f"self_attn.{part}_proj": (d, d) for part in "qkvo"}
+        mlp = {"mlp.gate_proj": (m, d), "mlp.up_proj": (m, d), "mlp.down_proj": (d, m)}
+        norms = {"input_layernorm": (d,), "post_attention_layernorm": (d,)}
+        parts = {**square, **mlp, **norms}
+        yield {f"model.layers.{i}.{name}.weight": shape for name, shape in parts.items()}
+
+
+def write(folder: Path, config: dict[str, Any]) -> None:
+    """A directory of random weights: normal with variance 1/d, gains 1."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, models
+
+    rng, files = np.random.default_rng(0), {}
+    std = np.float32(config["hidden_size"] ** -0.5)
+    for i, named in enumerate(shapes(config)):
+        weights = {
+            name: np.ones(shape, np.float16)
+            if name.endswith("norm.weight")
+            else (std * rng.standard_normal(shape, np.float32)).astype(np.float16)
+            for name, shape in named.items()
+        }
+        save_file(weights, folder / f"model-{i}.safetensors")
+        files |= dict.fromkeys(named, f"model-{i}.safetensors")
+    index = json.dumps({"weight_map": files})
+    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "config.json").write_text(json.dumps(config))
+    words = {str(i): i for i in range(config["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+
+
+def held() -> int:
+    """The most bytes that this process has held on the host."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(folder: Path, config: dict[str, Any], window: int) -> dict[str, Any]:
+    """Load the directory, score a window in each precision."""
+    before, began = held(), time.perf_counter()
+    model = pretrained.load(f"hf:{folder}").model
+    jax.block_until_ready(jax.tree.leaves(model))
+    found = {"load_seconds": time.perf_counter() - began, "load_bytes": held() - before}
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(model)]
+    found |= {"weights_bytes": sum(sizes), "largest_tensor_bytes": max(sizes)}
+    began = time.perf_counter()
+    slanc = jax.block_until_ready(scales(model, "slanc"))
+    found["scales_seconds"] = time.perf_counter() - began
+    text, seconds = windows(1, window, config["vocab_size"]), {}
+    for name in PRECISIONS:
+        precision = Precision.parse(name)
+        given = slanc if precision.rule else None
+        for _ in range(2):  # the first compiles
+            began = time.perf_counter()
+            score(model, text, precision, given, batch=1)
+            seconds[name] = time.perf_counter() - began
+    found |= {"seconds_a_window": seconds, "evaluation_bytes": held() - before}
+    stats = jax.devices()[0].memory_stats() or {}
+    return found | {"device_peak_bytes": stats.get("peak_bytes_in_use")}
+
+
+def main() -> None:
+    """Write, measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--divide", type=int, default=1, help="width, hidden and heads, by this")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    asked = parser.parse_args()
+    wide = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    config = CONFIG | {k: CONFIG[k] // asked.divide for k in wide}
+    config["num_hidden_layers"] = asked.layers
+    with tempfile.TemporaryDirectory() as name:
+        writer = multiprocessing.get_context("spawn").Process(
+            target=write, args=(Path(name), config)
+        )
+        writer.start()
+        writer.join()
+        result = measure(Path(name), config, asked.window)
+    seconds = sum(result["seconds_a_window"].values())
+    result |= {
+        "config": config, "window": asked.window,
+        "table_minutes": WINDOWS * seconds / 60 if asked.window == 2048 else None,
+        "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+    }  # fmt: skip
+    print(json.dumps(result, indent=1))
+    if asked.out:
+        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
