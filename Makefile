@@ -1,12 +1,13 @@
 # Two commands need nothing but python3 and a package index:
 #   make table    train ten small models and print the table of their perplexities
 #   make test     the tests
+# make parity installs PyTorch and transformers too, and compares with them what make test skips.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 ASK    ?=
 
-.PHONY: table test check docs clean
+.PHONY: table test parity check docs clean
 
 table: $(VENV)/.core
 	$(RUN) -m train experiment=table $(ASK)
@@ -16,6 +17,9 @@ table: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+parity: $(VENV)/.parity
+	$(RUN) -m pytest -m "slow or not slow" tests/test_accumulate.py tests/test_pretrained_parity.py
 
 check: $(VENV)/.test
 	$(RUN) -m ruff check .
@@ -37,6 +41,11 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing normlab and what its tests need into $(VENV): about a minute."
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.core
+
+$(VENV)/.parity: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing PyTorch and transformers beside normlab into $(VENV): some minutes."
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	@touch $@ $(VENV)/.test $(VENV)/.core
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
