@@ -159,6 +159,16 @@ def test_fp32_in_an_order_is_that_order():
         assert same(total_of_squares(x, f"fp32:{order}"), exact).all()
 
 
+@pytest.mark.parametrize("d", [8, 64, 300, 576])
+@pytest.mark.parametrize("order", ORDERS)
+def test_fp32_contracts_nothing_at_any_width(order, d):
+    """Whether a product meets an add in one loop depends on both, so both are walked."""
+    precision = Precision.parse(f"fp32:{order}")
+    x = np.float32(np.random.default_rng(0).normal(1.0, 1.0, (64, d)))
+    want = summed(squares(x, precision.format), precision)
+    assert same(total_of_squares(x, f"fp32:{order}"), want).all()
+
+
 def test_stochastic_sums_do_not_stall():
     """Left to right, nearest rounding stays at 2048 and stochastic rounding is right on average."""
     x = np.float32(np.float16(np.random.default_rng(0).uniform(0.5, 1, (400, 4096))))

@@ -75,5 +75,8 @@ def _adder(given: FloatFormat) -> FloatFormat:
 
 
 def _separate(terms: Array, to: FloatFormat) -> Array:
-    """Keep x² from being contracted with the add that follows, where no rounding parts them."""
-    return lax.optimization_barrier(terms) if to.is_float32 else terms
+    """Keep x² from being contracted with the add that follows, where no rounding parts them.
+
+    A choice changes no value and is a step of its own; XLA's CPU backend drops a barrier.
+    """
+    return jnp.where(jnp.isnan(terms), jnp.nan, terms) if to.is_float32 else terms
