@@ -10,15 +10,13 @@ same windows. Every variant stays loaded and they take turns; a ratio is the med
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
+from outcome import keep
 from turns import in_turns
 
 from normlab.config import build
@@ -93,9 +91,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    import torch
-    import transformers
-
     text = windows(asked.batch, asked.length)
     seconds = in_turns(
         {
@@ -114,15 +109,8 @@ def main() -> None:
             k: statistics.median(b / a for a, b in zip(seconds["normlab fp32"], v, strict=True))
             for k, v in seconds.items()
         },
-        "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "versions": {
-            "jax": jax.__version__, "torch": torch.__version__,
-            "transformers": transformers.__version__, "python": platform.python_version(),
-        },
-    }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if asked.out:
-        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    }
+    keep(result, asked.out)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ compiles. Memory is what this process ever held on the host, over what it held b
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -25,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from evaluation_speed import windows
+from outcome import keep
 
 from normlab import pretrained
 from normlab.numerics import Precision
@@ -126,17 +125,12 @@ def main() -> None:
         )
         writer.start()
         writer.join()
+        if writer.exitcode:
+            raise SystemExit(f"the weights could not be written into {name}: see above")
         result = measure(Path(name), config, asked.window)
     seconds = sum(result["seconds_a_window"].values())
-    result |= {
-        "config": config, "window": asked.window,
-        "table_minutes": WINDOWS * seconds / 60 if asked.window == 2048 else None,
-        "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-    }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if asked.out:
-        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    minutes = WINDOWS * seconds / 60 if asked.window == 2048 else None
+    keep(result | {"config": config, "window": asked.window, "table_minutes": minutes}, asked.out)
 
 
 if __name__ == "__main__":

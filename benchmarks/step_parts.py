@@ -14,9 +14,7 @@ take turns; given is the median over rounds, in milliseconds.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from outcome import keep
 from train_speed import RATE, STEPS, nanogpt, ours
 from turns import in_turns
 
@@ -223,11 +222,8 @@ def main() -> None:
         "milliseconds": rows,
         "shape": {name: getattr(asked, name) for name in shape},
         "rounds": asked.rounds,
-        "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, {platform.machine()}",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
     }
-    if asked.out:
-        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, asked.out)
 
 
 if __name__ == "__main__":
