@@ -13,11 +13,15 @@ from normlab.plots import (
     loss_figure,
     run_figures,
     series,
+    sites_figure,
+    sites_training_figure,
     training_figure,
     vectors_figure,
+    vectors_training_figure,
 )
-from normlab.plots.runs import kinds
 from normlab.plots.series import last_loss
+from normlab.plots.sites import site_kinds
+from normlab.plots.vectors import vector_kinds
 from normlab.run import Run
 
 pytest.importorskip("matplotlib")
@@ -31,7 +35,8 @@ def size(x):
 def line(step, scale):
     return {
         "step": step,
-        "sites": {},
+        "sites": {f"blocks.{i}.mlp.norm_in": size(scale * (i + 1)) for i in range(2)}
+        | {"blocks.1.attention.branch.query.norm_qk": size(0.5), "norm_final": size(5 * scale)},
         "stream": [size(scale * (1 + i)) for i in range(3)],
         "blocks": [{"attention_score": scale}, {"attention_score": 2 * scale}],
         "parts": {
@@ -43,7 +48,8 @@ def line(step, scale):
             f"blocks.{i}.{kind}": {"mean": 1.0 + i, "min": 0.5, "max": 3.0, "std": 0.1}
             for i in range(2)
             for kind in ("mlp.norm_in.gain", "attention.branch.query.norm_qk.gain", "mlp.up.bias")
-        },
+        }
+        | {"norm_final.gain": {"mean": scale, "min": -1.0, "max": 2 * scale, "std": 0.1}},
     }
 
 
@@ -173,7 +179,8 @@ def test_a_short_logarithmic_axis_has_plain_numbers(runs):
 
 
 def test_a_best_rate_is_named_where_there_were_several(runs):
-    draws = (depth_figure, training_figure, gradient_figure, vectors_figure)
+    draws = [depth_figure, training_figure, gradient_figure, sites_figure, sites_training_figure]
+    draws += [vectors_figure, vectors_training_figure]
     several, one = series(runs), series([runs[0], runs[4]])
     for draw in draws:
         assert "at its best learning rate" in draw(several).get_suptitle()
@@ -205,17 +212,56 @@ def test_gradients_are_those_of_blocks(runs):
 
 def test_gains_are_shown_by_kind_and_biases_are_not(runs):
     found = series(runs)
-    assert kinds(found) == ["attention.query.norm_qk.gain", "mlp.norm_in.gain"]
+    inside = ["attention.query.norm_qk.gain", "mlp.norm_in.gain"]
+    assert vector_kinds(found) == [*inside, "norm_final.gain"]
     axes = vectors_figure(found).axes
+    assert [ax.get_title() for ax in axes] == inside
     assert "least to largest" in axes[0].get_ylabel()
     (bars, *_) = axes[1].containers
     assert bars[0].get_ydata().tolist() == [1.0, 2.0]
 
 
+def test_gains_over_training_are_the_blocks_mean_and_all_their_values(runs):
+    found = series(runs)
+    axes = {ax.get_title(): ax for ax in vectors_training_figure(found).axes}
+    assert drawn(axes["mlp.norm_in.gain"])["pre"].get_ydata().tolist() == [1.5, 1.5]
+    final = axes["norm_final.gain"]
+    assert drawn(final)["peri"].get_xdata().tolist() == [0, 4]
+    assert drawn(final)["peri"].get_ydata().tolist() == [1.0, 2.0]
+    band = final.collections[[s.label for s in found].index("peri")].get_paths()[0]
+    assert band.get_extents().extents.tolist() == [0.0, -1.0, 4.0, 4.0]
+
+
+def test_what_norms_read_is_shown_by_kind_over_depth_and_over_training(runs):
+    found = series(runs)
+    inside = ["attention.query.norm_qk", "mlp.norm_in"]
+    assert site_kinds(found) == [*inside, "norm_final"]
+    axes = sites_figure(found).axes
+    assert [ax.get_title() for ax in axes[::2]] == [f"{kind}: mean x²" for kind in inside]
+    assert drawn(axes[0])["peri"].get_xdata().tolist() == [1]  # block 0 has none
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, 4.0]
+    assert drawn(axes[3])["peri"].get_ydata().tolist() == [6.0, 12.0]
+    axes = sites_training_figure(found).axes
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, 4.0]  # the largest of two blocks
+    assert drawn(axes[5])["peri"].get_ydata().tolist() == [15.0, 30.0]  # norm_final's largest |x|
+    edges = [np.all(np.array(n.get_ydata()) == 65504) for n in axes[3].get_lines()]
+    assert any(edges)  # 6,000 lies within 2⁵ of half precision's largest number
+    assert not any(np.all(np.array(n.get_ydata()) == 65504) for n in axes[2].get_lines())
+
+
+def test_models_without_norms_have_neither_sites_nor_gains_to_show(runs, tmp_path):
+    for run in runs:
+        bare = [look | {"sites": {}, "vectors": {}} for look in run.watched]
+        run["watch.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in bare))
+    names = {path.stem for path in run_figures(runs, tmp_path / "out")}
+    assert names == {"loss-lr", "depth", "training", "gradients"}
+
+
 def test_the_command_draws_a_directory_of_runs(runs, tmp_path):
     main([str(tmp_path)])
     files = {p.stem for p in (tmp_path / "figures").iterdir()}
-    assert files == {"loss-lr", "depth", "training", "gradients", "gains"}
+    seen = {"depth", "training", "gradients", "sites", "sites-training", "gains", "gains-training"}
+    assert files == {"loss-lr", *seen}
 
 
 def test_runs_that_nobody_watched_give_a_loss_alone(runs, tmp_path):

@@ -8,12 +8,13 @@ from normlab.plots.runs import (
     loss_figure,
     run_figures,
     training_figure,
-    vectors_figure,
 )
 from normlab.plots.scales import scales_figure
 from normlab.plots.series import Series, series
+from normlab.plots.sites import sites_figure, sites_training_figure
 from normlab.plots.style import figure, look, save
 from normlab.plots.sums import sums_figure
+from normlab.plots.vectors import vectors_figure, vectors_training_figure
 
 __all__ = [
     "Series",
@@ -28,7 +29,10 @@ __all__ = [
     "save",
     "scales_figure",
     "series",
+    "sites_figure",
+    "sites_training_figure",
     "sums_figure",
     "training_figure",
     "vectors_figure",
+    "vectors_training_figure",
 ]

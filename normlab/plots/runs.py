@@ -4,15 +4,17 @@ All but the first need a run's watch.jsonl.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normlab.plots.panels import finished, finite, inside, over_depth, over_training, step_title
 from normlab.plots.series import Line, Series, last_loss, series
-from normlab.plots.style import figure, fp16_line, logarithmic, look, save, whole
+from normlab.plots.sites import SIZES, site_kinds, sites_figure, sites_training_figure
+from normlab.plots.style import figure, fp16_line, logarithmic, look, save
+from normlab.plots.vectors import vector_kinds, vectors_figure, vectors_training_figure
 from normlab.run import Run
 
 if TYPE_CHECKING:
@@ -28,11 +30,23 @@ def run_figures(runs: Iterable[Run], out: Path) -> list[Path]:
     if any(len(s.runs) > 1 for s in found):
         written += save(loss_figure(found), out / "loss-lr")
     if seen:
-        made = {"depth": depth_figure, "training": training_figure, "gradients": gradient_figure}
-        for name, draw in made.items():
+        for name, draw in _seen_figures(seen).items():
             written += save(draw(seen), out / name)
-        written += save(vectors_figure(seen), out / "gains") if kinds(seen) else []
     return written
+
+
+Draw = Callable[[Sequence[Series]], "Figure"]
+
+
+def _seen_figures(seen: Sequence[Series]) -> dict[str, Draw]:
+    """By file name, how to draw what was seen; without norms there are neither sites nor gains."""
+    made: dict[str, Draw]
+    made = {"depth": depth_figure, "training": training_figure, "gradients": gradient_figure}
+    if inside(site_kinds(seen)):
+        made |= {"sites": sites_figure, "sites-training": sites_training_figure}
+    if inside(vector_kinds(seen)):
+        made |= {"gains": vectors_figure, "gains-training": vectors_training_figure}
+    return made
 
 
 def loss_figure(found: Sequence[Series]) -> "Figure":
@@ -93,53 +107,45 @@ def _largest_square(run: Run) -> float:
     return math.inf if None in squares else max(squares)
 
 
-SIZES = {"mean_square": "mean x²", "max_abs": "largest |x|", "max_square": "largest ‖x‖² of a row"}
-
-
 def depth_figure(seen: Sequence[Series]) -> "Figure":
     """Size of the residual stream over depth: at the start and at the end of training."""
     made, axes = figure(len(SIZES), 2, (7.2, 7.0), sharex=True, sharey="row")
     for row, (key, text) in enumerate(SIZES.items()):
         for column, which in enumerate((0, -1)):
 
-            def sizes(line: Line, key: str = key) -> list[float]:
-                return [_float(size[key]) for size in line["stream"]]
+            def sizes(line: Line, key: str = key) -> dict[int, float]:
+                return {i: finite(size[key]) for i, size in enumerate(line["stream"])}
 
-            _over_depth(axes[row, column], seen, which, sizes, titled=row == 0)
+            over_depth(axes[row, column], seen, which, sizes)
         axes[row, 0].set_ylabel(text)
         if key != "mean_square":
             fp16_line(*axes[row])
-    for ax in axes[-1]:
-        ax.set_xlabel("residual stream after so many blocks")
-    return _finished(made, axes, seen, "Residual stream over depth")
+    for column, which in enumerate((0, -1)):
+        step_title(axes[0, column], seen, which)
+        axes[-1, column].set_xlabel("residual stream after so many blocks")
+    return finished(made, axes, seen, "Residual stream over depth")
 
 
 def training_figure(seen: Sequence[Series]) -> "Figure":
     """Over training: the stream after the last block, outliers, attention scores, updates."""
     panels: dict[str, Callable[[Line], float]] = {
-        "mean x² after the last block": lambda n: _float(n["stream"][-1]["mean_square"]),
-        "largest |x| in the stream": lambda n: max(_float(s["max_abs"]) for s in n["stream"]),
-        "largest attention score": lambda n: max(_float(b["attention_score"]) for b in n["blocks"]),
+        "mean x² after the last block": lambda n: finite(n["stream"][-1]["mean_square"]),
+        "largest |x| in the stream": lambda n: max(finite(s["max_abs"]) for s in n["stream"]),
+        "largest attention score": lambda n: max(finite(b["attention_score"]) for b in n["blocks"]),
         "update / weights, median of blocks": _update,
     }
     made, axes = figure(2, 2, (7.2, 5.4), sharex=True)
     for ax, (text, value) in zip(axes.flat, panels.items(), strict=True):
-        for i, s in enumerate(seen):
-            colour, marker = look(i)
-            steps = [line["step"] for line in s.watched]
-            shown = [value(line) for line in s.watched]
-            ax.plot(steps, shown, color=colour, marker=marker, ms=4, label=s.label)
-        logarithmic(ax)
+        over_training(ax, seen, value)
         ax.set_title(text, fontsize=9)
     for ax in axes[-1]:
-        whole(ax)
         ax.set_xlabel("step")
-    return _finished(made, axes, seen, "Over training")
+    return finished(made, axes, seen, "Over training")
 
 
 def _update(line: Line) -> float:
     found = [p.get("update_ratio") for name, p in line["parts"].items() if name[:7] == "blocks."]
-    known = [_float(ratio) for ratio in found if ratio is not None]
+    known = [finite(ratio) for ratio in found if ratio is not None]
     return float(np.median(known)) if known else math.nan
 
 
@@ -147,87 +153,13 @@ def gradient_figure(seen: Sequence[Series]) -> "Figure":
     """Gradient norm of each block: at the start and at the end of training."""
     made, axes = figure(1, 2, (7.2, 3.2), sharey=True)
     for ax, which in zip(axes[0], (0, -1), strict=True):
-        _over_depth(ax, seen, which, _gradients)
+        over_depth(ax, seen, which, _gradients)
+        step_title(ax, seen, which)
         ax.set_xlabel("block")
     axes[0, 0].set_ylabel("gradient norm")
-    return _finished(made, axes, seen, "Gradient norm by block")
+    return finished(made, axes, seen, "Gradient norm by block")
 
 
-def _gradients(line: Line) -> list[float]:
+def _gradients(line: Line) -> dict[int, float]:
     blocks = range(len(line["blocks"]))
-    return [_float(line["parts"][f"blocks.{i}"]["grad_norm"]) for i in blocks]
-
-
-def vectors_figure(seen: Sequence[Series]) -> "Figure":
-    """Gains and α of the norms in the blocks at the end: mean, and bars from least to largest."""
-    found = kinds(seen)
-    columns = min(len(found), 3)
-    rows = -(-len(found) // columns)
-    made, axes = figure(rows, columns, (1.0 + 2.6 * columns, 1.0 + 2.2 * rows))
-    for ax, kind in zip(axes.flat, found, strict=False):
-        for i, s in enumerate(seen):
-            values = _vectors(s.watched[-1]).get(kind, {})
-            of = {
-                n: np.array([_float(v[n]) for v in values.values()]) for n in ("mean", "min", "max")
-            }
-            bars = [of["mean"] - of["min"], of["max"] - of["mean"]]
-            at = np.array(list(values), float) + 0.08 * (i - len(seen) / 2)
-            colour, marker = look(i)
-            ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
-        ax.set_title(kind, fontsize=9)
-        ax.set_xlabel("block")
-        whole(ax)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("mean; bars: least to largest")
-    for ax in axes.flat[len(found) :]:
-        ax.set_axis_off()
-    return _finished(made, axes, seen, "Gains and α after training, as stored")
-
-
-def kinds(seen: Sequence[Series]) -> list[str]:
-    """Kinds of gain and α that the blocks have: "attention.norm_in.gain"."""
-    return sorted({kind for s in seen for kind in _vectors(s.watched[-1])})
-
-
-def _vectors(line: Line) -> dict[str, dict[int, Any]]:
-    """By kind and block."""
-    found: dict[str, dict[int, Any]] = {}
-    for path, values in line["vectors"].items():
-        match = re.fullmatch(r"blocks\.(\d+)\.(.*norm_\w+\.(?:gain|alpha))", path)
-        if match:
-            kind = match[2].replace("branch.", "")
-            found.setdefault(kind, {})[int(match[1])] = values
-    return found
-
-
-def _float(value: float | None) -> float:
-    """A number of watch.jsonl, where null is what isn't finite."""
-    return math.nan if value is None else value
-
-
-def _over_depth(
-    ax: "Axes",
-    seen: Sequence[Series],
-    which: int,
-    values: Callable[[Line], list[float]],
-    titled: bool = True,
-) -> None:
-    """A line for each series through the values of its first or last look."""
-    for i, s in enumerate(seen):
-        colour, marker = look(i)
-        ax.plot(values(s.watched[which]), color=colour, marker=marker, ms=4, label=s.label)
-    logarithmic(ax)
-    whole(ax)
-    if titled:
-        steps = sorted({s.watched[which]["step"] for s in seen})
-        ax.set_title(f"step {', '.join(map(str, steps))}", fontsize=9)
-
-
-def _finished(made: "Figure", axes: Any, seen: Sequence[Series], title: str) -> "Figure":
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    shown = {s.label: f"{s.label} (lr {s.best:g})" for s in seen}
-    texts = [shown[label] for label in labels]
-    made.legend(handles, texts, loc="outside lower center", ncols=4, frameon=False)
-    chosen = any(len(s.runs) > 1 for s in seen)
-    made.suptitle(title + "\neach at its best learning rate" * chosen, fontsize=10)
-    return made
+    return {i: finite(line["parts"][f"blocks.{i}"]["grad_norm"]) for i in blocks}

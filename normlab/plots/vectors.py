@@ -1,0 +1,75 @@
+"""Figures of the norms' gains and α: by block at the end, and over training."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normlab.plots.panels import by_kind, finished, finite, grid, inside
+from normlab.plots.series import Line, Series
+from normlab.plots.style import look, whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEARNED = (".gain", ".alpha")
+
+
+def vector_kinds(seen: Sequence[Series]) -> list[str]:
+    """Kinds of gain and α that the models have: "attention.norm_in.gain", "norm_final.gain"."""
+    return sorted({kind for s in seen for kind in _vectors(s.watched[-1])})
+
+
+def _vectors(line: Line) -> dict[str, dict[int, Any]]:
+    found = {k: v for k, v in line["vectors"].items() if "norm_" in k and k.endswith(LEARNED)}
+    return by_kind(found)
+
+
+def vectors_figure(seen: Sequence[Series]) -> "Figure":
+    """Gains and α of the norms in the blocks at the end: mean, and bars from least to largest."""
+    found = inside(vector_kinds(seen))
+    made, axes = grid(len(found))
+    for ax, kind in zip(axes.flat, found, strict=False):
+        for i, s in enumerate(seen):
+            values = _vectors(s.watched[-1]).get(kind, {})
+            of = {n: np.array([finite(v[n]) for v in values.values()]) for n in _ENDS}
+            bars = [of["mean"] - of["min"], of["max"] - of["mean"]]
+            at = np.array(list(values), float) + 0.08 * (i - len(seen) / 2)
+            colour, marker = look(i)
+            ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
+        ax.set_title(kind, fontsize=9)
+        ax.set_xlabel("block")
+        whole(ax)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("mean; bars: least to largest")
+    return finished(made, axes, seen, "Gains and α after training, as stored")
+
+
+_ENDS = ("mean", "min", "max")
+
+
+def vectors_training_figure(seen: Sequence[Series]) -> "Figure":
+    """Gains and α over training, all blocks together: mean, and a band from least to largest."""
+    found = vector_kinds(seen)
+    made, axes = grid(len(found))
+    for ax, kind in zip(axes.flat, found, strict=False):
+        for i, s in enumerate(seen):
+            ends = [(n["step"], *_ends(_vectors(n).get(kind, {}))) for n in s.watched]
+            steps, mean, low, high = zip(*ends, strict=True)
+            colour, marker = look(i)
+            ax.plot(steps, mean, color=colour, marker=marker, ms=4, label=s.label)
+            ax.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+        ax.set_title(kind, fontsize=9)
+        ax.set_xlabel("step")
+        whole(ax)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("mean; band: least to largest")
+    return finished(made, axes, seen, "Gains and α over training, as stored")
+
+
+def _ends(values: dict[int, Any]) -> tuple[float, float, float]:
+    """Mean of the blocks' means, the least and the largest value in any."""
+    if not values:
+        return (float("nan"),) * 3
+    of = {n: [finite(v[n]) for v in values.values()] for n in _ENDS}
+    return float(np.mean(of["mean"])), min(of["min"]), max(of["max"])
