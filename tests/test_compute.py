@@ -1,18 +1,25 @@
 """How a pass is computed: bfloat16 where it says so and nowhere else, remat, attention kernels."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import TINY, tiny_config, tiny_model
 from flax import nnx
 from test_step import gradients, small, texts, trained
 
+from normlab.checkpoint import to_names
+from normlab.data import load_tokens
+from normlab.loss import token_nll
 from normlab.model import ComputeConfig, Context, attention
 from normlab.numerics import Precision
+from normlab.run import Run
+from train.loop import Trainer, train
 from train.optimizer import OptimizerConfig, make_optimizer
+from train.stacked import stacked
 from train.step import make_step
 
 NARROW = ComputeConfig(dtype="bfloat16")
@@ -116,6 +123,62 @@ def test_the_precision_of_a_statistic_is_chosen_beside_it(tokens):
     assert np.abs(low - exact).max() > 0
 
 
+LOW = ComputeConfig(statistics="fp16:sequential")
+
+
+@functools.cache
+def wide():
+    """A model some of whose rows have a sum of squares beyond half precision, and some not."""
+    return tiny_model(layers=1, init_std=40.0)
+
+
+def test_a_step_has_its_statistics_in_the_precision_asked_for():
+    inputs, targets = texts(0)
+    context = Context(LOW.precision, observe=True)
+    low = token_nll(wide()(inputs, context), targets).mean()
+    lost = sum(int(o.overflowed.sum()) for o in context.observed.values())
+    assert 0 < lost < inputs.size * 3, "some rows, not all"
+    ((first, *_), (plain, *_)) = (trained(wide(), 1, compute)[1] for compute in (LOW, None))
+    assert first == pytest.approx(float(low), rel=1e-5)
+    assert abs(first - plain) > 1e-2
+
+
+def test_the_derivative_of_a_low_precision_statistic_is_that_of_the_float32_sum():
+    exact, low = (gradients(small(), c)[1] for c in (None, LOW))
+    for name, g in to_names(exact).items():
+        apart = np.linalg.norm(to_names(low)[name] - g) / np.linalg.norm(g)
+        assert 0 < apart < 2e-3, name  # what the forward pass moved, and no more
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_stack_has_its_statistics_in_the_precision_asked_for_too(remat):
+    asked = dataclasses.replace(LOW, remat=remat)
+    model = tiny_model(init_std=4.0)
+    ((alone, _, _), (whole, _, _)) = (gradients(m, asked) for m in (model, stacked(model)))
+    assert whole == pytest.approx(float(alone), rel=1e-6)
+    assert abs(whole - gradients(model)[0]) > 1e-5
+
+
+@pytest.mark.slow
+def test_a_run_validates_and_is_watched_in_the_precision_it_trains_in(tmp_path):
+    fields = {"model": TINY | {"init_std": 40.0}, "steps": 3, "eval_every": 3, "watch_every": 3}
+    low, plain = (
+        train(tiny_config(tmp_path, **fields, compute={"statistics": said})).watched[0]
+        for said in ("fp16:sequential", "fp32")
+    )
+    first, final = "blocks.0.attention.norm_in", "norm_final"
+    assert low["sites"][first] == plain["sites"][first]  # nothing has been summed before it
+    assert low["sites"][final] != plain["sites"][final]
+    runs = [Run(path) for path in tmp_path.iterdir()]
+    assert len({run.metrics[0]["valid_loss"] for run in runs}) == 2
+    (run,) = (r for r in runs if r.read("config.yaml")["compute"]["statistics"] != "fp32")
+    tokens = load_tokens(tiny_config(tmp_path).data)
+    trainer = Trainer(tiny_config(tmp_path, **fields), tokens, run)
+    model = nnx.merge(trainer.layers.graphdef, trainer.params)
+    losses = token_nll(model(trainer.valid[0], Context(LOW.precision)), trainer.valid[1])
+    assert run.metrics[0]["valid_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize(("norm", "dropout"), [("rmsnorm", 0.3), ("batchnorm", 0.0)])
 def test_remat_changes_what_is_kept_and_nothing_else(norm, dropout):
     model, key = tiny_model(norm, dropout=dropout), jax.random.key(1)
@@ -191,5 +254,9 @@ def test_a_kernel_that_cant_be_had_is_refused(tokens):
         ComputeConfig(dtype="bf16")
     with pytest.raises(ValueError, match="unknown compute.products 'mkl'"):
         ComputeConfig(products="mkl")
+    with pytest.raises(ValueError, match="format 'fp61'.*'fp16'"):
+        ComputeConfig(statistics="fp61")
+    with pytest.raises(ValueError, match="fp16.slanc: expected a precision without a scale rule"):
+        ComputeConfig(statistics="fp16+slanc")
     with pytest.raises(ValueError, match="unknown compute.attention 'flash'"):
         ComputeConfig(attention="flash")

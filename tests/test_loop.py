@@ -254,7 +254,8 @@ def test_what_a_number_depends_on_is_in_the_name_of_its_run():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("steps", 8), ("batch", 2), ("window", 16), ("seed", 1), ("eval_every", 6),
-     ("eval_windows", 8), ("log_every", 5), ("patience", 1)],
+     ("eval_windows", 8), ("log_every", 5), ("patience", 1),
+     ("compute", {"statistics": "fp8_e4m3"})],
 )  # fmt: skip
 def test_every_field_of_a_run_changes_what_is_logged(tmp_path, field, value):
     worse = {"lr": 3.0, "warmup": 0, "clip": 1e9}  # nothing gets better, so that patience ends

@@ -94,11 +94,13 @@ class Trainer:
         optimizer = make_optimizer(c.optimizer, c.steps, weights, c.compute.scan_layers)
         self.state = placed(optimizer.init(weights))
         self.step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, c.accumulate)
-        self.validate_batch = make_validate(graphdef)
+        self.validate_batch = make_validate(graphdef, c.compute.precision)
         self.size = parameters(model)
         self.log = MetricsLog(run)
         self.valid = validation_windows(tokens.split("valid"), c)
-        self.watch = Watch(run, self.layers.graphdef, c.steps, c.watch_every, self.valid)
+        self.watch = Watch(
+            run, self.layers.graphdef, c.steps, c.watch_every, self.valid, c.compute.precision
+        )
 
     def fit(self, stop_after: int | None = None) -> None:
         """Train to the end and write the record."""

@@ -11,6 +11,7 @@ from flax import nnx
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig, Context, Transformer
 from normlab.norms import NormState, penalties
+from normlab.numerics import Precision
 from normlab.sharding import placed
 
 Params = Any
@@ -89,10 +90,16 @@ def make_step(
     return jax.jit(step_once, donate_argnums=(0, 1), compiler_options=options or None)
 
 
-def make_validate(graphdef: nnx.GraphDef[Transformer]) -> Callable[..., jax.Array]:
-    """(params, inputs, targets) → the summed loss of a batch, in nats, without dropout."""
+def make_validate(
+    graphdef: nnx.GraphDef[Transformer], precision: Precision | None = None
+) -> Callable[..., jax.Array]:
+    """(params, inputs, targets) → the summed loss of a batch, in nats, without dropout.
+
+    In float32, but for the norms' statistics, which are of `precision`, as in training.
+    """
 
     def validate(params: Params, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return jnp.sum(token_nll(nnx.merge(graphdef, params)(inputs), targets))
+        logits = nnx.merge(graphdef, params)(inputs, Context(precision))
+        return jnp.sum(token_nll(logits, targets))
 
     return jax.jit(validate)

@@ -14,6 +14,7 @@ from normlab.checkpoint import to_names
 from normlab.loss import token_nll
 from normlab.model import Context, Transformer
 from normlab.norms import NormState
+from normlab.numerics import Precision
 from normlab.run import Run
 from train.metrics import StepLines
 from train.step import Params, learned
@@ -47,6 +48,7 @@ class Watch:
         steps: of the whole training.
         every: steps between two lines; None for none at all.
         windows: (inputs, targets), [rows, l] each, of which the first `ROWS` are looked at.
+        precision: of the norms' statistics.
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class Watch:
         steps: int,
         every: int | None,
         windows: tuple[np.ndarray, np.ndarray],
+        precision: Precision | None = None,
     ):
         self.trackers: Sequence[Tracker] = ()
         self.lines = StepLines(run["watch.jsonl"])
         self.steps, self.every = steps, every
         self._inputs, self._targets = (w[:ROWS] for w in windows)
-        self._look = make_look(graphdef, steps)
+        self._look = make_look(graphdef, steps, precision)
         self._before: Params | None = None
 
     def due(self, step: int) -> bool:
@@ -82,16 +85,19 @@ class Watch:
             tracker.log(step, scalars(values))
 
 
-def make_look(graphdef: nnx.GraphDef[Transformer], steps: int) -> Callable[..., Values]:
+def make_look(
+    graphdef: nnx.GraphDef[Transformer], steps: int, precision: Precision | None = None
+) -> Callable[..., Values]:
     """(params, weights before the last step or None, step, inputs, targets) → a line's values.
 
-    As in a step of training (norms are told step / steps), but in float32 whatever the run computes
-    in, without dropout and norms' penalties, and what norms would keep is thrown away.
+    As in a step of training (norms are told step / steps, their statistics are of `precision`), but
+    in float32 whatever the run computes in, without dropout and norms' penalties, and what norms
+    would keep is thrown away.
     """
 
     def loss(weights: Params, kept: Params, step: jax.Array, inputs: jax.Array, targets: jax.Array):
         model = nnx.merge(graphdef, weights, kept, copy=True)
-        context = Context(capture=True, progress=jnp.float32(step) / steps)
+        context = Context(precision, capture=True, progress=jnp.float32(step) / steps)
         value = token_nll(model(inputs, context), targets).mean()
         seen = {
             "sites": {name: sizes(x) for name, x in context.inputs.items()},

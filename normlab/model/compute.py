@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from normlab.config import check, knob
+from normlab.numerics import Precision
 from normlab.registry import choice
 
 DTYPES = ("float32", "bfloat16")
@@ -28,11 +29,15 @@ class ComputeConfig:
     backend does so), attention, and all of a branch between its input norm and the residual sum.
     These stay float32: parameters, their gradients and the optimizer's state; embedding and
     residual stream; the inside of every norm, whose rows are widened before it and rounded back
-    behind it where they came as bfloat16; rotary positions; the softmax of attention; logits, once
-    the head's product has left them, and the loss.
+    behind it where they came as bfloat16, but for its statistic, where `statistics` says otherwise;
+    rotary positions; the softmax of attention; logits, once the head's product has left them, and
+    the loss.
     """
 
     dtype: str = knob("float32", "of matrix products and branches: float32, bfloat16")
+    statistics: str = knob(
+        "fp32", "precision of the norms' statistics in training and validation: fp16:pairwise, …"
+    )
     attention: str = knob("auto", "attention kernel: xla, cudnn (a GPU, bfloat16), auto: by device")
     products: str = knob(
         "xla", "matrix products of a step on a CPU: xla, onednn (jax 0.12, faster)"
@@ -42,6 +47,11 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         choice("compute.dtype", self.dtype, DTYPES)
+        check(
+            self.precision.rule is None,
+            f"compute.statistics={self.statistics}: expected a precision without a scale rule, such"
+            " as fp16:pairwise; scales are made from weights, which change with each step",
+        )
         choice("compute.attention", self.attention, ATTENTION)
         choice("compute.products", self.products, PRODUCTS)
         check(
@@ -49,6 +59,11 @@ class ComputeConfig:
             "compute.attention=cudnn computes in half precision only: expected "
             "compute.dtype=bfloat16 beside it, or compute.attention=auto",
         )
+
+    @property
+    def precision(self) -> Precision:
+        """That of the statistics. Derivatives are those of float32 sums (straight-through)."""
+        return Precision.parse(self.statistics)
 
     def narrow(self, x: jax.Array) -> jax.Array:
         """`x` in the dtype of the branches; float64, which transforms are proved in, stays."""

@@ -21,7 +21,7 @@ class Context:
     precision without being rebuilt.
 
     Args:
-        precision: in which every norm accumulates its statistic.
+        precision: in which every norm accumulates its statistic; by default that of `compute`.
         scales: scale by site name (see `normlab.scaling`); a site that is missing has scale 1.
         observe: count rows out of range and keep the largest values, by site, in `observed`.
         capture: keep every norm's input, by site, in `inputs`; the residual stream before the first
@@ -29,7 +29,7 @@ class Context:
         dropout_key: without one, nothing is dropped.
         progress: the share of the training that is done, a float32 scalar; None outside training.
             With one, norms run their `during_training` and may update their state.
-        compute: dtype of the branches, kernels, rematerialization.
+        compute: dtype of the branches, precision, kernels, rematerialization.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Context:
         progress: Float[Array, ""] | None = None,
         compute: ComputeConfig | None = None,
     ):
-        self.precision = precision or Precision.parse("fp32")
         self.scales = scales or {}
         self.observe = observe
         self.capture = capture
         self.progress = progress
         self.compute = compute or ComputeConfig()
+        self.precision = precision or self.compute.precision
         self.observed: dict[str, Observed] = {}
         self.inputs: dict[str, Array] = {}
         self.entered: Any = None  # the rows that entered the block, and its attention
