@@ -137,6 +137,16 @@ def test_loss_against_rate_marks_what_diverged(runs):
     assert last_loss(runs[3]) == math.inf
 
 
+def test_what_frequencies_alone_give_is_a_line_where_all_runs_read_the_same_text(runs):
+    for run in runs:
+        run.write("record.json", run.record | {"unigram_valid_loss": 6.25})
+    ax = loss_figure(series(runs)).axes[0]
+    assert [n for n in ax.get_lines() if list(n.get_ydata()) == [6.25, 6.25]]
+    runs[0].write("record.json", runs[0].record | {"unigram_valid_loss": 6.0})
+    ax = loss_figure(series(runs)).axes[0]
+    assert not [n for n in ax.get_lines() if n.get_linestyle() == "--"]
+
+
 def test_depth_shows_the_stream_and_half_precisions_edge(runs):
     axes = depth_figure(series(runs)).axes
     assert drawn(axes[0])["pre"].get_ydata().tolist() == [1.0, 2.0, 3.0]

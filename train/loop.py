@@ -15,6 +15,7 @@ from flax import nnx
 from normlab.checkpoint import Checkpoints, CorruptCheckpointError
 from normlab.config import to_dict
 from normlab.data import Batches, Tokenized, load_tokens
+from normlab.data.unigram import unigram_loss
 from normlab.hosts import agreed, by_first, joined, own
 from normlab.model import Transformer
 from normlab.progress import Progress, console
@@ -164,7 +165,9 @@ class Trainer:
         sessions = [*found["sessions"], session]
         self.run.write("provenance.json", found | {"sessions": sessions})
         sizes = {"parameters": self.size, "groups": _sizes(self.layers.saved(learned(self.params)))}
-        self.run.write("record.json", {"state": "running", **sizes})
+        train, vocabulary = self.tokens.split("train"), self.tokens.tokenizer.vocab_size
+        nothing = {"unigram_valid_loss": unigram_loss(train, self.valid[1], vocabulary)}
+        self.run.write("record.json", {"state": "running", **sizes, **nothing})
 
     def _enough(self) -> bool:
         """Whether validation has found nothing better for as long as the config waits."""

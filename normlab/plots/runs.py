@@ -13,7 +13,7 @@ import numpy as np
 from normlab.plots.panels import finished, finite, inside, over_depth, over_training, step_title
 from normlab.plots.series import Line, Series, last_loss, series
 from normlab.plots.sites import SIZES, site_kinds, sites_figure, sites_training_figure
-from normlab.plots.style import figure, fp16_line, logarithmic, look, save
+from normlab.plots.style import GREY, figure, fp16_line, logarithmic, look, save
 from normlab.plots.vectors import vector_kinds, vectors_figure, vectors_training_figure
 from normlab.run import Run
 
@@ -52,8 +52,9 @@ def _seen_figures(seen: Sequence[Series]) -> dict[str, Draw]:
 def loss_figure(found: Sequence[Series]) -> "Figure":
     """Validation loss at the end against the learning rate: each seed, and their mean.
 
-    Where a run diverged, or failed, there is a cross on the upper edge. Beside it, where runs were
-    watched, the largest sum of squares that a row of the stream had at any look.
+    Where a run diverged, or failed, there is a cross on the upper edge; a dashed line is what the
+    training text's frequencies alone give. Beside it, where runs were watched, the largest sum of
+    squares that a row of the stream had at any look.
     """
     watched = any(run.watched for s in found for runs in s.runs.values() for run in runs)
     made, axes = figure(1, 1 + watched, (4.0 * (1 + watched), 3.6))
@@ -65,6 +66,7 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
         logarithmic(ax, "x")
         ax.set_xlabel("peak learning rate")
         ax.set_ylabel(text)
+    _unigram_line(axes[0, 0], found)
     if watched:
         logarithmic(axes[0, 1])
         fp16_line(axes[0, 1])
@@ -72,6 +74,19 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
     made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     made.suptitle(_marks(found, [value for _, value in panels]), fontsize=9)
     return made
+
+
+def _unigram_line(ax: "Axes", found: Sequence[Series]) -> None:
+    """The loss of a model that knows nothing but frequencies, where all runs have the same."""
+    runs = [run for s in found for seeds in s.runs.values() for run in seeds]
+    losses = {run.record.get("unigram_valid_loss") for run in runs}
+    (loss,) = losses if len(losses) == 1 else (None,)
+    if loss is not None:
+        ax.axhline(loss, color=GREY, ls="--", lw=1, zorder=0)
+        ax.annotate(
+            "unigram", (0, loss), xycoords=ax.get_yaxis_transform(), xytext=(4, 2),
+            textcoords="offset points", color=GREY, fontsize=8,
+        )  # fmt: skip
 
 
 def _marks(found: Sequence[Series], values: Sequence[Callable[[Run], float]]) -> str:
