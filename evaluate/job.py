@@ -20,6 +20,7 @@ from evaluate.config import EvaluateConfig
 from evaluate.measures import compared, measures, token_measures
 from evaluate.subjects import Subject, subjects
 from evaluate.texts import Texts, calibration_tokens
+from normlab.checkpoint import CorruptCheckpointError
 from normlab.hosts import joined, own
 from normlab.language_model import LanguageModel
 from normlab.norms import norms
@@ -61,7 +62,7 @@ def _records(config: EvaluateConfig) -> list[Record]:
     asked = [str(Precision.parse(text)) for text in config.precision]
     records = []
     for subject in found:
-        bench = Bench(config, subject, texts, file, done)
+        bench = Bench(config, _readable(subject, config), texts, file, done)
         rows = {p: bench.record(p) for p in dict.fromkeys([REFERENCE, *asked])}
         records += [rows[p] for p in dict.fromkeys(asked)]
     return records
@@ -71,6 +72,18 @@ def _records(config: EvaluateConfig) -> list[Record]:
 def _loaded(load: Callable[[], LanguageModel]) -> LanguageModel:
     """The model that was loaded last, for the transforms of one model follow each other."""
     return load()
+
+
+def _readable(subject: Subject, config: EvaluateConfig) -> Subject:
+    """Of many runs, one whose checkpoint can't be used is a row that says so."""
+    if config.source != "runs" or subject.status != OK:
+        return subject
+    try:
+        _loaded(subject.load)
+    except (CorruptCheckpointError, FileNotFoundError) as error:
+        console.print(f"{subject.name}: {error}")
+        return dataclasses.replace(subject, status=f"unreadable: {error}")
+    return subject
 
 
 @dataclass

@@ -96,6 +96,25 @@ def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
         assert "diverged" in (tmp_path / name).read_text()
 
 
+def test_a_run_whose_checkpoint_cannot_be_read_is_a_row_beside_the_others(runs, tmp_path):
+    for name in ("a", "b", "c"):
+        shutil.copytree(runs / "a", tmp_path / "runs" / name)
+    for file in (tmp_path / "runs" / "b" / "checkpoints").rglob("*"):
+        if file.is_file() and "params" in file.parts:
+            file.write_bytes(b"")
+    shutil.rmtree(tmp_path / "runs" / "c" / "checkpoints")
+    asked = ask(tmp_path / "out", runs=str(tmp_path / "runs"), precision=["fp32"])
+    whole, damaged, gone = evaluate(asked)
+    assert (whole.model, whole.status) == ("a", "ok")
+    assert damaged.status.startswith("unreadable: checkpoint ")
+    assert gone.status.startswith("unreadable: ")
+    assert "has no checkpoint yet" in gone.status
+    assert (damaged.norm, damaged.perplexity) == ("layernorm", None)
+    assert [r.key for r in evaluate(asked)] == [whole.key, damaged.key, gone.key]
+    with pytest.raises(ValueError, match="can't be read"):
+        evaluate(ask(tmp_path / "out", checkpoint=str(tmp_path / "runs" / "b")))
+
+
 def test_a_second_call_computes_nothing_and_a_new_column_only_itself(runs, tmp_path, monkeypatch):
     first = evaluate(ask(tmp_path, checkpoint=str(runs / "a")))
     lines = (tmp_path / "records.jsonl").read_text()
