@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from normlab.config import check
 from normlab.numerics import round_to
+from normlab.numerics.exact import separate
 from normlab.registry import choice
 
 ACCUMULATORS = ("fp32", "fp16:pairwise")
@@ -142,9 +143,10 @@ def _forward_kernel(plan, x_ref, gain_ref, bias_ref, y_ref, mean_ref, inverse_re
     x = x_ref[...]
     mean = jnp.zeros((x.shape[0], 1), jnp.float32)
     if plan.center:
-        mean = _sum(plan, x) / plan.width
+        mean = separate(_sum(plan, x) * (1.0 / plan.width))
     z = _inside(plan, x - mean) if plan.center else x
-    inverse = lax.rsqrt(_sum(plan, z * z) / plan.width + plan.eps)
+    mean_square = separate(_sum(plan, z * z) * (1.0 / plan.width))
+    inverse = lax.rsqrt(mean_square + plan.eps)
     y_ref[...] = z * inverse * gain_ref[...] + bias_ref[...]
     mean_ref[...] = mean
     inverse_ref[...] = inverse

@@ -144,7 +144,12 @@ def check_everything() -> int:
             count += x.size
     x = extreme_rows(0, 300, 2.0)
     orders = ("sequential", "pairwise", "lanes(8)", "blocks(16)", "rounded")
-    for name, order in itertools.product(("fp16", "bf16", "e5m14"), orders):
+    narrow = ("fp8_e5m2", "fp8_e4m3", "fp16.flush.saturate", "fp32")
+    pairs = [
+        *itertools.product(("fp16", "bf16", "e5m14"), orders),
+        *itertools.product(narrow, ("sequential", "lanes(8)")),
+    ]
+    for name, order in pairs:
         precision = Precision.parse(f"{name}:{order}")
         want = summed(squares(x, precision.format), precision)
         got = jax.jit(sum_of_squares, static_argnums=1)(x, precision)

@@ -4,12 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numerics_reference as reference
 import numpy as np
 import pytest
 from jax import lax
 from numerics_reference import cast, same, squares, summed
 
-from normlab.numerics import Accumulator, Observed, Precision, sum_of_squares
+from normlab.numerics import Accumulator, Observed, Precision, accumulate, sum_of_squares
 
 EPS = 1e-5
 rows = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
@@ -244,3 +245,90 @@ def test_it_trains(text):
     exact = jax.grad(lambda x: jnp.sum(rms(x, "fp32", center=True) ** 3))(rows)
     assert np.abs(gradient - exact).max() < 2e-2 * np.abs(exact).max()
     assert np.abs(gradient).max() > 0
+
+
+# --- bit for bit: jit, no jit, vmap, scan
+
+EACH_ORDER = ("sequential", "pairwise", "lanes(8)", "blocks(16)", "rounded")
+EACH_OPTION = ("", ".onepass", ".input", ".mean", ".stochastic(3)", ".flush.saturate")
+
+
+def differing(text, center, n=64, d=150) -> int:
+    """In how many rows z, ms or y under jit, vmap and scan are not those without jit."""
+    rng = np.random.default_rng(1)
+    x = np.float32(rng.normal(1, 1, (n, d)))
+    own = np.float32(2.0 ** rng.uniform(-2, 2, (n, 1)))
+
+    def norm(x, s):
+        acc = Accumulator(text, s)
+        z, mean_square = acc.moments(x, center)
+        return z, mean_square, z * acc.inverse_rms(mean_square, EPS)
+
+    def scanned(x):
+        return lax.scan(lambda c, row: (c, norm(row, 3.0)), 0, x)[1]
+
+    third, each = norm(jnp.asarray(x), 3.0), norm(jnp.asarray(x), jnp.asarray(own))
+    pairs = [
+        (third, jax.jit(lambda x: norm(x, 3.0))(x)),
+        (third, jax.jit(scanned)(x)),
+        (each, jax.jit(norm)(x, own)),
+        (each, jax.jit(jax.vmap(norm))(x, own)),
+    ]
+    return sum(int((~same(a, b)).sum()) for pair in pairs for a, b in zip(*pair, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "center"),
+    [
+        ("fp16.onepass:lanes(8)", True),
+        ("fp16.stochastic(3):sequential", True),
+        ("fp32.onepass.mean:sequential", True),
+    ],
+)
+def test_the_same_bits_with_and_without_jit(text, center):
+    assert differing(text, center) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", EACH_OPTION)
+@pytest.mark.parametrize("order", EACH_ORDER)
+def test_the_same_bits_in_every_order_and_option(order, option):
+    name = "fp32" if option == ".onepass" else "fp16"
+    assert differing(f"{name}{option}:{order}", True) == 0
+
+
+@pytest.mark.parametrize("order", EACH_ORDER)
+@pytest.mark.parametrize("options", [".saturate.input", ".flush.mean"])
+def test_options_in_every_order_are_the_arithmetic(order, options):
+    """Against the reference's loops: saturation, flushing, rounded rows and means."""
+    precision = Precision.parse(f"fp16{options}:{order}")
+    x = rows * np.float32(2.0) ** np.random.default_rng(4).integers(-12, 7, (6, 1))
+    to = precision.format
+    want = reference.squares(reference.rounded(x, to) if precision.input else x, to)
+    if precision.mean:
+        want = reference.rounded(np.float32(want) * np.float32(1 / 64), to)
+    total = np.float32(summed(want, precision))[:, None]
+    mean_square = total * np.float32(1 if precision.mean else 1 / 64)
+    assert same(jax.jit(lambda x: Accumulator(precision).moments(x)[1])(x), mean_square).all()
+
+
+# --- Σz, whose underflow is not counted
+
+
+def test_an_underflow_of_the_mean_costs_no_row_whose_squares_are_in_range():
+    """What it moves a row by is below one rounding of FP16, and where it is more, it is counted."""
+    d, n = 64, 4000
+    rng = np.random.default_rng(2)
+    spread = rng.normal(size=(n, d))
+    spread -= spread.mean(-1, keepdims=True) + rng.normal(size=(n, 1)) / 4096
+    x = np.float32(spread * 2.0 ** rng.uniform(-22, -6, (n, 1)))
+    added = np.asarray(jax.jit(lambda x: accumulate(x, "fp16:rounded"))(x))
+    centred, ms = jax.jit(lambda x: Accumulator("fp16:rounded").moments(x, True))(x)
+    z = np.float64(x)
+    shift = np.abs(np.float64(centred) - (z - z.mean(-1, keepdims=True))).max(-1)
+    low = np.abs(added) < 2.0**-14
+    counted = np.asarray(ms)[:, 0] * d < 2.0**-14
+    assert (low & ~counted).sum() > 100
+    root = np.sqrt(z.var(-1))
+    assert (shift / root)[low & ~counted].max() < 2.0**-11
+    assert (shift / root)[low & counted].max() > 2.0**-11

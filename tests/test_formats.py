@@ -194,6 +194,7 @@ def test_trap_the_undone_magic_constant_is_caught():
     "flags",
     [
         "--xla_allow_excess_precision=true",
+        "--xla_allow_excess_precision=false",
         pytest.param(
             "--xla_cpu_max_isa=AVX2 --xla_allow_excess_precision=true",
             marks=pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 only"),

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from jax import lax
 from numerics_reference import ORDERS, cast, extreme_rows, rounded, same, squares, summed
 
@@ -50,6 +51,79 @@ def test_sums_of_squares_of_extreme_rows(order, d, octaves, seed, name):
 def test_any_length(order, d, octaves, seed):
     text = f"fp16:{order}"
     assert wrong(lambda x: total_of_squares(x, text), extreme_rows(seed, d, octaves, 4), text) == 0
+
+
+numbers = st.floats(-(2.0**17), 2.0**17, width=32)
+vectors = hnp.arrays(np.float32, st.integers(1, 8192), elements=numbers, fill=numbers)
+
+
+def check_both_sums(x, text: str) -> None:
+    """Σx and Σx² of rows against the loops; a sum that cancels may be either zero."""
+    precision = Precision.parse(text)
+    to = precision.format
+    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
+    held = to.with_option("flush") if to.exponent == 8 and not to.is_float32 else to
+    with np.errstate(invalid="ignore"):  # one infinity less another
+        want, got = summed(rounded(x, held), precision), np.asarray(total(x, precision))
+    assert (same(got, want) | ((got == 0) & (want == 0))).all()
+
+
+@settings(deadline=None, max_examples=5)
+@given(vectors, st.sampled_from(ORDERS))
+@example(np.float32([65504, 16, -65504, 2.0**-24, -16] * 1638 + [1, -1]), "lanes(64)")
+@example(np.linspace(-3, 3.5, 8192, dtype=np.float32), "blocks(100)")
+def test_any_vector(x, order):
+    check_both_sums(x[None], f"fp16:{order}")
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(vectors, st.sampled_from(ORDERS), st.sampled_from(["fp16", "fp8_e4m3", "bf16", "e4m9"]))
+def test_many_more_vectors(x, order, name):
+    check_both_sums(x[None], f"{name}:{order}")
+
+
+any_format = st.builds(
+    "e{}m{}{}".format,
+    st.integers(2, 8),
+    st.sampled_from([*range(1, 22), 23]),
+    st.sampled_from(["", ".flush", ".saturate", ".flush.saturate"]),
+)
+
+
+def check_format(name, order, d, seed):
+    octaves = 1.0 if int(name[1]) < 5 else 8.0
+    check_both_sums(extreme_rows(seed, d, octaves, 8) / 16, f"{name}:{order}")
+
+
+@settings(deadline=None, max_examples=6)
+@given(any_format, st.sampled_from(ORDERS), st.sampled_from(LENGTHS[:9]), st.integers(0, 2**32 - 1))
+def test_sums_in_any_format(name, order, d, seed):
+    check_format(name, order, d, seed)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(any_format, st.sampled_from(ORDERS), st.sampled_from(LENGTHS), st.integers(0, 2**32 - 1))
+def test_sums_in_many_more_formats(name, order, d, seed):
+    check_format(name, order, d, seed)
+
+
+@pytest.mark.parametrize("order", ["rounded", "blocks(16384)"])
+def test_an_exact_sum_of_15000_halves_beside_its_midpoints(order):
+    """Sums on a midpoint of FP16, and one smallest step, 2^-24, below and above it."""
+    rng, d, n = np.random.default_rng(0), 15_000, 48
+    steps = np.zeros((n, d), np.int64)
+    steps[:, 40:] = cast(2.0 ** rng.uniform(-12, 0, (n, d - 40)), "fp16").astype(np.float64) * 2**24
+    places = np.frexp(steps.sum(-1).astype(float))[1]
+    ulp = 1 << (places - 11)
+    target = (steps.sum(-1) // ulp + 2) * ulp + ulp // 2 + np.arange(n) % 3 - 1
+    rest = target - steps.sum(-1)
+    steps[:, :40] = (rest[:, None] >> np.arange(40) & 1) << np.arange(40)
+    x = rng.permuted(np.float32(steps * 2.0**-24), axis=-1)
+    want = rounded(target * 2.0**-24, FloatFormat.parse("fp16"))
+    assert same(total(x, f"fp16:{order}"), want).all()
+    assert not same(cast(x.sum(-1, dtype=np.float32), "fp16"), want).all()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from normlab.numerics.exact import separate
 from normlab.numerics.formats import FloatFormat, rounded
 from normlab.numerics.precision import Precision
 
@@ -50,11 +51,12 @@ def _float32_sum(terms: Array, mean: bool) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _accumulate(x: Array, precision: Precision, square: bool) -> Array:
     to = _adder(precision.format)
-    terms = _separate(x * x if square else x, to)
+    terms = _parted(x * x if square else x, to)
     place = lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1)
     terms = rounded(terms, to, place + jnp.uint32(1 << 30))
     if precision.mean:
-        terms = rounded(terms * (1.0 / x.shape[-1]), to, place + jnp.uint32(1 << 31))
+        terms = _parted(terms * (1.0 / x.shape[-1]), to)
+        terms = rounded(terms, to, place + jnp.uint32(1 << 31))
     return precision.summation.sum(terms, to)
 
 
@@ -74,9 +76,6 @@ def _adder(given: FloatFormat) -> FloatFormat:
     return given.with_option("flush") if flushed else given
 
 
-def _separate(terms: Array, to: FloatFormat) -> Array:
-    """Keep x² from being contracted with the add that follows, where no rounding parts them.
-
-    A choice changes no value and is a step of its own; XLA's CPU backend drops a barrier.
-    """
-    return jnp.where(jnp.isnan(terms), jnp.nan, terms) if to.is_float32 else terms
+def _parted(terms: Array, to: FloatFormat) -> Array:
+    """Keep a product from being contracted with the add that follows, where no rounding does."""
+    return separate(terms) if to.mantissa == 23 else terms

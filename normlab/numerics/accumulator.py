@@ -7,6 +7,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
+from normlab.numerics.exact import after, separate
 from normlab.numerics.formats import round_to
 from normlab.numerics.observed import Observed
 from normlab.numerics.precision import Precision
@@ -89,10 +90,10 @@ class Accumulator:
             terms = 1 if self.precision.mean else d
             self.observed = self.observed.with_eps(exact, terms * scaled, d, self.precision.format)
         if form == "under":
-            return lax.rsqrt(mean_square + scaled)
+            return lax.rsqrt(mean_square + self._apart(scaled))
         zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0
         root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
-        least = eps * multiplier
+        least = self._apart(eps * multiplier)
         return 1.0 / (root + least if form == "added" else jnp.maximum(root, least))
 
     def moments(
@@ -112,32 +113,34 @@ class Accumulator:
             row: what the norm was given, where x is made of it: `observed` says its norm.
         """
         x = widened(x, self.precision)
-        z = self.held(self._scaled(self.held(x)))
-        part = z[..., :first]
+        part = self._scaled(x)[..., :first]
         if not center:
             total = self._total(part)
             self._record(x[..., :first], total, part, row=row)
-            return z, total / self._terms(part)
+            return self._scaled(self._after(total, x)), self._share(total, part)
         added = self._added(part)
-        mean = added / self._terms(part)
-        centred = self.held(z - mean)
-        squares = total = self._total(part if self.precision.onepass else centred[..., :first])
+        mean = self._share(added, part)
+        again = self._scaled(self._after(mean, x))
+        centred = self.held(again - mean)
+        summed = again if self.precision.onepass else centred
+        squares = total = self._total(summed[..., :first])
         if self.precision.onepass:
-            total = squares - self._terms(part) * (mean * mean)
+            total = squares - self._apart(self._terms(part) * (mean * mean))
         self._record(x[..., :first], total, centred[..., :first], (added, squares), row=row)
-        return centred, total / self._terms(part)
+        centred = self.held(self._scaled(self._after(total, x)) - mean)
+        return centred, self._share(total, part)
 
     def deviations(
         self, x: Float[Array, "*batch d"], center: bool = False
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch 1"]]:
         """As `moments`, with the accumulated mean of |z| in place of the mean square (L1 norms)."""
         x = widened(x, self.precision)
-        z = self.held(self._scaled(self.held(x)))
+        z = self._scaled(x)
         added = self._added(z) if center else None
-        z = z if added is None else self.held(z - added / self._terms(z))
+        z = z if added is None else self.held(z - self._share(added, z))
         total = self._added(jnp.abs(z))
         self._record(x, total, z, None if added is None else (added, total), power=1)
-        return z, total / self._terms(z)
+        return z, self._share(total, z)
 
     def held(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """What the unit holds x as: in the format, where it takes its input in the format."""
@@ -145,7 +148,7 @@ class Accumulator:
 
     def mean(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
         """Σz/d by the precision, the last axis kept; not observed."""
-        return self._added(z) / self._terms(z)
+        return self._share(self._added(z), z)
 
     def sum(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
         """Σz by the precision (d times the mean, where it has the option `mean`); not observed."""
@@ -165,9 +168,23 @@ class Accumulator:
         """What a total is divided by: d, or 1 where each term has been divided already."""
         return 1 if self.precision.mean else z.shape[-1]
 
+    def _share(self, total: Array, z: Array) -> Array:
+        """A total over its terms. XLA makes a product of the division anyway, so let it be seen."""
+        terms = self._terms(z)
+        return total / terms if self.precision.plain else self._apart(total * (1.0 / terms))
+
     def _scaled(self, x: Array) -> Array:
         unscaled = isinstance(self.scale, int | float) and self.scale == 1
-        return x if unscaled else x * self._multiplier(x.dtype)
+        x = self.held(x)
+        return self.held(self._apart(x if unscaled else x * self._multiplier(x.dtype)))
+
+    def _after(self, known: Array, x: Array) -> Array:
+        """Have x once more rather than store what was made of it; XLA sees to plain fp32."""
+        return x if self.precision.plain else after(known, x)
+
+    def _apart(self, x: Array) -> Array:
+        """Keep a step from being contracted with the next; plain fp32 is as XLA has it."""
+        return x if self.precision.plain else separate(x)
 
     def _multiplier(self, dtype: Any = jnp.float32) -> Array:
         """1/s. XLA makes it of a division by s anyway, so let it be seen."""
