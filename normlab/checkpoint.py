@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import logging
+import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +18,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from normlab.hosts import by_first
+from normlab.hosts import by_first, first
 from normlab.sharding import dotted, on_host, sharding
 
 Tree = Any
@@ -55,12 +59,15 @@ def _digest(names: dict[str, Any]) -> str:
 
 
 @cache
-def _hush_orphans() -> None:
-    """Say nothing of the reads that Orbax leaves unfinished where one of them fails.
+def _hush() -> None:
+    """Keep Orbax from printing what no one can make use of; what went wrong, it raises too.
 
-    It closes the event loop they belong to. When one ends, or is collected, at any later time and
-    on any thread, the interpreter would print a traceback of which no one can make use.
+    It logs a traceback for each part of a save that fails: ten for a full disk. Where a part of a
+    load or a save fails, it closes the event loop that the others belong to: when one of them ends,
+    or is collected, at any later time and on any thread, the interpreter prints a traceback.
     """
+    logger = logging.getLogger("absl")
+    logger.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -72,7 +79,70 @@ def _hush_orphans() -> None:
 
 
 class CorruptCheckpointError(ValueError):
-    """A checkpoint that can't be read, or whose content isn't what was saved."""
+    """A checkpoint whose content can't be understood, or isn't what was saved."""
+
+
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_DAMAGED = {"DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"}
+"""Of the statuses with which TensorStore's errors begin, those that are about content."""
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error began as: to Orbax each is an incompatible handler."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _said(error: BaseException) -> str:
+    """An error in one line, without TensorStore's account of all its settings."""
+    line = (str(error).splitlines() or [""])[0]
+    told = re.split(r" \[(?:tensorstore_spec|os_error_code|source loc)", line)[0]
+    return f"{type(error).__name__}: {told}"
+
+
+def _is_damage(cause: BaseException) -> bool:
+    """Whether an error is about what a checkpoint holds, not about this machine at this moment.
+
+    What isn't known as damage is none: memory, rights or a server may be there again tomorrow.
+    """
+    if isinstance(cause, OSError):
+        return isinstance(cause, _ABSENT)
+    status = re.match(r"[A-Z_]+(?=: )", str(cause))
+    if status and status[0] not in _DAMAGED:
+        return False
+    return isinstance(cause, (ValueError, LookupError, TypeError, AttributeError))
+
+
+def _obstacle(where: Path) -> OSError | None:
+    """What the system says when all files are read: what Orbax may not see, it calls missing."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    try:
+        for folder, _, names in os.walk(where, onerror=refuse):
+            for name in names:
+                with open(Path(folder, name), "rb") as file:
+                    while file.read(1 << 24):
+                        pass
+    except _ABSENT:
+        return None
+    except OSError as error:
+        return error
+    return None
+
+
+def _unread(where: Path, error: Exception) -> CorruptCheckpointError | OSError:
+    """What to raise where loading a checkpoint has raised `error`."""
+    cause = _root(error)
+    found = _obstacle(where) if _is_damage(cause) else cause
+    if found is None:
+        return CorruptCheckpointError(f"checkpoint {where} can't be read ({_said(cause)})")
+    return OSError(
+        f"checkpoint {where} can't be read now ({_said(found)}); it is left as it is, and the same "
+        "command tries again"
+    )
 
 
 class Checkpoints:
@@ -89,8 +159,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, writer: bool = False):
+        _hush()
         keep = [_policies.LatestN(2), _policies.BestN(get_metric_fn=_merit, n=1)]
         self._directory = directory.resolve()
+        self._writer = writer
+        self._saving: Any = None
         self.set_aside_first: list[Path] = []
         if writer:
             by_first(lambda: self.set_aside_first.extend(map(self._renamed, self._unlisted())))
@@ -105,8 +178,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._written():
-            self._checkpointer.close()
+        try:
+            with self._written():
+                try:
+                    self._settle()
+                finally:
+                    self._checkpointer.close()
+        finally:
+            if self._writer:
+                self._sweep()
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -114,11 +194,21 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(
-                f"a checkpoint in {self._directory} could not be written ({first}); the ones "
-                "before it are whole, and the same command goes on from there"
+                f"a checkpoint in {self._directory} could not be written; the ones before it are "
+                f"whole, and the same command goes on from there: {_said(_root(error))}"
             ) from error
+
+    def _settle(self) -> None:
+        """Wait for the save under way. One that nobody asks keeps its thread and its files open."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _sweep(self) -> None:
+        """Give back the room that a failed save has taken: the record needs a little of it."""
+        for half in self._directory.glob("*.orbax-checkpoint-tmp") if first() else ():
+            shutil.rmtree(half, ignore_errors=True)
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -153,10 +243,11 @@ class Checkpoints:
         trees = {"params": to_names(params), "optimizer": to_names(optimizer)}
         digests = {name: _digest(names) for name, names in trees.items()}
         with self._written():
-            response = self._checkpointer.save_checkpointables_async(
+            self._settle()
+            self._saving = self._checkpointer.save_checkpointables_async(
                 step, trees, metrics={"valid_loss": valid_loss, "sha256": digests}
             )
-            if response is None:
+            if self._saving is None:
                 raise RuntimeError(f"Orbax did not take step {step}")
 
     def load(self, step: int, **like: Tree) -> dict[str, Tree]:
@@ -164,18 +255,15 @@ class Checkpoints:
 
         Raises:
             CorruptCheckpointError: it can't be read in these shapes, or isn't what was saved.
+            OSError: this machine can't read it now (a file, rights, memory), which is no damage.
         """
         abstract = {name: _abstract(to_names(tree)) for name, tree in like.items()}
         where = self._directory / str(step)
-        _hush_orphans()
         try:
             loaded = self._checkpointer.load_checkpointables(step, abstract)
             found = {c.step: c.metrics for c in self._checkpointer.checkpoints}
         except Exception as error:  # whatever a damaged file does to Orbax and to what it reads by
-            first = str(error).splitlines()[0][:200] if str(error) else ""
-            raise CorruptCheckpointError(
-                f"checkpoint {where} can't be read ({type(error).__name__}: {first})"
-            ) from error
+            raise _unread(where, error) from error
         saved = (found[step] or {}).get("sha256", {})
         for name in like:
             if name in saved and _digest(loaded[name]) != saved[name]:

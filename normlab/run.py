@@ -48,8 +48,12 @@ class Run:
         else:
             text = yaml.safe_dump(content, sort_keys=False)
         half = self[f".{name}.{os.getpid()}"]
-        half.write_text(text)
-        half.replace(self[name])
+        try:
+            half.write_text(text)
+            half.replace(self[name])
+        except OSError as error:  # a full disk's doesn't say which file it is about
+            half.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(self[name])) from error
 
     def read(self, name: str) -> Any:
         """A JSON or YAML file's content; an empty dictionary where there is no such file."""

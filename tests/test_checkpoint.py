@@ -1,11 +1,24 @@
+import errno
+import gc
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from conftest import same_trees, tiny_model
 from flax import nnx
+from orbax.checkpoint import v1 as ocp
 
-from normlab.checkpoint import Checkpoints, from_names, to_names
+from normlab.checkpoint import Checkpoints, CorruptCheckpointError, from_names, to_names
 
 
 def trees(seed=0):
@@ -49,6 +62,24 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path):
     assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == {"1", "3", "4"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+def test_many_saves_keep_no_more_files_and_threads_than_a_few(tmp_path):
+    """Orbax's background save has an event loop of its own, until somebody asks how it ended."""
+
+    def kept():
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    params, state = {"w": jnp.arange(3.0)}, {"m": jnp.zeros(3)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(3):
+            checkpoints.save(step, params, state, valid_loss=1.0)
+        few = kept()
+        for step in range(3, 13):
+            checkpoints.save(step, params, state, valid_loss=1.0)
+        many = kept()
+    assert all(after < before + 5 for before, after in zip(few, many, strict=True)), (few, many)
+
+
 def test_a_half_written_checkpoint_is_none(tmp_path):
     params, state = {"w": np.arange(3.0)}, {"m": np.zeros(3)}
     with Checkpoints(tmp_path) as checkpoints:
@@ -67,3 +98,165 @@ def test_saving_a_step_twice_is_an_error_and_not_a_silence(tmp_path):
         checkpoints.save(1, params, state, valid_loss=1.0)
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(Exception, match="1"):
         checkpoints.save(1, params, state, valid_loss=1.0)
+
+
+W = {"w": np.random.default_rng(0).random((64, 64), np.float32), "b": {"c": np.float32([1, 2])}}
+M = {"m": np.ones(64, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """A folder with one checkpoint, which others may enter, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        with Checkpoints(Path(folder)) as checkpoints:
+            checkpoints.save(4, W, M, valid_loss=1.0)
+        yield Path(folder)
+
+
+def outcome(directory):
+    """What becomes of step 4 where a run goes on: its bits, told as damaged, or set aside."""
+    with Checkpoints(directory, writer=True) as checkpoints:
+        if not checkpoints.steps():
+            return "set aside" if checkpoints.set_aside_first else "lost"
+        try:
+            loaded = checkpoints.load(4, params=W, optimizer=M)
+        except CorruptCheckpointError:
+            return "told"
+        same = same_trees(loaded["params"], W) and same_trees(loaded["optimizer"], M)
+        return "the bits" if same else "other bits"
+
+
+def noise(file):
+    file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
+
+
+DAMAGES = {
+    "missing": Path.unlink,
+    "emptied": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "noise": noise,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_file_is_damaged_no_other_bits_come_back(stored, tmp_path, damage):
+    found = {}
+    for file in [f.relative_to(stored) for f in stored.rglob("*") if f.is_file()]:
+        copy = shutil.copytree(stored, tmp_path / "copy")
+        DAMAGES[damage](copy / file)
+        found[str(file)] = outcome(copy)
+        shutil.rmtree(copy)
+    assert set(found.values()) <= {"the bits", "told", "set aside"}, found
+    assert found["4/metrics/metrics"] == "set aside"
+    heaviest = max(found, key=lambda file: (stored / file).stat().st_size)
+    assert "/d/" in heaviest
+    assert found[heaviest] == "told"
+
+
+def test_whatever_bit_flips_no_other_bits_come_back(stored, tmp_path):
+    random, found = np.random.default_rng(0), []
+    files = sorted((f for f in stored.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    files += files[-1:] * len(files)  # half of the flips in the weights
+    for file in [files[i].relative_to(stored) for i in random.integers(len(files), size=60)]:
+        copy = shutil.copytree(stored, tmp_path / "copy")
+        raw = bytearray((copy / file).read_bytes() or b"0")
+        raw[random.integers(len(raw))] ^= 1 << random.integers(8)
+        (copy / file).write_bytes(raw)
+        found.append(outcome(copy))
+        shutil.rmtree(copy)
+    assert set(found) <= {"the bits", "told", "set aside"}
+    assert "told" in found
+
+
+def refused(directory, words):
+    """Loading step 4 is refused in the system's words, and nothing is touched for it."""
+    before = sorted(directory.rglob("*"))
+    with (
+        Checkpoints(directory) as checkpoints,
+        pytest.raises(OSError, match=f"{words}.*left as it is"),
+    ):
+        checkpoints.load(4, params=W)
+    assert sorted(directory.rglob("*")) == before
+
+
+@contextmanager
+def nobody():
+    """As a user who is no root, to whom nothing is forbidden."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "part", ["params", "params/d", "params/manifest.ocdbt", "params/_METADATA"]
+)
+def test_what_may_not_be_read_now_is_not_damaged(stored, part):
+    where = stored / "4" / part
+    mode = where.stat().st_mode
+    with Checkpoints(stored) as checkpoints:
+        where.chmod(0)
+        try:
+            with nobody(), pytest.raises(OSError, match="Permission denied.*left as it is"):
+                checkpoints.load(4, params=W)
+        finally:
+            where.chmod(mode)
+        assert same_trees(checkpoints.load(4, params=W)["params"], W)
+
+
+def test_too_many_open_files_are_no_damage(stored, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # an event loop that never opened
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Checkpoints(stored) as checkpoints:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files.*left as it is"):
+                checkpoints.load(4, params=W)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            gc.collect()
+        assert same_trees(checkpoints.load(4, params=W)["params"], W)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that fails to be read")
+@pytest.mark.parametrize("pattern", ["_METADATA", "d/*", "ocdbt.process_0/d/*"])
+def test_a_file_that_the_disk_fails_to_read_is_no_damage(stored, tmp_path, pattern):
+    copy = shutil.copytree(stored, tmp_path / "copy")
+    files = list((copy / "4" / "params").glob(pattern))
+    assert files
+    for file in files:
+        file.unlink()
+        file.symlink_to("/proc/self/mem")  # opens, and answers a read with EIO
+    refused(copy, "Input/output error")
+
+
+MACHINE = [
+    MemoryError("Unable to allocate 64.0 MiB for an array"),
+    OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+    OSError(errno.EIO, os.strerror(errno.EIO)),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."),
+    RuntimeError("can't start new thread"),
+    # TensorStore 0.1 in its own words, where read() was made to fail with EIO, ESTALE and ENOMEM:
+    ValueError("UNKNOWN: Error reading shard entry: Input/output error [os_error_code='5']"),
+    ValueError("ABORTED: Error reading shard entry: Stale file handle [os_error_code='116']"),
+    ValueError("RESOURCE_EXHAUSTED: Failed to read: Cannot allocate memory [os_error_code='12']"),
+]
+
+
+@pytest.mark.parametrize("cause", MACHINE, ids=repr)
+def test_what_this_machine_runs_out_of_is_no_damage(stored, monkeypatch, cause):
+    def failed(*_):
+        try:
+            raise cause
+        except Exception as error:
+            raise KeyError("Failed to load checkpointable: params, incompatible handler") from error
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "load_checkpointables", failed)
+    refused(stored, str(cause).partition(" [os")[0].replace("[", "\\[").replace("]", "\\]"))

@@ -3,18 +3,19 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import tiny_config
+from orbax.checkpoint import v1 as ocp
 from test_loop import same_ends
 
 from normlab.checkpoint import Checkpoints, CorruptCheckpointError
-from normlab.data import load_tokens
+from normlab.data import embedded, load_tokens, wikitext
 from normlab.run import Run
+from train.identity import LINE, noting_failure, reason
 from train.loop import Trainer, train
+from train.metrics import StepLines
 
 
 @pytest.fixture(scope="module")
@@ -63,39 +64,6 @@ def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(alone, tmp_
     assert left.value.code == 128 + signal.SIGTERM
     (run,) = map(Run, tmp_path.iterdir())
     assert run.record["state"] == "finished"
-    assert same_ends(run, alone, config)
-
-
-CHILD = """
-import os, signal, sys
-sys.path[:0] = sys.argv[2:]
-from conftest import tiny_config
-from normlab.checkpoint import Checkpoints
-from train.loop import train
-
-save = Checkpoints.save
-
-def killed(self, step, **saved):
-    save(self, step, **saved)  # it only begins here, and goes on behind the training
-    if step == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Checkpoints.save = killed
-train(tiny_config(sys.argv[1]))
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_inside_a_save_leaves_the_checkpoint_before(alone, tmp_path):
-    here = Path(__file__).parent
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path), str(here), str(here.parent)],
-        capture_output=True,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr[-3000:]
-    config = tiny_config(tmp_path)
-    run = train(config)
-    assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 4]
     assert same_ends(run, alone, config)
 
 
@@ -173,6 +141,25 @@ def test_what_the_system_says_of_a_file_is_no_damage(tmp_path, monkeypatch):
     assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
 
 
+def test_what_the_machine_lacks_sets_no_checkpoint_aside(alone, tmp_path, monkeypatch):
+    cause = MemoryError("Unable to allocate 64.0 MiB for an array")
+    config, run = stopped(tmp_path)
+    there = sorted(p.name for p in run["checkpoints"].iterdir())
+
+    def failed(*_):
+        raise KeyError("Failed to load checkpointable: incompatible handler") from cause
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.training.Checkpointer, "load_checkpointables", failed)
+        with pytest.raises(OSError, match="8 can't be read now .*left as it is"):
+            train(config)
+    assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
+    assert run.record["state"] == "failed"
+    assert str(cause) in run.record["reason"]
+    assert same_ends(train(config), alone, config)
+    assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 8]
+
+
 def test_a_flipped_bit_is_no_model(tmp_path):
     config, run = stopped(tmp_path)
     flipped(run["checkpoints"] / "8", "params")
@@ -193,7 +180,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(alone, tmp_p
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # as a disk with 10 kB left
     try:
-        with pytest.raises(OSError, match="could not be written .*File too large"):
+        with pytest.raises(OSError, match="could not be written.*File too large"):
             train(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -204,3 +191,49 @@ def test_a_directory_that_cannot_be_written_is_said_before_anything_is_trained()
     target = Path("/sys/normlab") if Path("/sys").is_dir() else Path("/dev/null/normlab")
     with pytest.raises(OSError, match=str(target)):
         train(tiny_config(target))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_without_room_is_named():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        StepLines(Path("/dev/full")).append({"step": 1})
+
+
+def test_a_reason_keeps_what_failed_and_the_cause():
+    error = OSError(
+        f"a checkpoint in {'/long' * 200} could not be written: No space left on device"
+    )
+    said = reason(error)
+    assert len(said) < LINE + 5
+    assert said.startswith("OSError: a checkpoint in")
+    assert said.endswith("No space left on device")
+    assert reason(OSError("short")) == "OSError: short"
+
+
+def test_a_record_that_cannot_be_written_hides_no_error(tmp_path):
+    run = Run(tmp_path / "a file")
+    run.directory.write_text("where the directory should be")
+    with pytest.raises(MemoryError, match="the cause"), noting_failure(run):
+        raise MemoryError("the cause")
+
+
+def test_a_text_file_that_changes_under_a_run(tmp_path, monkeypatch):
+    monkeypatch.delitem(wikitext.FACTS, ("wikitext2-raw", "valid"))  # so that any text will do
+    for split in ("train", "valid"):
+        text = embedded.read(split)[:60_000] + "\n"
+        (tmp_path / f"wiki.{split}.raw").write_text(text)
+    data = {"corpus": "wikitext2-raw", "root": str(tmp_path), "vocab_size": 300}
+    config = tiny_config(tmp_path / "runs", data=data)
+    undisturbed = train(tiny_config(tmp_path / "alone", data=data))
+    run = train(config, stop_after=5)
+    logged, file = run["metrics.jsonl"].read_text(), tmp_path / "wiki.train.raw"
+    text = file.read_text()
+    file.write_text(text.replace("the", "a", 1))
+    with pytest.raises(ValueError, match=r"the text has changed .*wikitext2-raw.*put it back"):
+        train(config)
+    file.unlink()
+    with pytest.raises(OSError, match=rf"the train split .* is not in {tmp_path}"):
+        train(config)
+    assert run["metrics.jsonl"].read_text() == logged
+    file.write_text(text)
+    assert same_ends(train(config), undisturbed, config)

@@ -2,10 +2,6 @@
 
 import json
 import math
-import random
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -206,38 +202,6 @@ def test_norms_without_a_statistic_learn(norm, placement, tmp_path):
     run = train(tiny_config(tmp_path, steps=60, eval_every=60, **placed))
     valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
     assert valid[-1] < valid[0] - 0.5
-
-
-CHILD = """
-import sys
-sys.path[:0] = sys.argv[2:]
-from conftest import tiny_config
-from train.loop import train
-train(tiny_config(sys.argv[1], steps=20_000, eval_every=500, log_every=500))
-"""
-
-
-@pytest.mark.slow
-def test_five_kills_leave_the_same_parameters(tmp_path):
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(here), str(here.parent)]
-    config = tiny_config(tmp_path / "killed", steps=20_000, eval_every=500, log_every=500)
-    alone = train(tiny_config(tmp_path / "alone", steps=20_000, eval_every=500, log_every=500))
-    chance, kills = random.Random(0), 0
-    while kills < 5:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            child.wait(timeout=chance.uniform(4.0, 9.0))
-            break  # it came to its end
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-            kills += 1
-    assert kills == 5, f"the run ended after {kills} kills: give it more steps"
-    run = train(config)
-    assert run.record["state"] == "finished"
-    assert len(run.read("provenance.json")["sessions"]) > 1
-    assert same_ends(run, alone, config)
 
 
 def test_what_a_number_depends_on_is_in_the_name_of_its_run():

@@ -30,7 +30,9 @@ class Metric:
 
 
 def trainer(tmp_path, **fields):
-    config = tiny_config(tmp_path, eval_every=1000, eval_windows=4, run=str(tmp_path), **fields)
+    config = tiny_config(
+        tmp_path, **{"eval_every": 1000, "eval_windows": 4, "run": str(tmp_path)} | fields
+    )
     run = Run(tmp_path)
     run.write("provenance.json", {"sessions": []})
     run.write("record.json", {"state": "running"})
@@ -51,9 +53,9 @@ def test_a_step_is_under_way_before_the_numbers_of_the_one_before_are_asked_for(
     assert log == [begun[0], *(e for i in range(4) for e in (begun[i + 1], fetched[i])), fetched[4]]
 
 
-def grown(tmp_path, leak):
+def grown(tmp_path, leak=False, **fields):
     """Bytes that the process gains between steps 50 and 300 of a run."""
-    made, sizes = trainer(tmp_path, steps=300, optimizer={"warmup": 2}), {}
+    made, sizes = trainer(tmp_path, steps=300, optimizer={"warmup": 2}, **fields), {}
     step, note, kept = made.step, made._note, []
 
     def leaking(params, state, *rest):
@@ -77,4 +79,10 @@ def grown(tmp_path, leak):
 @pytest.mark.skipif(not STATM.exists(), reason="the size of a process is read from /proc")
 def test_memory_stays_flat(tmp_path):
     assert grown(tmp_path / "kept", leak=True) > LIMIT, "a leak must be seen"
-    assert grown(tmp_path / "freed", leak=False) < LIMIT
+    assert grown(tmp_path / "freed") < LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="the size of a process is read from /proc")
+def test_memory_stays_flat_over_validations_checkpoints_and_looks(tmp_path):
+    assert grown(tmp_path, eval_every=10, watch_every=10) < LIMIT

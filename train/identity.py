@@ -1,7 +1,7 @@
 """Which run a directory holds: what its parameters depend on, and the refusal of another one."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from train.config import TrainConfig
 
 REFUSED = "refused"
 """The state of a run whose config is none."""
+
+LINE = 400
+"""Characters of a reason."""
 
 
 def run_name(config: dict[str, Any], corpus: str) -> str:
@@ -32,7 +35,7 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     text = {"text": tokens.corpus.sha256("train"), "tokenizer": tokens.tokenizer.hash}
     if run.record.get("state", REFUSED) != REFUSED:
         _refuse_another_config(run, config, tokens.corpus)
-        _refuse_another_text(run, text)
+        _refuse_another_text(run, text, tokens.corpus.name)
         return
     corpus = {n: getattr(tokens.corpus, n) for n in ("name", "revision", "title")}
     run.write("asked.yaml", list(asked))
@@ -57,14 +60,16 @@ def noting_failure(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        run.write("record.json", run.record | {"state": "failed", "reason": reason(error)})
+        with suppress(OSError):  # what ended the run (a full disk) may end this too, and is said
+            run.write("record.json", run.record | {"state": "failed", "reason": reason(error)})
         raise
 
 
 def reason(error: Exception) -> str:
-    """An error as one line of a record."""
+    """An error as one line of a record; of a long one its ends: what failed, and the cause."""
     first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:200]
+    line = f"{type(error).__name__}: {first}"
+    return line if len(line) <= LINE else f"{line[: LINE // 2]} … {line[-LINE // 2 :]}"
 
 
 def _refuse_another_config(run: Run, config: TrainConfig, corpus: Corpus) -> None:
@@ -81,11 +86,11 @@ def _refuse_another_config(run: Run, config: TrainConfig, corpus: Corpus) -> Non
         )
 
 
-def _refuse_another_text(run: Run, now: dict[str, str]) -> None:
+def _refuse_another_text(run: Run, now: dict[str, str], corpus: str) -> None:
     then = run.read("provenance.json")
     for key, value in now.items():
         if then[key] != value:
             raise ValueError(
-                f"the {key} has changed since {run.directory} began (SHA-256 {then[key][:12]}… "
-                f"then, {value[:12]}… now); give another run=DIR"
+                f"the {key} has changed since {run.directory} began ({corpus}, SHA-256 "
+                f"{then[key][:12]}… then, {value[:12]}… now); put it back, or give another run=DIR"
             )

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,20 @@ from normlab.run import Run, json_lines
 from train.tracking import Tracker
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the system's say which file it is about; a full disk's doesn't."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class StepLines:
     """A file of JSON lines, each with its `step`.
 
-    Lines are appended whole. After a kill the file may be ahead of the newest checkpoint: `rewind`
-    drops what will be computed again, so that no step is in it twice.
+    After a kill the file may be ahead of the newest checkpoint, after a full disk it may end in
+    half a line: `rewind` drops what will be computed again, so that no step is in it twice.
     """
 
     def __init__(self, path: Path):
@@ -25,13 +35,14 @@ class StepLines:
         rows = [r for r in json_lines(self._path) if step is not None and r["step"] <= step]
         if rows or self._path.exists():
             half = self._path.with_name(f".{self._path.name}.half")
-            half.write_text("".join(json.dumps(r) + "\n" for r in rows))
-            half.replace(self._path)
+            with named(half):
+                half.write_text("".join(json.dumps(r) + "\n" for r in rows))
+                half.replace(self._path)
         return rows
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one line."""
-        with open(self._path, "a") as file:
+        with named(self._path), open(self._path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
 
