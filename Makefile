@@ -2,12 +2,14 @@
 #   make table    train ten small models and print the table of their perplexities
 #   make test     the tests
 # make parity installs PyTorch and transformers too, and compares with them what make test skips.
+# make extras installs the trackers and the launchers of sweeps too, and runs their tests.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 ASK    ?=
+EXTRAS := test,tensorboard,wandb,trackio,slurm,ray
 
-.PHONY: table test parity check docs clean
+.PHONY: table test parity extras check docs clean
 
 table: $(VENV)/.core
 	$(RUN) -m train experiment=table $(ASK)
@@ -20,6 +22,10 @@ test: $(VENV)/.test
 
 parity: $(VENV)/.parity
 	$(RUN) -m pytest -m "slow or not slow" tests/test_accumulate.py tests/test_pretrained_parity.py
+
+extras: $(VENV)/.extras
+	$(RUN) -m pytest -rs -m "slow or not slow" -k "track or launcher" \
+		tests/test_tracking.py tests/test_network.py tests/test_sweep.py
 
 check: $(VENV)/.test
 	$(RUN) -m ruff check .
@@ -45,6 +51,11 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 $(VENV)/.parity: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing PyTorch and transformers beside normlab into $(VENV): some minutes."
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	@touch $@ $(VENV)/.test $(VENV)/.core
+
+$(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing trackers and launchers beside normlab into $(VENV): some minutes."
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.test $(VENV)/.core
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/pip

@@ -3,12 +3,14 @@
 A job is a function of this file and its arguments, as JSON; what it returns is printed as JSON.
 """
 
+import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 HERE = Path(__file__).parent
 
@@ -17,13 +19,15 @@ FP8 = "fp8_e4m3:sequential"  # out of whose range some rows are
 PRECISIONS = ["fp32", FP8, *(f"{FP8}+{rule}" for rule in ("slanc", "moments", "calibrated"))]
 
 
-def start(devices, *jobs):
+def start(devices, *jobs, **environment):
     """A process of so many virtual CPU devices; a job is (function, its arguments)."""
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, __file__, *(json.dumps(job) for job in jobs)],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {"XLA_FLAGS": flags, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+        | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,17 +51,70 @@ def free_address():
 
 
 def trained(directory, stop_after=None, **fields):
-    """A run of six steps: the losses that it logged, and its sessions' layouts."""
+    """A run of six steps: what it logged and saved, and its sessions' layouts."""
     from conftest import tiny_config
 
+    from normlab.checkpoint import Checkpoints
     from train.loop import train
 
     values = {"model": MODEL, "steps": 6, "eval_every": 3, "window": 16, "batch": 8}
     config = tiny_config("unused", run=str(directory), **(values | fields))
-    run = train(config, stop_after=stop_after)
+    saved, save = {}, Checkpoints.save
+
+    def noted(checkpoints, step, **given):
+        saved[str(step)] = digests({name: given[name] for name in ("params", "optimizer")})
+        save(checkpoints, step, **given)
+
+    with patch.object(Checkpoints, "save", noted):
+        run = train(config, stop_after=stop_after)
     losses = {f"{r['step']} {k}": r[k] for r in run.metrics for k in r if k.endswith("loss")}
     sessions = run.read("provenance.json").get("sessions", [])
-    return {"losses": losses, "layouts": [s.get("mesh") for s in sessions]}
+    layouts = [s.get("mesh") for s in sessions]
+    return {"directory": str(directory), "losses": losses, "layouts": layouts, "saved": saved}
+
+
+def digests(trees):
+    """The bits of each array of pytrees, as the beginning of a SHA-256."""
+    from normlab.checkpoint import to_names
+    from normlab.sharding import on_host
+
+    arrays = {name: on_host(leaf) for name, leaf in to_names(trees).items()}
+    return {name: hashlib.sha256(x.tobytes()).hexdigest()[:16] for name, x in arrays.items()}
+
+
+def newest(directory, **fields):
+    """A trainer in a layout of its own, gone on from a run's newest checkpoint."""
+    from normlab.checkpoint import Checkpoints
+    from normlab.config import build
+    from normlab.data import load_tokens
+    from normlab.run import Run
+    from train.config import TrainConfig
+    from train.loop import Trainer
+
+    run = Run(directory)
+    values = run.read("config.yaml") | {"mesh": {}, "hosts": {}} | fields
+    config = build(TrainConfig, values)
+    with config.mesh.use(), Checkpoints(run["checkpoints"]) as checkpoints:
+        trainer = Trainer(config, load_tokens(config.data), run)
+        trainer._restore(checkpoints)
+        return trainer
+
+
+def restored(directory, **fields):
+    """The bits of a run's newest checkpoint in a layout, and how many arrays that one divides."""
+    import jax
+
+    trainer = newest(directory, **fields)
+    leaves = jax.tree.leaves(trainer.params)
+    divided = sum(x.addressable_shards[0].data.shape != x.shape for x in leaves)
+    return {"bits": digests(trainer._saved()), "divided": divided}
+
+
+def parameters(directory):
+    """The parameters of a run's newest checkpoint by name, on one device."""
+    from normlab.checkpoint import to_names
+
+    return to_names(newest(directory)._saved()["params"])
 
 
 def removed(directory, **fields):

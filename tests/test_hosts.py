@@ -1,5 +1,10 @@
+import os
+import socket
+
 import jax
 import pytest
+from parallel_runs import done, start, trained
+from test_parallel import same
 
 from normlab.hosts import HostsConfig, agreed, by_first, first, joined, own
 
@@ -49,3 +54,34 @@ def test_one_process_is_the_first_and_decides_alone(tmp_path, capsys):
 def test_an_error_of_the_first_process_is_raised():
     with pytest.raises(KeyError, match="gone"):
         by_first(lambda: {}["gone"])
+
+
+def slurm_job():
+    """The number of a job for which JAX picks a port (61440 + its last 12 bits) that is free."""
+    for number in range(os.getpid(), os.getpid() + 4096):
+        with socket.socket() as found:
+            try:
+                found.bind(("127.0.0.1", 61440 + number % 4096))
+            except OSError:
+                continue
+            return number
+    raise AssertionError("no port is free")
+
+
+@pytest.mark.slow
+def test_processes_that_slurm_starts_find_each_other(tmp_path):
+    """As `srun --ntasks=2` would start them on one node, without Slurm: by its variables."""
+    shared = {"JOB_ID": slurm_job(), "STEP_NODELIST": "127.0.0.1", "STEP_NUM_NODES": 1, "NTASKS": 2}
+    fields = {"mesh": {"data": 2}, "hosts": {"coordinator": "auto"}}
+    job = {"directory": str(tmp_path / "two"), **fields}
+    processes = []
+    for process in range(2):
+        told = shared | {"PROCID": process, "LOCALID": process}
+        slurm = {f"SLURM_{name}": str(value) for name, value in told.items()}
+        processes.append(start(1, ("trained", job), **slurm))
+    (((first,), printed), ((second,), silence)) = (done(process) for process in processes)
+    assert first == second
+    assert printed
+    assert not silence
+    assert [layout["processes"] for layout in first["layouts"]] == [2]
+    same(first, trained(tmp_path / "one"))

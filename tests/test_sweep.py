@@ -1,8 +1,15 @@
-"""A sweep goes on behind a run that fails, and the table has a row for it that says why."""
+"""A sweep goes on behind a run that fails, and the table has a row for it that says why.
 
+And it is the same sweep when it is repeated after being cut off, and under Hydra's launchers.
+"""
+
+import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,10 +96,53 @@ def test_an_error_that_nobody_asked_for_keeps_its_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def sweep(runs, *arguments):
+ROOT = Path(__file__).parent.parent
+LONG = ["steps=4000", "eval_every=400"]  # seconds, so that a signal finds it at work
+RAY = "+hydra.launcher.ray.init"
+LAUNCHERS = {
+    "joblib": ["hydra.launcher.n_jobs=2"],
+    "submitit_local": [],
+    "ray": [f"{RAY}.num_cpus=2", f"{RAY}.include_dashboard=false"],
+}
+
+
+def begun(runs, *arguments):
+    """A sweep in a process of its own."""
     command = [sys.executable, "-m", "train", "-m", *TINY, f"runs={runs}", *arguments]
-    root = Path(__file__).parent.parent
-    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def sweep(runs, *arguments):
+    process = begun(runs, *arguments)
+    out, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+def by_seed(runs):
+    """The runs in a directory, in the order of their seeds."""
+    found = [Run(path.parent) for path in Path(runs).glob("*/config.yaml")]
+    return sorted(found, key=lambda run: run.read("config.yaml")["seed"])
+
+
+def at_work(process, runs, seed, step):
+    """The run of a seed in a sweep that goes on, once it has logged that step."""
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        for run in by_seed(runs)[seed:]:
+            if any(row["step"] >= step for row in run.metrics):
+                return run
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"seed {seed} did not come to step {step}: {process.communicate()[1]}")
+
+
+def launcher(name):
+    """What to add to a sweep's line; the test is skipped where the launcher isn't installed."""
+    plugin = name.partition("_")[0]
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"no launcher {name}")
+    return [f"hydra/launcher={name}", *LAUNCHERS[name]]
 
 
 @pytest.mark.slow
@@ -108,12 +158,82 @@ def test_a_sweep_goes_on_behind_a_config_that_is_none(tmp_path):
 
 
 @pytest.mark.slow
-def test_joblib_starts_the_runs_of_a_sweep_side_by_side(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="normlab[joblib] is missing")
-    done = sweep(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
+def test_a_sweep_that_is_cut_off_goes_on_and_what_is_finished_is_left_alone(tmp_path):
+    process = begun(tmp_path, "seed=0,1", *LONG)
+    at_work(process, tmp_path, seed=1, step=500)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    done, cut = by_seed(tmp_path)
+    assert (done.record["state"], cut.record["state"]) == ("finished", "running")
+
+    def files(run):
+        return {p: p.read_bytes() for p in sorted(run.directory.rglob("*")) if p.is_file()}
+
+    before = files(done)
+    assert done["record.json"] in before
+    again = sweep(tmp_path, "seed=0,1", *LONG)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished already") == 1
+    assert files(done) == before
+    first, second = cut.read("provenance.json")["sessions"]
+    assert first["from_step"] == 0
+    assert second["from_step"] >= 500
+    assert cut.record["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_what_diverges_and_what_fails_in_a_sweep_is_tabulated(tmp_path):
+    asked = ["optimizer.lr=1e-2,1e30", "window=16,60000", "model.max_length=60000", "steps=4"]
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    done = sweep(runs, *asked, "log_every=1")
+    assert done.returncode == 2
+    command = [sys.executable, "-m", "evaluate", f"runs={runs}", f"out={out}", "max_windows=2"]
+    subprocess.run([*command, "precision=[fp32]"], cwd=ROOT, check=True, capture_output=True)
+    records = map(json.loads, (out / "records.jsonl").read_text().splitlines())
+    said = sorted((r["model"], r["status"].split(" ")[0]) for r in records)
+    states = sorted((run.directory.name, run.record["state"]) for run in by_seed(runs))
+    assert sorted(state for _, state in states) == ["diverged", "failed", "failed", "finished"]
+    kinds = {"finished": "ok", "failed": "failed:"}
+    assert said == [(name, kinds.get(state, state)) for name, state in states]
+    table = (out / "table.md").read_text()
+    assert table.count("failed: ValueError: the validation split has") == 2
+    rows = [row for row in table.splitlines() if "| diverged" in row]
+    assert len(rows) == 1
+    assert "1e+30" in rows[0]
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    """What a sweep of two seeds in one process leaves: directories and losses."""
+    runs = tmp_path_factory.mktemp("one")
+    assert sweep(runs, "seed=0,1").returncode == 0
+    return left(runs)
+
+
+def left(runs):
+    return [(r.directory.name, r.record["state"], r.record["train_loss"]) for r in by_seed(runs)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_launcher_leaves_the_runs_that_one_process_leaves(tmp_path, losses, name):
+    done = sweep(tmp_path, "seed=0,1", *launcher(name))
     assert done.returncode == 0, done.stderr
-    records = [Run(path.parent).record for path in tmp_path.glob("*/record.json")]
-    assert [(r["state"], r["seed"]) for r in sorted(records, key=lambda r: r["seed"])] == [
-        ("finished", 0),
-        ("finished", 1),
-    ]
+    assert len(losses) == 2
+    assert left(tmp_path) == losses
+
+
+@pytest.mark.slow
+def test_a_launcher_that_asks_for_its_job_again_finds_the_checkpoint(tmp_path):
+    """Submitit at the end of its time: SIGUSR2 to the task, which is begun once more."""
+    process = begun(tmp_path, "seed=0", *LONG, *launcher("submitit_local"))
+    run = at_work(process, tmp_path, seed=0, step=500)
+    os.kill(int(run.read(".holder.json")["who"].split(" ")[0]), signal.SIGUSR2)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    (log,) = tmp_path.glob(".submitit/*/*_log.err")
+    assert "Requeued job" in log.read_text()
+    assert [s["from_step"] >= 400 for s in run.read("provenance.json")["sessions"]] == [False, True]
+    assert run.record["state"] == "finished"
+    assert run.record["steps"] == 4000

@@ -1,6 +1,11 @@
 """Trackers: told what metrics.jsonl is told, closed however a run ends, and asked for by name."""
 
 import importlib.util
+import json
+import re
+import sqlite3
+import time
+from pathlib import Path
 
 import pytest
 from conftest import tiny_config
@@ -147,14 +152,41 @@ def test_wandb_writes_offline_runs(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     run = logged_twice("wandb", tmp_path)
-    files = sorted(p.name for p in run["wandb"].glob("offline-run-*/*.wandb"))
-    assert files == ["run-run.wandb"] * 2
+    files = sorted(run["wandb"].glob("offline-run-*/*.wandb"))
+    assert [file.name for file in files] == ["run-run.wandb"] * 2
+    names = ("loss", SEEN, "normlab", "rmsnorm")  # values, project, config
+
+    def lacking():
+        return [
+            (f.parent.name, n) for f in files for n in names if n.encode() not in f.read_bytes()
+        ]
+
+    deadline = time.monotonic() + 60  # its other process writes on behind `finish`
+    while lacking() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert lacking() == []
 
 
 @missing("trackio")
 @pytest.mark.filterwarnings("ignore")  # of its own code
-def test_trackio_keeps_runs_on_this_machine(tmp_path):
-    import trackio
-
+def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
     logged_twice("trackio", tmp_path)
-    assert "run" in {run.name for run in trackio.Api().runs("normlab")}
+    database = sqlite3.connect(tmp_path / "normlab.db")
+    rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    database.close()
+    assert {name for name, _, _ in rows} == {"run"}
+    assert [step for _, step, _ in rows] == [1, 2, 3, 3, 4, 5]
+    assert [json.loads(values)[SEEN] for _, _, values in rows] == [1, 2, 3, 3, 4, 5]
+
+
+def test_the_tracker_of_the_documentation_tracks(tmp_path, monkeypatch):
+    page = Path(__file__).parent.parent / "docs" / "tracking.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(compile(example, str(page), "exec"), {})
+    finally:
+        trackers.remove("plain")
+    (lines,) = tmp_path.glob("runs/*/losses.txt")
+    assert [line.split()[0] for line in lines.read_text().splitlines()] == ["10", "20"]

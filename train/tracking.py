@@ -116,6 +116,8 @@ class WandB:
 
     def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
         """The run's id is its name, so that all sessions are one run to the server."""
+        # Else it looks up the host of its error reports, offline too; read when it is imported.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         name = known_as(run, config)
         self._run = need("wandb", "wandb").init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
