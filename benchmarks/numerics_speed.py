@@ -41,6 +41,13 @@ PRECISIONS = (
     "fp16:rounded",
     "bf16:pairwise",
     "fp8_e5m2:pairwise",
+    "fp8_e4m3:pairwise",
+    "e6m9:pairwise",
+    "fp16.flush.saturate:pairwise",
+    "fp16.stochastic(0):pairwise",
+    "fp16:pairwise.onepass",
+    "fp16:pairwise.input",
+    "fp16:pairwise.mean",
 )
 
 
