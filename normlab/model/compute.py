@@ -42,7 +42,10 @@ class ComputeConfig:
     products: str = knob(
         "xla", "matrix products of a step on a CPU: xla, onednn (jax 0.12, faster)"
     )
-    remat: bool = knob(False, "keep blocks' inputs only, and compute their inside again (memory)")
+    remat: bool = knob(
+        False,
+        "keep blocks' inputs only, compute their inside again (memory; CPU: with scan_layers)",
+    )
     scan_layers: bool = knob(False, "compile one block for all layers, where they are alike")
 
     def __post_init__(self) -> None:
