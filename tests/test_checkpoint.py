@@ -64,7 +64,7 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
 def test_many_saves_keep_no_more_files_and_threads_than_a_few(tmp_path):
-    """Orbax's background save has an event loop of its own, until somebody asks how it ended."""
+    """Orbax's background save keeps its event loop, three files and a thread, until it is asked."""
 
     def kept():
         return len(os.listdir("/proc/self/fd")), threading.active_count()
@@ -77,7 +77,9 @@ def test_many_saves_keep_no_more_files_and_threads_than_a_few(tmp_path):
         for step in range(3, 13):
             checkpoints.save(step, params, state, valid_loss=1.0)
         many = kept()
-    assert all(after < before + 5 for before, after in zip(few, many, strict=True)), (few, many)
+    files, threads = (after - before for before, after in zip(few, many, strict=True))
+    assert files < 15, "of ten saves that nobody asks it is 30"
+    assert threads < 5, "and here 10"
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):
