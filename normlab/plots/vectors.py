@@ -1,6 +1,6 @@
 """Figures of the norms' gains and α: by block at the end, and over training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from normlab.plots.series import Line, Series
 from normlab.plots.style import look, whole
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEARNED = (".gain", ".alpha")
@@ -25,11 +26,20 @@ def _vectors(line: Line) -> dict[str, dict[int, Any]]:
     return by_kind(found)
 
 
+def _panels(axes: Any, kinds: Sequence[str], over: str) -> Iterator[tuple["Axes", str]]:
+    """Each kind's panel, titled and labelled."""
+    for ax, kind in zip(axes.flat, kinds, strict=False):
+        yield ax, kind
+        ax.set_title(kind, fontsize=9)
+        ax.set_xlabel(over)
+        whole(ax)
+
+
 def vectors_figure(seen: Sequence[Series]) -> "Figure":
     """Gains and α of the norms in the blocks at the end: mean, and bars from least to largest."""
     found = inside(vector_kinds(seen))
     made, axes = grid(len(found))
-    for ax, kind in zip(axes.flat, found, strict=False):
+    for ax, kind in _panels(axes, found, "block"):
         for i, s in enumerate(seen):
             values = _vectors(s.watched[-1]).get(kind, {})
             of = {n: np.array([finite(v[n]) for v in values.values()]) for n in _ENDS}
@@ -37,9 +47,6 @@ def vectors_figure(seen: Sequence[Series]) -> "Figure":
             at = np.array(list(values), float) + 0.08 * (i - len(seen) / 2)
             colour, marker = look(i)
             ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
-        ax.set_title(kind, fontsize=9)
-        ax.set_xlabel("block")
-        whole(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("mean; bars: least to largest")
     return finished(made, axes, seen, "Gains and α after training, as stored")
@@ -52,16 +59,13 @@ def vectors_training_figure(seen: Sequence[Series]) -> "Figure":
     """Gains and α over training, all blocks together: mean, and a band from least to largest."""
     found = vector_kinds(seen)
     made, axes = grid(len(found))
-    for ax, kind in zip(axes.flat, found, strict=False):
+    for ax, kind in _panels(axes, found, "step"):
         for i, s in enumerate(seen):
             ends = [(n["step"], *_ends(_vectors(n).get(kind, {}))) for n in s.watched]
             steps, mean, low, high = zip(*ends, strict=True)
             colour, marker = look(i)
             ax.plot(steps, mean, color=colour, marker=marker, ms=4, label=s.label)
             ax.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-        ax.set_title(kind, fontsize=9)
-        ax.set_xlabel("step")
-        whole(ax)
     for ax in axes[:, 0]:
         ax.set_ylabel("mean; band: least to largest")
     return finished(made, axes, seen, "Gains and α over training, as stored")
