@@ -20,7 +20,7 @@ from evaluate.config import EvaluateConfig
 from evaluate.measures import compared, measures, token_measures
 from evaluate.subjects import Subject, subjects
 from evaluate.texts import Texts, calibration_tokens
-from normlab.checkpoint import CorruptCheckpointError
+from normlab.damage import CorruptCheckpointError
 from normlab.hosts import joined, own
 from normlab.language_model import LanguageModel
 from normlab.norms import norms

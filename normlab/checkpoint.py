@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from normlab.damage import CorruptCheckpointError, root, said, unread
 from normlab.hosts import by_first, first
 from normlab.sharding import dotted, on_host, sharding
 
@@ -78,73 +77,6 @@ def _hush() -> None:
     sys.unraisablehook = hook
 
 
-class CorruptCheckpointError(ValueError):
-    """A checkpoint whose content can't be understood, or isn't what was saved."""
-
-
-_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_DAMAGED = {"DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"}
-"""Of the statuses with which TensorStore's errors begin, those that are about content."""
-
-
-def _root(error: BaseException) -> BaseException:
-    """What an error began as: to Orbax each is an incompatible handler."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _said(error: BaseException) -> str:
-    """An error in one line, without TensorStore's account of all its settings."""
-    line = (str(error).splitlines() or [""])[0]
-    told = re.split(r" \[(?:tensorstore_spec|os_error_code|source loc)", line)[0]
-    return f"{type(error).__name__}: {told}"
-
-
-def _is_damage(cause: BaseException) -> bool:
-    """Whether an error is about what a checkpoint holds, not about this machine at this moment.
-
-    What isn't known as damage is none: memory, rights or a server may be there again tomorrow.
-    """
-    if isinstance(cause, OSError):
-        return isinstance(cause, _ABSENT)
-    status = re.match(r"[A-Z_]+(?=: )", str(cause))
-    if status and status[0] not in _DAMAGED:
-        return False
-    return isinstance(cause, (ValueError, LookupError, TypeError, AttributeError))
-
-
-def _obstacle(where: Path) -> OSError | None:
-    """What the system says when all files are read: what Orbax may not see, it calls missing."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    try:
-        for folder, _, names in os.walk(where, onerror=refuse):
-            for name in names:
-                with open(Path(folder, name), "rb") as file:
-                    while file.read(1 << 24):
-                        pass
-    except _ABSENT:
-        return None
-    except OSError as error:
-        return error
-    return None
-
-
-def _unread(where: Path, error: Exception) -> CorruptCheckpointError | OSError:
-    """What to raise where loading a checkpoint has raised `error`."""
-    cause = _root(error)
-    found = _obstacle(where) if _is_damage(cause) else cause
-    if found is None:
-        return CorruptCheckpointError(f"checkpoint {where} can't be read ({_said(cause)})")
-    return OSError(
-        f"checkpoint {where} can't be read now ({_said(found)}); it is left as it is, and the same "
-        "command tries again"
-    )
-
-
 class Checkpoints:
     """The checkpoints in one directory: the two newest and the best by validation loss are kept.
 
@@ -196,7 +128,7 @@ class Checkpoints:
         except Exception as error:
             raise OSError(
                 f"a checkpoint in {self._directory} could not be written; the ones before it are "
-                f"whole, and the same command goes on from there: {_said(_root(error))}"
+                f"whole, and the same command goes on from there: {said(root(error))}"
             ) from error
 
     def _settle(self) -> None:
@@ -263,7 +195,7 @@ class Checkpoints:
             loaded = self._checkpointer.load_checkpointables(step, abstract)
             found = {c.step: c.metrics for c in self._checkpointer.checkpoints}
         except Exception as error:  # whatever a damaged file does to Orbax and to what it reads by
-            raise _unread(where, error) from error
+            raise unread(where, error) from error
         saved = (found[step] or {}).get("sha256", {})
         for name in like:
             if name in saved and _digest(loaded[name]) != saved[name]:

@@ -49,11 +49,11 @@ class Run:
             text = yaml.safe_dump(content, sort_keys=False)
         half = self[f".{name}.{os.getpid()}"]
         try:
-            half.write_text(text)
-            half.replace(self[name])
-        except OSError as error:  # a full disk's doesn't say which file it is about
+            with named(self[name]):
+                half.write_text(text)
+                half.replace(self[name])
+        finally:
             half.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(self[name])) from error
 
     def read(self, name: str) -> Any:
         """A JSON or YAML file's content; an empty dictionary where there is no such file."""
@@ -108,6 +108,15 @@ class Run:
     def watched(self) -> list[dict[str, Any]]:
         """What was seen inside the model (`train.watch`); nothing where nobody asked."""
         return json_lines(self["watch.jsonl"])
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the system's say which file it is about; a full disk's doesn't."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from conftest import same_trees, tiny_model
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from normlab.checkpoint import Checkpoints, CorruptCheckpointError, from_names, to_names
+from normlab.checkpoint import Checkpoints, from_names, to_names
+from normlab.damage import CorruptCheckpointError
 
 
 def trees(seed=0):

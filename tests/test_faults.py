@@ -10,7 +10,8 @@ from conftest import tiny_config
 from orbax.checkpoint import v1 as ocp
 from test_loop import same_ends
 
-from normlab.checkpoint import Checkpoints, CorruptCheckpointError
+from normlab.checkpoint import Checkpoints
+from normlab.damage import CorruptCheckpointError
 from normlab.data import embedded, load_tokens, wikitext
 from normlab.run import Run
 from train.identity import LINE, noting_failure, reason

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from normlab.checkpoint import Checkpoints, CorruptCheckpointError
+from normlab.checkpoint import Checkpoints
 from normlab.config import to_dict
+from normlab.damage import CorruptCheckpointError
 from normlab.data import Batches, Tokenized, load_tokens
 from normlab.data.unigram import unigram_loss
 from normlab.hosts import agreed, by_first, joined, own

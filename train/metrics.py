@@ -2,22 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normlab.run import Run, json_lines
+from normlab.run import Run, json_lines, named
 from train.tracking import Tracker
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Let an error of the system's say which file it is about; a full disk's doesn't."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class StepLines:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SIZES = {"mean_square": "mean x²", "max_abs": "largest |x|", "max_square": "largest ‖x‖² of a row"}
+"""What a line of watch.jsonl knows of an activation, and how a figure says it."""
+
 
 def finite(value: float | None) -> float:
     """A number of watch.jsonl, where null is what isn't finite."""

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normlab.plots.panels import finished, finite, inside, over_depth, over_training, step_title
+from normlab.plots.panels import (
+    SIZES,
+    finished,
+    finite,
+    inside,
+    over_depth,
+    over_training,
+    step_title,
+)
 from normlab.plots.series import Line, Series, last_loss, series
-from normlab.plots.sites import SIZES, site_kinds, sites_figure, sites_training_figure
+from normlab.plots.sites import site_kinds, sites_figure, sites_training_figure
 from normlab.plots.style import GREY, figure, fp16_line, logarithmic, look, save
 from normlab.plots.vectors import vector_kinds, vectors_figure, vectors_training_figure
 from normlab.run import Run

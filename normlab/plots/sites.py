@@ -3,15 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normlab.plots.panels import by_kind, finished, finite, inside, over_depth, over_training
+from normlab.plots.panels import SIZES, by_kind, finished, finite, inside, over_depth, over_training
 from normlab.plots.series import Line, Series
 from normlab.plots.style import figure, fp16_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIZES = {"mean_square": "mean x²", "max_abs": "largest |x|", "max_square": "largest ‖x‖² of a row"}
-"""What a line of watch.jsonl knows of an activation, and how a figure says it."""
 SHOWN = ("mean_square", "max_abs")
 
 
