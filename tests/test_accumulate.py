@@ -44,6 +44,17 @@ def test_a_mean_stays_in_range_where_the_sum_does_not():
     assert same(sum_of_squares(big, "fp16.mean"), [40000.0]).all()
 
 
+@pytest.mark.parametrize(
+    "text", ["fp16", "bf16:sequential", "fp8_e4m3:lanes(8)", "fp16.stochastic(1)", "e5m9.mean"]
+)
+def test_what_is_held_already_is_not_rounded_again(text):
+    rows = extreme_rows(0, 64, 4)
+    held = round_to(rows, Precision.parse(text).format)
+    assert same(accumulate(held, text, held=True), accumulate(held, text)).all()
+    if text == "fp16":
+        assert not same(accumulate(rows, text, held=True), accumulate(rows, text)).all()
+
+
 def test_addends_are_rounded_before_they_are_added():
     fine = np.float32([1 + 2.0**-12, 2.0**-12])
     assert float(accumulate(fine, "fp16")) == 1.0

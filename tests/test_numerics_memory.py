@@ -1,4 +1,7 @@
-"""What a norm stores beside its input and its output, as XLA planned it."""
+"""What a norm stores and what it repeats, as XLA planned it."""
+
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -40,3 +43,21 @@ def test_the_check_catches_a_row_that_is_stored():
         return (z - added) * acc.inverse_rms(squares / D - added * added, 1e-5)
 
     assert stored(keeps) > 1.0
+
+
+def steps_of_an_element(norm) -> int:
+    """Instructions in the longest fused computation that makes a row-wide result."""
+    x = jax.ShapeDtypeStruct((ROWS, D), jnp.float32)
+    text = jax.jit(norm).lower(x).compile().as_text()
+    wide = re.findall(rf"-> f32\[{ROWS},{D}\]\S* {{\n(.*?)\n}}", text, re.S)
+    return max(body.count("\n") for body in wide)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_element_does_not_repeat_the_last_adds_of_its_rows_sum(order):
+    assert steps_of_an_element(norm(f"fp16:{order}", center=True)) < 80
+
+
+def test_the_check_catches_a_sum_that_is_repeated(monkeypatch):
+    monkeypatch.setattr(sys.modules["normlab.numerics.accumulate"], "once", lambda x: x)
+    assert steps_of_an_element(norm("fp16:rounded", center=True)) > 160

@@ -11,7 +11,7 @@ from jax import lax
 from numerics_reference import cast, hard_values, same, squares, summed
 
 from normlab.numerics import Accumulator, FloatFormat, Precision, round_to, sum_of_squares
-from normlab.numerics.exact import separate
+from normlab.numerics.exact import once, separate
 
 EPS = 1e-5
 rows = np.float32(np.float16(np.random.default_rng(0).normal(1, 1, (128, 600))))
@@ -121,6 +121,12 @@ def test_what_is_not_kept_apart_is_contracted():
     assert same(apart, want).all()
     if platform.machine() == "x86_64":
         assert not same(bare, want).all()
+
+
+@pytest.mark.parametrize("step", [once, separate])
+def test_a_step_of_its_own_changes_no_value(step):
+    x = np.float32(hard_values("fp16"))
+    assert same(jax.jit(step)(x), x).all()
 
 
 def test_a_division_by_a_constant_is_a_product_under_jit():

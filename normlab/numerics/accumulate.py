@@ -4,21 +4,26 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+from jax import Array
 from jaxtyping import Float
 
-from normlab.numerics.exact import separate
+from normlab.numerics.exact import once, separate
 from normlab.numerics.formats import FloatFormat, rounded
 from normlab.numerics.precision import Precision
 
 
-def accumulate(x: Float[Array, "*batch d"], precision: str | Precision) -> Float[Array, "*batch"]:
+def accumulate(
+    x: Float[Array, "*batch d"], precision: str | Precision, held: bool = False
+) -> Float[Array, "*batch"]:
     """Σ x over the last axis as `precision` says: each x rounded, each add rounded; float32.
+
+    Where each x is `held` in the format already, none is rounded again.
 
     With the option `mean` it is the mean: each rounded x times 1/d and rounded before the adds.
     Its derivative is that of the float32 sum (straight-through).
     """
-    return _total(x, Precision.parse(precision), square=False)
+    return _total(x, Precision.parse(precision), square=False, held=held)
 
 
 def sum_of_squares(
@@ -28,7 +33,7 @@ def sum_of_squares(
 
     x² itself is the float32 product. With the option `mean` it is the mean square.
     """
-    return _total(x, Precision.parse(precision), square=True)
+    return _total(x, Precision.parse(precision), square=True, held=False)
 
 
 def widened(x: Array, precision: Precision) -> Array:
@@ -37,34 +42,35 @@ def widened(x: Array, precision: Precision) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32) if precision.plain else jnp.float32)
 
 
-def _total(x: Array, precision: Precision, square: bool) -> Array:
+def _total(x: Array, precision: Precision, square: bool, held: bool) -> Array:
     x = widened(x, precision)
     if precision.plain:
         return _float32_sum(x * x if square else x, precision.mean)
-    return _accumulate(x, precision, square)
+    return _accumulate(x, precision, square, held)
 
 
 def _float32_sum(terms: Array, mean: bool) -> Array:
     return jnp.sum(terms / terms.shape[-1] if mean else terms, axis=-1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _accumulate(x: Array, precision: Precision, square: bool) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _accumulate(x: Array, precision: Precision, square: bool, held: bool) -> Array:
     to = _adder(precision.format)
     terms = _parted(x * x if square else x, to)
-    place = lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1)
-    terms = rounded(terms, to, place + jnp.uint32(1 << 30))
+    place = np.arange(x.shape[-1], dtype=np.uint32)
+    if not held or to != precision.format:
+        terms = rounded(terms, to, place + np.uint32(1 << 30))
     if precision.mean:
         terms = _parted(terms * (1.0 / x.shape[-1]), to)
-        terms = rounded(terms, to, place + jnp.uint32(1 << 31))
-    return precision.summation.sum(terms, to)
+        terms = rounded(terms, to, place + np.uint32(1 << 31))
+    return once(precision.summation.sum(terms, to))
 
 
 @_accumulate.defjvp
-def _straight_through(precision, square, primals, tangents):
+def _straight_through(precision, square, held, primals, tangents):
     (x,), (t,) = primals, tangents
     moved = 2.0 * x * t if square else t
-    return _accumulate(x, precision, square), _float32_sum(moved, precision.mean)
+    return _accumulate(x, precision, square, held), _float32_sum(moved, precision.mean)
 
 
 def _adder(given: FloatFormat) -> FloatFormat:

@@ -118,7 +118,7 @@ class Accumulator:
             total = self._total(part)
             self._record(x[..., :first], total, part, row=row)
             return self._scaled(self._after(total, x)), self._share(total, part)
-        added = self._added(part)
+        added = self._added(part, self.precision.input)
         mean = self._share(added, part)
         again = self._scaled(self._after(mean, x))
         centred = self.held(again - mean)
@@ -136,9 +136,9 @@ class Accumulator:
         """As `moments`, with the accumulated mean of |z| in place of the mean square (L1 norms)."""
         x = widened(x, self.precision)
         z = self._scaled(x)
-        added = self._added(z) if center else None
+        added = self._added(z, self.precision.input) if center else None
         z = z if added is None else self.held(z - self._share(added, z))
-        total = self._added(jnp.abs(z))
+        total = self._added(jnp.abs(z), self.precision.input)
         self._record(x, total, z, None if added is None else (added, total), power=1)
         return z, self._share(total, z)
 
@@ -161,8 +161,8 @@ class Accumulator:
     def _total(self, z: Array) -> Array:
         return sum_of_squares(z, self.precision)[..., None]
 
-    def _added(self, z: Array) -> Array:
-        return accumulate(z, self.precision)[..., None]
+    def _added(self, z: Array, held: bool = False) -> Array:
+        return accumulate(z, self.precision, held)[..., None]
 
     def _terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""
@@ -174,9 +174,10 @@ class Accumulator:
         return total / terms if self.precision.plain else self._apart(total * (1.0 / terms))
 
     def _scaled(self, x: Array) -> Array:
-        unscaled = isinstance(self.scale, int | float) and self.scale == 1
         x = self.held(x)
-        return self.held(self._apart(x if unscaled else x * self._multiplier(x.dtype)))
+        if isinstance(self.scale, int | float) and self.scale == 1:
+            return self._apart(x)
+        return self.held(self._apart(x * self._multiplier(x.dtype)))
 
     def _after(self, known: Array, x: Array) -> Array:
         """Have x once more rather than store what was made of it; XLA sees to plain fp32."""

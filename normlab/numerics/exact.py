@@ -20,6 +20,16 @@ def after(known: Array, x: Array) -> Array:
     return jnp.where(known < -jnp.inf, jnp.nan, x)
 
 
+def once(x: Array) -> Array:
+    """`x`, made once and read by what follows: a row's sum, by every element of the row.
+
+    XLA makes cheap steps anew wherever they are used, and would repeat the last adds of a sum for
+    each element. A division is dear to it; this one is by a 1 that it cannot know.
+    """
+    one = jnp.where(x < -jnp.inf, jnp.uint32(2), jnp.uint32(1))
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.uint32) // one, jnp.float32)
+
+
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """The float32 sum of a and b, and what it lost (Knuth, TAOCP 2, 4.2.2, theorem B)."""
     total = a + b

@@ -9,11 +9,13 @@ regroup.
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, UInt32
+from jaxtyping import Float
 
 from normlab.config import check
 from normlab.numerics.exact import sticky, to_odd, two_sum
@@ -28,6 +30,7 @@ FORMATS = {
 }
 """Formats with a name: (exponent bits, mantissa bits, whether it has no infinities)."""
 FORMAT_OPTIONS = ("flush", "saturate", "stochastic(SEED)")
+Place = Array | np.ndarray | int
 _FREE = re.compile(r"e([1-9])m(\d{1,2})")
 _SEEDED = re.compile(r"stochastic\((\d+)\)")
 
@@ -144,8 +147,7 @@ def round_to(x: Float[Array, "*shape"], to: str | FloatFormat) -> Float[Array, "
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _round_to(x: Array, to: FloatFormat) -> Array:
-    place = lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1) if x.ndim else jnp.uint32(0)
-    return rounded(x, to, place)
+    return rounded(x, to, np.arange(x.shape[-1], dtype=np.uint32) if x.ndim else 0)
 
 
 @_round_to.defjvp
@@ -153,30 +155,34 @@ def _straight_through(to, primals, tangents):
     return _round_to(primals[0], to), tangents[0]
 
 
-def rounded(x: Array, to: FloatFormat, place: Array | int = 0) -> Array:
+def rounded(x: Array, to: FloatFormat, place: Place = 0) -> Array:
     """`round_to` for float32 x, without its derivative.
 
     Args:
         x: float32.
         to: the format.
         place: tells apart the roundings of one computation, for stochastic rounding; broadcasts
-            against x.
+            against x. What of it is known before the computation is best given in NumPy.
     """
     if to.is_float32:
         return x
-    r = _stochastic(x, to, place) if to.stochastic is not None else _nearest(x, to)
+    noise = _noise(x, to, place)
+    r = _normal(x, to, noise)
     if to.subnormals == "flush":
         r = jnp.where(jnp.abs(r) < to.smallest_normal, jnp.copysign(0.0, r), r)
+    elif to.exponent < 8:
+        r = jnp.where(jnp.abs(x) < to.smallest_normal, _subnormal(x, to, noise), r)
     return _bounded(r, to)
 
 
-def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Array | int = 0) -> Array:
+def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Place = 0) -> Array:
     """Round(a + b) for a and b that are values of the format already: what one adder does."""
-    if to.stochastic is not None or to.mantissa == 23:
+    if to.mantissa == 23:
         return rounded(a + b, to, place)
     # Twice the precision and two bits make a second rounding harmless: 11 bits in float32's 24.
-    total = a + b if to.mantissa <= 10 else sticky(*two_sum(a, b))
-    r = lax.reduce_precision(total, 8, to.mantissa)
+    held = to.mantissa <= 10 or to.stochastic is not None
+    total = a + b if held else sticky(*two_sum(a, b))
+    r = _normal(total, to, _noise(total, to, place))
     tiny = jnp.abs(total) < to.smallest_normal
     if to.subnormals == "flush":
         r = jnp.where(tiny & (jnp.abs(r) < to.smallest_normal), jnp.copysign(0.0, total), r)
@@ -185,7 +191,7 @@ def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Array | int = 0) -> 
     return _bounded(r, to)
 
 
-def rounded_pair(total: Array, rest: Array, to: FloatFormat, place: Array | int = 0) -> Array:
+def rounded_pair(total: Array, rest: Array, to: FloatFormat, place: Place = 0) -> Array:
     """Round(total + rest), in one rounding, for a sum that float32 need not hold."""
     return rounded(total + rest if to.mantissa == 23 else to_odd(total, rest), to, place)
 
@@ -199,38 +205,43 @@ def _bounded(r: Array, to: FloatFormat) -> Array:
     return jnp.where(jnp.abs(r) > to.max, beyond, r)
 
 
-def _nearest(x: Array, to: FloatFormat) -> Array:
-    r = x if to.mantissa == 23 else lax.reduce_precision(x, 8, to.mantissa)
-    if to.exponent == 8 or to.subnormals == "flush":
-        return r
-    # In steps of the smallest subnormal, exactly: XLA would undo (|x| + c) - c.
-    steps = lax.round(jnp.abs(x) / to.smallest_subnormal, lax.RoundingMethod.TO_NEAREST_EVEN)
-    tiny = jnp.copysign(steps * to.smallest_subnormal, x)
-    return jnp.where(jnp.abs(x) < to.smallest_normal, tiny, r)
+def _normal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
+    """X rounded to the mantissa, whatever its exponent; stochastically where there is noise.
 
-
-def _stochastic(x: Array, to: FloatFormat, place: Array | int) -> Array:
-    """Up with the probability of the share that rounding down would cut off."""
-    bits = lax.bitcast_convert_type(x, jnp.uint32)
-    noise = _hash(bits, jnp.asarray(place).astype(jnp.uint32), to.stochastic or 0)
+    That is up with the probability of the share that rounding down would cut off.
+    """
+    if noise is None:
+        return x if to.mantissa == 23 else lax.reduce_precision(x, 8, to.mantissa)
     cut = jnp.uint32((1 << (23 - to.mantissa)) - 1)
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
     r = lax.bitcast_convert_type((bits + (noise & cut)) & ~cut, jnp.float32)
-    r = jnp.where(jnp.isfinite(x), r, x)
-    if to.exponent == 8 or to.subnormals == "flush":
-        return r
-    steps = jnp.abs(x) / to.smallest_subnormal
-    share = (noise >> 8).astype(jnp.float32) * 2.0**-24
-    up = share < steps - jnp.floor(steps)
-    tiny = jnp.copysign((jnp.floor(steps) + up) * to.smallest_subnormal, x)
-    return jnp.where(jnp.abs(x) < to.smallest_normal, tiny, r)
+    return jnp.where(jnp.isfinite(x), r, x)
 
 
-def _hash(bits: UInt32[Array, "..."], place: UInt32[Array, "..."], seed: int) -> Array:
-    """32 mixed bits (the finalizer of MurmurHash3, twice) of value, place and seed."""
-    return _mixed(bits ^ _mixed(place + jnp.uint32(seed * 0x9E3779B9 & 0xFFFFFFFF)))
+def _subnormal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
+    """X rounded to a multiple of the smallest subnormal. XLA would undo (|x| + c) - c."""
+    steps = jnp.abs(x) / to.smallest_subnormal  # exactly
+    if noise is None:
+        whole = lax.round(steps, lax.RoundingMethod.TO_NEAREST_EVEN)
+    else:
+        share = (noise >> 8).astype(jnp.float32) * 2.0**-24
+        whole = jnp.floor(steps) + (share < steps - jnp.floor(steps))
+    return jnp.copysign(whole * to.smallest_subnormal, x)
 
 
-def _mixed(h: Array) -> Array:
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+def _noise(x: Array, to: FloatFormat, place: Place) -> Array | None:
+    """32 bits made of value, place and seed (the finalizer of MurmurHash3, twice).
+
+    The places' half is made in NumPy where they are, and is a constant then.
+    """
+    if to.stochastic is None:
+        return None
+    place = place if isinstance(place, np.ndarray) else jnp.asarray(place).astype(jnp.uint32)
+    seed = np.uint32(to.stochastic * 0x9E3779B9 & 0xFFFFFFFF)
+    return _mixed(lax.bitcast_convert_type(x, jnp.uint32) ^ _mixed(place + seed))
+
+
+def _mixed(h: Any) -> Any:
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
     return h ^ (h >> 16)

@@ -93,7 +93,7 @@ class Observed:
             above=count(exact > to.max),
             below_normal=count(some & (exact < to.smallest_normal)),
             below_subnormal=count(some & (exact < smallest(to))),
-            max_abs=jnp.max(jnp.abs(x)),
+            max_abs=jnp.maximum(jnp.max(x), -jnp.min(x)),
             max_square=jnp.max(square),
             squares=histogram(square),
             sums=histogram(exact),

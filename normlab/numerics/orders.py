@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from normlab.config import check
@@ -15,7 +16,7 @@ from normlab.numerics.formats import FloatFormat, rounded_pair, rounded_sum
 from normlab.registry import unknown
 
 _WRITTEN = re.compile(r"([a-z]+)(?:\((\d+)\))?")
-_UNROLL = 8  # steps in one turn of a loop; of 1 to 64, the fastest on a CPU for most k
+_UNROLL = 8  # most steps in one turn of a loop; 16 are no faster on a CPU
 _LANES = 64  # accumulators of an exact sum, whose order cannot be seen
 
 
@@ -61,7 +62,7 @@ def _pairwise(terms: Array, to: FloatFormat, _: int = 1) -> Array:
     level = 0
     while terms.shape[-1] > 1:
         even, odd = _halves(terms)
-        place = jnp.arange(even.shape[-1], dtype=jnp.uint32) + jnp.uint32(level << 24)
+        place = np.arange(even.shape[-1], dtype=np.uint32) + np.uint32(level << 24)
         terms = rounded_sum(even, odd, to, place)
         level += 1
     return terms[..., 0]
@@ -74,7 +75,10 @@ def _lanes(terms: Array, to: FloatFormat, k: int) -> Array:
 
 def _blocks(terms: Array, to: FloatFormat, k: int) -> Array:
     """Exact inside a block of k, one rounding as it is added to the carry: a matrix unit."""
-    blocks = _exact_sum(_padded(terms, k).reshape(*terms.shape[:-1], -1, k))
+    blocks = _padded(terms, k), jnp.zeros_like(_padded(terms, k))
+    while k % 2 == 0:
+        blocks, k = _halved(*blocks), k // 2
+    blocks = _joined(*(part.reshape(*terms.shape[:-1], -1, k) for part in blocks))
 
     def add(carry, block, index):
         total, lost = two_sum(carry, block[0])
@@ -125,12 +129,12 @@ def _strided(terms: Array, to: FloatFormat, k: int) -> Array:
 def _fold(step: Callable, carry: Any, terms: Any, k: int) -> Any:
     """Carry = step(carry, terms[..., i*k : (i+1)*k], i) for i = 0, 1, …, the end padded by zeros.
 
-    `terms` is an array or a tuple of them, sliced as they lie in memory: nothing is transposed.
+    `terms` is an array or a tuple of them, sliced as they lie in memory: nothing is transposed, and
+    nothing padded but a last piece that k leaves short. To pad a row costs as much as to sum it.
     """
-    d = jax.tree.leaves(terms)[0].shape[-1]
-    turns = -(-d // (k * _UNROLL))
-    unroll = -(-d // (k * turns))  # no more padding than it takes
-    terms = jax.tree.map(lambda row: _padded(row, k * unroll), terms)
+    terms = jax.tree.map(lambda row: _padded(row, k), terms)
+    pieces = jax.tree.leaves(terms)[0].shape[-1] // k
+    unroll = max(u for u in range(1, _UNROLL + 1) if pieces % u == 0)
 
     def piece(index):
         return jax.tree.map(lambda row: lax.dynamic_slice_in_dim(row, index * k, k, -1), terms)
@@ -140,7 +144,7 @@ def _fold(step: Callable, carry: Any, terms: Any, k: int) -> Any:
             carry = step(carry, piece(index), index)
         return carry
 
-    return lax.fori_loop(0, turns, turn, carry)
+    return lax.fori_loop(0, pieces // unroll, turn, carry)
 
 
 def _exact_sum(terms: Array) -> tuple[Array, Array]:
@@ -149,16 +153,25 @@ def _exact_sum(terms: Array) -> tuple[Array, Array]:
     For halves of one sign whose sum does not overflow it is exact up to 16,000 terms: the rests are
     multiples of 2^-24, at most (d/64 + 6) 2^-8 together, so that 24 bits hold their sum.
     """
-    total, rest = terms, jnp.zeros_like(terms)
-    if terms.shape[-1] > _LANES:
-        zeros = jnp.zeros((*terms.shape[:-1], _LANES), jnp.float32)
-        total, rest = _fold(_add_exactly, (zeros, zeros), terms, _LANES)
-    while total.shape[-1] > 1:
-        total, lost = two_sum(*_halves(total))
-        rest = sum(_halves(rest), lost)
-    return total[..., 0], rest[..., 0]
+    if terms.shape[-1] <= _LANES:
+        return _joined(terms, jnp.zeros_like(terms))
+    zeros = jnp.zeros((*terms.shape[:-1], _LANES), jnp.float32)
+    return _joined(*_fold(_add_exactly, (zeros, zeros), terms, _LANES))
 
 
 def _add_exactly(carry: tuple[Array, Array], piece: Array, _: Array) -> tuple[Array, Array]:
     total, lost = two_sum(carry[0], piece)
     return total, carry[1] + lost
+
+
+def _joined(total: Array, rest: Array) -> tuple[Array, Array]:
+    """The sum over the last axis of totals, and with the rests what they lose."""
+    while total.shape[-1] > 1:
+        total, rest = _halved(total, rest)
+    return total[..., 0], rest[..., 0]
+
+
+def _halved(total: Array, rest: Array) -> tuple[Array, Array]:
+    """Adjacent totals added, and with their rests what that lost."""
+    total, lost = two_sum(*_halves(total))
+    return total, sum(_halves(rest), lost)
