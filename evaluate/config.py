@@ -61,7 +61,9 @@ class EvaluateConfig:
         None, "L, tokens of a window; null: the protocol's, or what a run was trained on"
     )
     max_windows: int | None = knob(None, "read so many windows only, the first; null: all")
-    batch: int | None = knob(None, "windows in a batch; null: logits of at most 64 MiB")
+    batch: int | None = knob(
+        None, "windows in a batch; null: logits of at most 64 MiB on a CPU, 1 GiB elsewhere"
+    )
     calibration_windows: int = knob(8, "windows of validation text for rules that look at text")
     per_token: bool = knob(False, "keep each scored token's NLL, in OUT/tokens")
     compare: bool = knob(

@@ -22,8 +22,8 @@ from normlab.sharding import divided, divisible, everywhere
 from normlab.site_rows import SiteRows
 from normlab.unfinished import Unfinished
 
-LOGITS_BYTES = 64 * 2**20
-"""What a batch's float32 logits may take where no batch size is asked for."""
+LOGITS_BYTES = {"cpu": 64 * 2**20}
+"""What a batch's float32 logits may take where no batch size is asked for; 1 GiB elsewhere."""
 
 BATCH_TOKENS = 8192
 """How many positions it may have then."""
@@ -98,7 +98,8 @@ def default_batch(windows: Windows, vocab_size: int) -> int:
     All batches are about equally large, so that little of the last one is padding.
     """
     n, length = windows.inputs.shape
-    most = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * vocab_size)) // length)
+    room = LOGITS_BYTES.get(jax.default_backend(), 2**30)
+    most = max(1, min(BATCH_TOKENS, room // (4 * vocab_size)) // length)
     return -(-n // -(-n // most))
 
 

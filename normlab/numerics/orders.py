@@ -16,7 +16,9 @@ from normlab.numerics.formats import FloatFormat, rounded_pair, rounded_sum
 from normlab.registry import unknown
 
 _WRITTEN = re.compile(r"([a-z]+)(?:\((\d+)\))?")
-_UNROLL = 8  # most steps in one turn of a loop; 16 are no faster on a CPU
+_UNROLL = {"cpu": 8}
+"""The most steps in one turn of a loop: 16 are no faster on a CPU. Elsewhere 32, as each turn is a
+launch of kernels there; 32 are still compiled to one, 64 are not (benchmarks/gpu_code.py)."""
 _LANES = 64  # accumulators of an exact sum, whose order cannot be seen
 
 
@@ -134,7 +136,8 @@ def _fold(step: Callable, carry: Any, terms: Any, k: int) -> Any:
     """
     terms = jax.tree.map(lambda row: _padded(row, k), terms)
     pieces = jax.tree.leaves(terms)[0].shape[-1] // k
-    unroll = max(u for u in range(1, _UNROLL + 1) if pieces % u == 0)
+    most = _UNROLL.get(jax.default_backend(), 32)
+    unroll = max(u for u in range(1, most + 1) if pieces % u == 0)
 
     def piece(index):
         return jax.tree.map(lambda row: lax.dynamic_slice_in_dim(row, index * k, k, -1), terms)
