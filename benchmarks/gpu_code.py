@@ -1,4 +1,4 @@
-"""What XLA's GPU compiler makes of the norms and of a 7B evaluation, on a machine without a GPU.
+"""What XLA's GPU compiler makes of norms, an evaluation and a training step, without a GPU.
 
     pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12
     python benchmarks/gpu_code.py
@@ -12,7 +12,8 @@ is one IEEE operation, rounded to nearest. A contraction would be an `fma`, flus
 `.ftz`, an estimate `.approx` or `.full`.
 
 Of the evaluation of Llama-2-7b's shape, a batch as `python -m evaluate` has it: GB of the weights,
-and of what XLA plans to hold beside them.
+and of what XLA plans to hold beside them. The same of a training step at GPT-2's 124M parameters,
+12 texts of 1,024 tokens; attention is XLA's, as cuDNN's is not compiled without a GPU.
 """
 
 import argparse
@@ -32,10 +33,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from large_model import CONFIG, WINDOWS
 from outcome import keep
 
-from normlab.model import Transformer
+from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transformer
+from normlab.norms import norms
 from normlab.numerics import Accumulator, Precision
 from normlab.perplexity import _batch_nll, default_batch, unit_scales
 from normlab.pretrained.families import configs
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.step import learned, make_step
 
 H100 = """
 platform_name: "CUDA"
@@ -110,6 +114,30 @@ def evaluation(precision: Precision, window: int, on: NamedSharding) -> dict[str
     }
 
 
+def training(compute: ComputeConfig, on: NamedSharding) -> dict[str, float]:
+    """GB that a step is planned to hold: parameters and AdamW's state, and what lives within it."""
+    config = ModelConfig(
+        layers=12, width=768, heads=12, max_length=1024, activation="gelu", gated=False,
+        positions="learned",
+    )  # fmt: skip
+    norm = norms["layernorm"].Config(bias=False)
+    model = nnx.eval_shape(lambda: Transformer(config, norm, PlacementConfig("pre"), 50_304))
+    graphdef, params = nnx.split(model)
+    optimizer = make_optimizer(OptimizerConfig(), 1000, learned(params))
+    state = jax.eval_shape(optimizer.init, learned(params))
+    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on)  # noqa: E731
+    text = jax.ShapeDtypeStruct((12, 1024), jnp.int32, sharding=on)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=on)
+    step = make_step(graphdef, optimizer, 0, 1000, compute)
+    lowered = step.lower(*jax.tree.map(place, (params, state)), number, text, text)
+    with tempfile.TemporaryDirectory() as dump:
+        plan = compiled(lowered, dump).memory_analysis()
+    return {
+        "arguments_gb": plan.argument_size_in_bytes / 1e9,
+        "temporary_gb": plan.temp_size_in_bytes / 1e9,
+    }
+
+
 def main() -> None:
     """Compile, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -121,14 +149,21 @@ def main() -> None:
         platform="cuda", topology_name="h100", target_config=H100, topology="1x1x1"
     )
     on = NamedSharding(topologies.make_mesh(devices, (1,), ("data",)), PartitionSpec())
-    norms = {
+    made = {
         f"{kind} {text}": norm(text, kind == "layernorm", on)
         for kind in ("rmsnorm", "layernorm")
         for text in NORMS
     }
     model = {text: evaluation(Precision.parse(text), 2048, on) for text in ("fp32", "fp16")}
-    keep({"norms": norms, "llama-2-7b": model, "compiled_for": devices.devices[0].device_kind},
-         asked.out)  # fmt: skip
+    steps = {
+        f"{dtype}{' remat' * remat}": training(
+            ComputeConfig(dtype, attention="xla", remat=remat), on
+        )
+        for dtype in ("float32", "bfloat16")
+        for remat in (False, True)
+    }
+    found = {"norms": made, "llama-2-7b": model, "124m": steps}
+    keep(found | {"compiled_for": devices.devices[0].device_kind}, asked.out)
 
 
 if __name__ == "__main__":
