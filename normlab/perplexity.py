@@ -273,11 +273,23 @@ def _batch_nll(
 def _compared(
     logits: Float[Array, "b l v"], other: Float[Array, "b l v"], scored: Bool[Array, "b l"]
 ) -> tuple[Float[Array, "b l"], Bool[Array, "b l"]]:
-    agrees = _likeliest(logits) == _likeliest(other)
-    return everywhere((jnp.where(scored, kl_divergence(logits, other), 0.0), agrees & scored))
+    """A position at a time on a CPU: what it takes stays in the cache, a third of the time."""
+    if jax.default_backend() == "cpu":
+        positions = jnp.arange(scored.shape[1])
+        pairs = jax.lax.map(lambda p: _distances(logits[:, p], other[:, p]), positions)
+        kl, agrees = (found.T for found in pairs)
+    else:
+        kl, agrees = _distances(logits, other)
+    return everywhere((jnp.where(scored, kl, 0.0), agrees & scored))
 
 
-def _likeliest(logits: Float[Array, "b l v"]) -> Int[Array, "b l"]:
+def _distances(
+    logits: Float[Array, "*batch v"], other: Float[Array, "*batch v"]
+) -> tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]:
+    return kl_divergence(logits, other), _likeliest(logits) == _likeliest(other)
+
+
+def _likeliest(logits: Float[Array, "*batch v"]) -> Int[Array, "*batch"]:
     """The first token of the largest logit, found in two passes that XLA's CPU backend fuses."""
     return jnp.argmax(logits == jnp.max(logits, axis=-1, keepdims=True), axis=-1)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from normlab.divergence import kl_divergence
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
 from normlab.numerics import Precision
@@ -16,6 +17,7 @@ from normlab.perplexity import (
     Column,
     Scores,
     _batch_nll,
+    _compared,
     default_batch,
     exp,
     score,
@@ -228,6 +230,18 @@ def test_each_scored_token_is_compared_with_the_reference():
     assert (low.beside.kl[read.scored] > 0).all()
     assert same.beside.agrees[read.scored].all()
     assert np.abs(same.beside.kl).max() == np.abs(same.beside.delta_nll).max() == 0
+
+
+def test_comparing_position_by_position_is_comparing_all_at_once():
+    logits = np.random.default_rng(0).normal(0, 3, (3, 7, 50)).astype(np.float32)
+    other = logits + np.linspace(-1, 1, 7, dtype=np.float32)[:, None] * np.roll(logits, 1, -1)
+    scored = np.arange(7) < np.array([7, 4, 1])[:, None]
+    kl, agrees = _compared(logits, other, scored)
+    want = kl_divergence(logits, other)
+    np.testing.assert_allclose(kl, np.where(scored, want, 0), rtol=1e-5, atol=1e-7)
+    same = logits.argmax(-1) == other.argmax(-1)
+    assert 0 < (same & scored).sum() < scored.sum()
+    np.testing.assert_array_equal(agrees, same & scored)
 
 
 def test_what_a_site_saw_is_that_of_the_rows_it_was_given():
