@@ -142,9 +142,11 @@ def evaluated(model, out, **fields):
         "window": 32,
         "max_windows": 5,
         "batch": 2,
+        "compare": True,
     }
     records = evaluate(build(EvaluateConfig, values | fields))
     kept = ("perplexity", "overflowed_rows", "rows", "weights_sha256", "window_nll", "sites")
+    kept += ("kl_mean", "top1_agreement")
     return {r.precision: {name: getattr(r, name) for name in kept} for r in records}
 
 
