@@ -25,6 +25,6 @@ def kl_divergence(
     mean = jnp.sum(jnp.where(possible, weight * delta, 0.0), axis=-1, keepdims=True) / total
     far = mean - (jnp.log(total) + top - jax.nn.logsumexp(other, axis=-1, keepdims=True))
     delta = delta - mean
-    terms = weight * (jnp.expm1(-delta) + delta)
+    terms = jnp.where(possible, weight * (jnp.expm1(-delta) + delta), 0.0)
     near = jnp.log1p(jnp.sum(terms, axis=-1, keepdims=True) / total)
     return jnp.where(far < NEAR, near, far)[..., 0]

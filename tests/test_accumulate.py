@@ -28,6 +28,14 @@ def test_other_dtypes_are_taken_to_float32():
     assert accumulate(np.arange(2), "fp16").dtype == jnp.float32
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
+@pytest.mark.parametrize("text", ["fp32", "fp16", "fp16:blocks(4)"])
+def test_what_has_no_row_is_refused(shape, text):
+    for total in (accumulate, sum_of_squares):
+        with pytest.raises(ValueError, match=r"expected rows \[\*batch, d\], d ≥ 1"):
+            total(np.zeros(shape, np.float32), text)
+
+
 @pytest.mark.parametrize("text", ["fp16.mean", "fp16:sequential.mean", "bf16:lanes(8).mean"])
 def test_a_mean_divides_before_it_adds(text):
     precision = Precision.parse(text)

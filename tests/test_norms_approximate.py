@@ -130,6 +130,13 @@ def test_max_rescale_is_exact_and_does_not_overflow(center, eps):
             np.testing.assert_allclose(call(norm, x), wanted, atol=1e-18)
 
 
+def test_max_rescale_up_to_the_largest_number_of_float32():
+    norm = make("max-rescale", 16, center=False)
+    signs = np.where(rows(width=16) > 0, 1.0, -1.0)
+    for size in (8e37, 1e38, 3.4e38):
+        np.testing.assert_allclose(call(norm, np.float32(size * signs)), signs, rtol=1e-6)
+
+
 def test_max_rescale_where_the_plain_sum_overflows():
     x = rows(width=16, size=1e3)
     plain = make("rmsnorm", 16)

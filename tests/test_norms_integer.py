@@ -206,6 +206,16 @@ def test_ai_layernorm_refuses():
 
 
 @pytest.mark.parametrize("name", ["i-bert", "ai-layernorm"])
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
+def test_a_row_with_a_number_that_is_none_is_lost_whole(name, lost):
+    x = rows()
+    x[1, 7] = lost
+    y = call(make(name), x)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(np.delete(y, 1, axis=0)).all()
+
+
+@pytest.mark.parametrize("name", ["i-bert", "ai-layernorm"])
 def test_gain_and_bias_are_applied_in_float(name):
     norm, x = make(name), rows()
     norm.gain[...] = jnp.linspace(-1, 1, 48).at[3].set(0.0)  # β/γ would fail there

@@ -58,6 +58,11 @@ def test_rows_of_zeros_are_in_range_and_in_no_bin():
     assert set(counts.values()) == {0}
 
 
+def test_of_no_rows_there_is_nothing_to_see():
+    got, nothing = seen(np.zeros((0, D), np.float32), "fp16"), Observed.nothing()
+    assert jax.tree.all(jax.tree.map(np.array_equal, got, nothing))
+
+
 def test_a_stalled_sum_has_a_negative_error_and_a_rounded_one_hardly_any():
     x = np.abs(spread(100, 0, 2))
     stalled, held = (seen(x, p) for p in ("fp8_e5m2:sequential", "fp16:pairwise"))

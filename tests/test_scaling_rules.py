@@ -102,6 +102,12 @@ def test_any_scale_changes_only_rounding(rule):
     np.testing.assert_allclose(run(model, found(model, rule))[0], plain, rtol=1e-4, atol=1e-4)
 
 
+def test_a_dynamic_scale_rounded_to_a_power_of_two_goes_through_jit():
+    model = uneven("rmsnorm", "pre", **KINDS["gated"], layers=1)
+    plain = run(model, {})[0]
+    np.testing.assert_array_equal(run(model, found(model, "row_max", pow2=True))[0], plain)
+
+
 @pytest.mark.parametrize("rule", ["slanc", "moments", "bound", "calibrated", "row_max"])
 def test_scales_bring_an_overflowing_model_into_the_range_of_fp16(rule):
     model = uneven("rmsnorm", "pre", **KINDS["gated"], layers=1)

@@ -128,6 +128,19 @@ def test_a_tapernorm_folds_away_once_its_gate_is_shut():
     assert not all_norms(folded)
 
 
+@pytest.mark.parametrize("shut", [True, False])
+def test_a_norm_that_stays_does_not_keep_the_others_from_being_folded(shut):
+    """TaperNorm keeps its final norm, whose gain does not act last."""
+    with jax.enable_x64(True):
+        model = small("tapernorm", tied=False)
+        inner = [norm for norm in all_norms(model) if norm is not model.norm_final]
+        for norm in inner[: len(inner) if shut else 1]:
+            norm.gate[...] = jnp.float64(0.0)
+        folded = apply(model, "fold")
+        assert same(model, folded)
+    assert len(all_norms(folded)) == len(all_norms(model)) - (len(inner) if shut else 1)
+
+
 @pytest.mark.parametrize(
     ("norm", "placement", "fields", "message"),
     [

@@ -10,6 +10,7 @@ from normlab.model import Context
 from normlab.norms import Norm
 from normlab.numerics import Precision
 from normlab.registry import UnknownNameError
+from normlab.transforms.remove import freeze
 from normlab.transforms.swap import swap
 
 
@@ -125,6 +126,12 @@ def test_a_layernorm_does_not_become_what_can_not_centre(layernorm):
 def test_names_the_parameters_that_do_not_fit(model, name, message):
     with pytest.raises(ValueError, match=message):
         swap(tiny_model(model, layers=1), name)
+
+
+def test_a_norm_that_another_transform_rewrote_is_refused():
+    frozen = freeze(tiny_model("rmsnorm", layers=1), {"norm_final": 2.0})
+    with pytest.raises(ValueError, match="rewritten by another transform: swap before it"):
+        swap(frozen, "i-bert")
 
 
 def test_names_the_knob_and_the_type_that_there_is_not():

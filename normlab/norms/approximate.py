@@ -107,7 +107,8 @@ class MaxRescale(LayerNorm):
     """LayerNorm or RMSNorm (arXiv:1910.07467) of x/m with ε/m², where m = max|x|.
 
     y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m, and no
-    square is larger than 1 (LayerNorm: 4), so Σ ≤ d (4d) in any format. That is how LAPACK takes a
+    square is larger than 1 (LayerNorm: 4), so Σ ≤ d (4d) in any format (16 times that for |x| above
+    2^126, where m stays: 1/m would be subnormal). That is how LAPACK takes a
     Euclidean norm (Blue 1978). It needs one more pass over the row, and ε has to follow:
     apple/coremltools#2821 left it as it was. Where ε/m² leaves float32, y (below 1e-18) comes out
     as 0.
@@ -128,8 +129,8 @@ class MaxRescale(LayerNorm):
         c, wide = self.config, x.astype(jnp.float32)
         largest = jnp.max(jnp.abs(acc.held(wide)), axis=-1, keepdims=True)
         normal = largest >= jnp.finfo(jnp.float32).tiny  # 1/m is finite
-        # y does not depend on m, so neither does its derivative.
-        m = lax.stop_gradient(jnp.where(normal, largest, 1.0))
+        # Up to 2^126 1/m is normal, too. y does not depend on m, so neither does its derivative.
+        m = lax.stop_gradient(jnp.where(normal, jnp.minimum(largest, 2.0**126), 1.0))
         acc.scale = m  # in place of a static one, which on top of it would make Σ vanish
         z, mean_square = acc.moments(wide, c.center)
         acc.scale = 1.0  # ε/m² is formed here: m² alone could leave float32

@@ -79,7 +79,7 @@ class IBertLayerNorm(LayerNorm):
         y = q - _rounded_mean(q) if c.center else q
         eps = jnp.round(root / scale).astype(jnp.int32)
         normalized = integer_normalize(y, eps).astype(jnp.float32) * (math.sqrt(d) / 2**30)
-        return self.affine(normalized).astype(x.dtype)
+        return self.affine(_unless_lost(normalized, scale)).astype(x.dtype)
 
 
 def integer_normalize(
@@ -128,10 +128,17 @@ def quantize(
     """
     wide, most = x.astype(jnp.float32), 2 ** (bits - 1) - 1
     top = jnp.maximum(jnp.max(jnp.abs(wide), axis=-1, keepdims=True), floor)
-    top = jnp.where(top > 0, top, most)
+    top = jnp.where(top == 0, most, top)
     # Multiplied, as XLA would make a product of a division, but not of every one.
     q = jnp.round(wide * (most / top)).astype(jnp.int32)
     return jnp.clip(q, -most, most), top * (1.0 / most)
+
+
+def _unless_lost(
+    y: Float[Array, "*batch d"], scale: Float[Array, "*batch 1"]
+) -> Float[Array, "*batch d"]:
+    """NaN in rows that held NaN or an infinity, of which no integer tells."""
+    return jnp.where(jnp.isfinite(scale), y, jnp.nan)
 
 
 def _rounded_mean(q: Array) -> Array:
@@ -198,7 +205,7 @@ class AILayerNorm(LayerNorm):
         variance = jnp.maximum(total * (16.0 / d) - mean * mean, 0.0)
         eps = jnp.square(math.sqrt(c.eps) / scale)
         inverse = lax.rsqrt(variance + eps)
-        return self.affine((whole - mean) * inverse).astype(x.dtype)
+        return self.affine(_unless_lost((whole - mean) * inverse, scale)).astype(x.dtype)
 
 
 def factored(
@@ -210,7 +217,7 @@ def factored(
     """
     wide = x.astype(jnp.float32)
     top = jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
-    top, most = jnp.where(top > 0, top, 127.0), 127.0 * 2**factors
+    top, most = jnp.where(top == 0, 127.0, top), 127.0 * 2**factors
     steps = wide * (most / top)  # a product: see `quantize`
     size = jnp.abs(steps)
     power = sum((size > 127.5 * 2**a).astype(jnp.int32) for a in range(factors))

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from normlab.config import check
 from normlab.numerics.exact import once, separate
 from normlab.numerics.formats import FloatFormat, rounded
 from normlab.numerics.precision import Precision
@@ -44,6 +45,7 @@ def widened(x: Array, precision: Precision) -> Array:
 
 def _total(x: Array, precision: Precision, square: bool, held: bool) -> Array:
     x = widened(x, precision)
+    check(x.ndim > 0 and x.shape[-1] > 0, f"shape {x.shape}: expected rows [*batch, d], d ≥ 1")
     if precision.plain:
         return _float32_sum(x * x if square else x, precision.mean)
     return _accumulate(x, precision, square, held)

@@ -60,6 +60,11 @@ class FloatFormat:
         check(held, f"mantissa bits = {self.mantissa}: expected 1 to 21, or 23")
         choice("subnormal handling", self.subnormals, ("ieee", "flush"))
         choice("overflow handling", self.overflow, ("inf", "saturate"))
+        check(
+            self.stochastic is None or (self.exponent, self.mantissa) != (8, 23),
+            f"{self.name} with option stochastic: expected a format narrower than float32, where "
+            "nothing is rounded",
+        )
 
     @classmethod
     def parse(cls, text: str) -> "FloatFormat":

@@ -22,7 +22,7 @@ class Observed:
 
     A row's sum is known twice: Σ̂, as the precision accumulated it, and Σ, that of the scaled row in
     float32 (centred where the norm centres). Edges are those of the precision's format. A row of
-    zeros is never out of range.
+    zeros is never out of range. Of a norm that sums a part of the row (pRMSNorm) x is that part.
     """
 
     rows: Int[Array, ""]  # rows seen; a head or a group is a row of its own
@@ -93,8 +93,8 @@ class Observed:
             above=count(exact > to.max),
             below_normal=count(some & (exact < to.smallest_normal)),
             below_subnormal=count(some & (exact < smallest(to))),
-            max_abs=jnp.maximum(jnp.max(x), -jnp.min(x)),
-            max_square=jnp.max(square),
+            max_abs=jnp.maximum(jnp.max(x, initial=0.0), -jnp.min(x, initial=0.0)),
+            max_square=jnp.max(square, initial=0.0),
             squares=histogram(square),
             sums=histogram(exact),
         )

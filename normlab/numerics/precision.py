@@ -12,6 +12,7 @@ _DOT = re.compile(r"\.(?![^(]*\))")  # not one inside brackets
 FP32 = FloatFormat.parse("fp32")
 DEFAULT_ORDER = Order("pairwise")
 _STATISTIC = ("onepass", "input", "mean")
+_OF_FORMAT = tuple(option.partition("(")[0] for option in FORMAT_OPTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Precision:
             if not option.startswith("stochastic("):
                 choice("option", option, (*FORMAT_OPTIONS, *_STATISTIC))
         for option in order_options:
+            if option.startswith(_OF_FORMAT):
+                raise ValueError(f"{option!r} is an option of the format: write {head}.{option}:…")
             choice("option of the order", option, _STATISTIC)
         for option in rule_options:
             choice("option of the scale rule", option, ("pow2",))

@@ -69,7 +69,7 @@ def scales(
 
 def _finished(scale: Any, pow2: bool, what: str) -> Scale:
     if callable(scale):
-        return Partial(_rounded, scale) if pow2 else Partial(scale)
+        return Partial(_rounded, Partial(scale)) if pow2 else Partial(scale)
     values = np.asarray(scale)
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"scale {what} = {values}: expected positive finite numbers")

@@ -119,7 +119,7 @@ class Cancel(Transform):
 
     Deferred normalization in which queries and keys, that norms of their own (norm_qk) make
     blind to scale, leave out the input norm's factor. Values keep it. With ε in norm_qk
-    it is approximate: ε acts as ε·RMS(a)² would.
+    it is approximate, and not refused: ε acts as ε/RMS(a)² would.
     """
 
     about: ClassVar[About] = About(

@@ -58,13 +58,13 @@ class Fold(Transform):
         new = nnx.clone(model)
         pairs = list(read_by_maps(new))
         stuck = [n.site.name for n in (getattr(o, a) for o, a, _ in pairs) if not _foldable(n)]
-        if stuck:
+        done = [_fold_forward(*pair) for pair in pairs if _foldable(getattr(*pair[:2]))]
+        done += [_fold_back(sub) for sub in sublayers(new)]
+        if not any(done) and stuck:
             raise DoesNotApply(
                 f"fold: the gain of {model.norm.type} doesn't act last, so it is no factor of the "
                 f"maps behind it (at {stuck[0]} and {len(stuck) - 1} other norms)"
             )
-        done = [_fold_forward(owner, name, maps) for owner, name, maps in pairs]
-        done += [_fold_back(sub) for sub in sublayers(new)]
         if not any(done):
             raise DoesNotApply(
                 f"fold: no gain, bias or linear norm stands before a linear map here (norm "

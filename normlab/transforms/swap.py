@@ -46,7 +46,7 @@ def swap(model: Transformer, name: str, **knobs: Any) -> Transformer:
 def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
     """A norm of another type at the same site, with the arrays of `old`."""
     where = f"norm {old.config.type!r} at {old.site.name}"
-    if not isinstance(old, norms[old.config.type]):
+    if old.config.type not in norms or not isinstance(old, norms[old.config.type]):
         raise ValueError(f"{where} was rewritten by another transform: swap before it, not after")
     new = kind(old.width, old.site, _config(old.config, kind, knobs, where))
     graph, empty = nnx.split(new)
