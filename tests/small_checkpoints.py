@@ -54,13 +54,26 @@ CONFIGS = {
         "layer_norm_epsilon": 1e-5,
     },
 }
-"""A config.json of each family."""
+"""A config.json of each family that both formats know."""
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+}
 
 
 def tensors(family: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights of each family under Hugging Face's names and in its layout."""
     rng = np.random.default_rng(seed)
-    shapes = _gpt2_shapes() if family == "gpt2" else _shapes(family)
+    own = {"gpt2": _gpt2_shapes, "bert": _bert_shapes}
+    shapes = own[family]() if family in own else _shapes(family)
     return {
         name: (0.3 * rng.standard_normal(shape) + (name.endswith("norm.weight"))).astype(np.float32)
         for name, shape in shapes.items()
@@ -126,6 +139,27 @@ def _gpt2_shapes() -> dict[str, tuple[int, ...]]:
     return {**shapes, "transformer.ln_f.weight": (WIDTH,), "transformer.ln_f.bias": (WIDTH,)}
 
 
+def _bert_shapes() -> dict[str, tuple[int, ...]]:
+    maps = {
+        "attention.self.query": (WIDTH, WIDTH),
+        "attention.self.key": (WIDTH, WIDTH),
+        "attention.self.value": (WIDTH, WIDTH),
+        "attention.output.dense": (WIDTH, WIDTH),
+        "intermediate.dense": (HIDDEN, WIDTH),
+        "output.dense": (WIDTH, HIDDEN),
+    }
+    tables = {"word_embeddings": VOCAB, "position_embeddings": 64, "token_type_embeddings": 2}
+    shapes = {f"bert.embeddings.{table}.weight": (rows, WIDTH) for table, rows in tables.items()}
+    modules: dict[str, tuple[int, ...]] = {"embeddings.LayerNorm": (WIDTH,)}
+    for i in range(LAYERS):
+        layer = f"encoder.layer.{i}."
+        modules |= {f"{layer}{module}": shape for module, shape in maps.items()}
+        modules |= {f"{layer}{part}.LayerNorm": (WIDTH,) for part in ("attention.output", "output")}
+    for module, shape in modules.items():
+        shapes |= {f"bert.{module}.weight": shape, f"bert.{module}.bias": shape[:1]}
+    return shapes
+
+
 def write_folder(
     folder: Path, config: Mapping[str, object], weights: Mapping[str, np.ndarray]
 ) -> str:
@@ -163,6 +197,7 @@ def write_tokenizer(folder: Path) -> None:
 _GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
+    "rope_freqs": "rope_freqs",
     "lm_head": "output",
     "input_layernorm": "attn_norm",
     "pre_feedforward_layernorm": "ffn_norm",

@@ -8,8 +8,8 @@ from small_checkpoints import CONFIGS, HEAD, LAYERS, tensors, write_gguf
 
 from normlab.model import ModelConfig
 from normlab.norms import norms
-from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs, gguf_config
-from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs
+from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.source import CheckpointError
 
 
@@ -57,6 +57,33 @@ def test_gemma_reads_hidden_activation_where_both_are_given():
     assert model("gemma3", **both).activation == model("gemma3").activation
     only = {"hidden_act": "silu", "hidden_activation": None}
     assert model("gemma3", **only).activation == model("llama").activation
+
+
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+@pytest.mark.parametrize(("family", "unsaid"), [("gemma2", (50.0, 30.0)), ("gemma3", (None, None))])
+def test_a_soft_cap_that_is_null_is_none_and_an_unsaid_one_the_familys(family, unsaid, tmp_path):
+    bare = {k: v for k, v in CONFIGS[family].items() if k not in CAPS}
+    found = configs(bare, "config.json")[1].model
+    assert (found.attention_softcap, found.logit_softcap) == unsaid
+    none = model(family, **dict.fromkeys(CAPS))
+    assert (none.attention_softcap, none.logit_softcap) == (None, None)
+    write_gguf(tmp_path / "m.gguf", family, bare, {})
+    file = GGUF(tmp_path / "m.gguf")
+    in_gguf = {"vocab_size": 260, "tie_word_embeddings": True}
+    found = configs({**gguf_config(file), **in_gguf}, "m.gguf")[1].model
+    assert (found.attention_softcap, found.logit_softcap) == unsaid
+
+
+def test_an_unsaid_rope_theta_is_the_familys(tmp_path):
+    assert model("llama", rope_theta=None).rope_theta == 1e4
+    assert model("gemma2", rope_theta=None).rope_theta == 1e4
+    three = model("gemma3", rope_theta=None)
+    assert (three.rope_theta, three.local_rope_theta) == (1e6, 1e4)
+    bare = {k: v for k, v in CONFIGS["gemma3"].items() if k != "rope_theta"}
+    write_gguf(tmp_path / "m.gguf", "gemma3", bare, {})
+    assert gguf_config(GGUF(tmp_path / "m.gguf"))["rope_theta"] == 1e4  # llama.cpp's, of all
 
 
 def test_local_and_global_blocks():
@@ -111,12 +138,22 @@ def test_linear_scaling():
         ("llama", {"hidden_size": "24"}, "model.width = '24': expected int, got str"),
         ("llama", {"hidden_act": "gelu_nw"}, "unknown activation .*'gelu_new'"),
         ("llama", {"attention_bias": True, "mlp_bias": False}, "mlp_bias = False"),
+        ("llama", {"attention_bias": True}, "attention_bias = True and mlp_bias = False"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq: expected"),
+        ("gemma3", {"model_type": "gemma3", "text_config": {"a": 1}}, "multimodal .*gemma3_text"),
         ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type .* 'yarn'"),
-        ("llama", {"rope_scaling": {"type": "linear"}}, "factor"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "the linear rope scaling .* no 'factor'"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "llama3", "factor": 2.0}},
+            "the llama3 rope scaling of config.json has no 'low_freq_factor'",
+        ),
         ("llama", {"num_key_value_heads": 3}, "the nearest number of key/value heads"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window = True"),
         ("qwen3", {"attention_bias": True}, "attention_bias = True"),
         ("olmo2", {"attention_bias": True}, "attention_bias = True"),
+        ("olmo2", {"sliding_window": 4096}, "sliding_window = 4096"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ],
@@ -138,12 +175,34 @@ def test_gguf_metadata_says_the_same(family, tmp_path):
     assert (found.placement, found.vocab_size) == (expected.placement, expected.vocab_size)
 
 
-def test_gguf_scaled_positions(tmp_path):
-    weights = tensors("llama")
-    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
-    write_gguf(tmp_path / "a.gguf", "llama", CONFIGS["llama"], weights, **linear)
+@pytest.mark.parametrize(
+    ("said", "divisors"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 2.0}, (2.0,) * 4),
+        ({"scaling.factor": 2.0}, (2.0,) * 4),
+        ({"scale_linear": 2.0}, (2.0,) * 4),
+        ({"scale_linear": 2.0, "scaling.factor": 4.0}, (4.0,) * 4),
+        ({"scaling.type": "none", "scaling.factor": 2.0}, ()),
+        ({"scaling.type": "linear"}, ()),
+        ({"scaling.factor": 0.0}, ()),
+        ({"scaling.factor": 1.0}, ()),
+    ],
+)
+def test_gguf_scaled_positions(said, divisors, tmp_path):
+    rope = {f"llama.rope.{key}": value for key, value in said.items()}
+    write_gguf(tmp_path / "a.gguf", "llama", CONFIGS["llama"], tensors("llama"), **rope)
     found = configs(gguf_config(GGUF(tmp_path / "a.gguf")), "a.gguf")[1]
-    assert found.model.rope_divisors == (2.0,) * 4
+    assert found.model.rope_divisors == divisors
+
+
+def test_gguf_positions_are_scaled_in_one_way(tmp_path):
+    path, freqs = tmp_path / "a.gguf", np.full(HEAD // 2, 2.0, np.float32)
+    write_gguf(path, "llama", CONFIGS["llama"], {"rope_freqs.weight": freqs})
+    file = GGUF(path)
+    assert gguf_config(file)["rope_scaling"]["divisors"] == [2.0] * 4
+    file.metadata["llama.rope.scaling.factor"] = 8.0
+    with pytest.raises(CheckpointError, match=r"rope_freqs.* linear rope scaling by 8\.0"):
+        gguf_config(file)
 
 
 def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
@@ -160,6 +219,8 @@ def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
     [
         ({"general.architecture": "qwen4"}, "unknown architecture 'qwen4'. Did you mean"),
         ({"llama.embedding_length": None}, "expected one number each"),
+        ({"llama.attention.causal": False}, "llama.attention.causal = False"),
+        ({"llama.rope.scaling.type": "yarn"}, "unknown rope_type .* 'yarn'"),
         ({"llama.rope.dimension_count": 4}, "rotary positions on 4 of 8 elements"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "has no 'rms_norm_eps'"),
     ],

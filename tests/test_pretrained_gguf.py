@@ -103,4 +103,10 @@ def test_a_quantization_that_cannot_be_undone_is_refused(path, monkeypatch):
 
     monkeypatch.setattr(gguf, "dequantize", refuse)
     with pytest.raises(CheckpointError, match="Q4_0 is quantized as Q4_0, which"):
-        GGUF(path).read("Q4_0")
+        GGUF(path).check("Q4_0")
+
+
+def test_what_can_be_read_passes_unread(path):
+    file = GGUF(path)
+    for name in file.shapes:
+        file.check(name)

@@ -28,10 +28,13 @@ def test_every_float_type_becomes_float32(dtype, tmp_path):
     np.testing.assert_array_equal(read, VALUES.astype(dtype).astype(np.float32))
 
 
-def test_integers_are_no_weights(tmp_path):
-    save_file({"a": VALUES.astype(np.int8)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="a is int8: expected floats"):
-        Safetensors(tmp_path).read("a")
+@pytest.mark.parametrize("dtype", ["I8", "F8_E4M3"])
+def test_what_is_no_weight_is_known_by_its_header(dtype, tmp_path):
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, 6]}}).encode()
+    whole = len(header).to_bytes(8, "little") + header + bytes(6)
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    with pytest.raises(CheckpointError, match=f"a is of type {dtype}: expected plain floats"):
+        Safetensors(tmp_path).check("a")
 
 
 def test_shards_are_one_checkpoint(tmp_path):
@@ -40,6 +43,14 @@ def test_shards_are_one_checkpoint(tmp_path):
     assert source.shapes == {"a": (4, 6), "b": (6,)}
     assert [file.name for file in source.files] == ["model-1.safetensors", "model-2.safetensors"]
     np.testing.assert_array_equal(source.read("b"), VALUES[0])
+
+
+def test_a_single_file_comes_before_an_index(tmp_path):
+    shards(tmp_path)
+    save_file({"a": VALUES[1]}, tmp_path / "model.safetensors")
+    source = Safetensors(tmp_path)
+    assert source.shapes == {"a": (6,)}
+    assert [file.name for file in source.files] == ["model.safetensors"]
 
 
 def test_a_missing_shard(tmp_path):

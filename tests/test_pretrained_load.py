@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_checkpoints import (
+    BERT,
     CONFIGS,
     HEAD,
     HEADS,
@@ -28,8 +29,11 @@ from normlab.registry import UnknownNameError
 TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, 12))
 
 
+ALL = {**CONFIGS, "bert": BERT}
+
+
 def write(family, folder, **changes):
-    config = {**CONFIGS[family], **changes}
+    config = {**ALL[family], **changes}
     return write_folder(folder, config, tensors(family))
 
 
@@ -117,6 +121,16 @@ def test_names_may_lack_their_prefix(tmp_path):
     np.testing.assert_array_equal(log_probs(a, TOKENS), log_probs(b, TOKENS))
 
 
+def test_bert_norms_may_have_their_old_names(tmp_path):
+    new = tensors("bert")
+    spelled = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    old = {k.replace(e := ".".join(k.split(".")[-2:]), spelled.get(e, e)): new[k] for k in new}
+    assert sum("gamma" in name for name in old) == 1 + 2 * LAYERS
+    a = pretrained.load(write_folder(tmp_path / "old", BERT, old))
+    b = pretrained.load(write("bert", tmp_path / "new"))
+    np.testing.assert_array_equal(log_probs(a, TOKENS), log_probs(b, TOKENS))
+
+
 def test_describe_reads_no_weight(tmp_path, monkeypatch):
     specs = [
         write("llama", tmp_path / "m"),
@@ -135,7 +149,7 @@ def breaks(tmp_path, change, family="llama", **config):
     """The message when a changed checkpoint is loaded, and that no weight was read for it."""
     weights = tensors(family)
     change(weights)
-    spec = write_folder(tmp_path / "m", {**CONFIGS[family], **config}, weights)
+    spec = write_folder(tmp_path / "m", {**ALL[family], **config}, weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Safetensors, "read", lambda *_: pytest.fail("a weight was read"))
         with pytest.raises(pretrained.CheckpointError) as caught:
@@ -171,13 +185,63 @@ def test_a_wrong_shape(tmp_path):
     assert "up_proj.weight has shape (24, 40), its config says (40, 24)" in message
 
 
+TYPES = "bert.embeddings.token_type_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (None, "lacks the tensor embeddings.token_type_embeddings.weight"),
+        ((2, 1), "has shape (2, 1), expected 24 columns and a row or more"),
+        ((0, 24), "has shape (0, 24), expected"),
+        ((24,), "has shape (24,), expected"),
+    ],
+)
+def test_what_is_added_to_bert_positions(shape, message, tmp_path):
+    def change(weights):
+        del weights[TYPES]
+        if shape is not None:
+            weights[TYPES] = np.zeros(shape, np.float32)
+
+    assert message in breaks(tmp_path, change, "bert")
+
+
+def test_weights_that_are_no_floats(tmp_path):
+    def round_(weights):
+        name = "model.layers.0.mlp.up_proj.weight"
+        weights[name] = weights[name].astype(np.int8)
+
+    assert "up_proj.weight is of type I8: expected plain floats" in breaks(tmp_path, round_)
+
+
 def test_a_tokenizer_of_another_model(tmp_path):
     message = breaks(
         tmp_path,
         lambda w: w.update({"model.embed_tokens.weight": np.zeros((9, 24), np.float32)}),
         vocab_size=9,
     )
-    assert "the tokenizer has 256 ids, the embedding 9 rows" in message
+    assert "the tokenizer has ids up to 255, the embedding 9 rows" in message
+
+
+def test_ids_that_begin_a_text_have_rows(tmp_path):
+    spec = write("llama", tmp_path / "m", bos_token_id=VOCAB)
+    with pytest.raises(pretrained.CheckpointError, match=f"ids up to {VOCAB}, the embedding"):
+        pretrained.describe(spec).tokenizer()
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_only_special_tokens_may_lack_a_row(special, tmp_path):
+    from tokenizers import AddedToken, Tokenizer
+
+    spec = write("llama", tmp_path / "m", vocab_size=256)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "m" / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<image>", special=special)])
+    tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
+    if special:
+        assert pretrained.describe(spec).tokenizer().vocab_size == 256
+    else:
+        with pytest.raises(pretrained.CheckpointError, match="ids up to 256, the embedding 256"):
+            pretrained.describe(spec).tokenizer()
 
 
 def test_specs_that_name_nothing(tmp_path):

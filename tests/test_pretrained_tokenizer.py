@@ -214,6 +214,27 @@ def test_a_folders_prefix(tmp_path, settings, config, prefix):
     assert load_tokenizer(tmp_path / "saved").prefix == made.prefix
 
 
+def test_a_special_token_without_a_row_is_ordinary_text(tmp_path):
+    from tokenizers import AddedToken, Tokenizer
+
+    write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in ("<end>", "<image>")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    whole = from_folder(tmp_path, {"vocab_size": 258}, "t")
+    assert whole.encode("a<end><image>").ids.tolist()[1:] == [256, 257]
+    assert whole.definition == (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    made = from_folder(tmp_path, {"vocab_size": 257}, "t")
+    assert made.vocab_size == 257
+    ids = made.encode("a<end><image>").ids
+    assert ids[1] == 256
+    assert len(ids) == 2 + len("<image>")
+    assert max(ids) < 257
+    assert made.decode(ids) == "a<end><image>"
+    made.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode("<image>").ids.max() < 256
+
+
 def test_a_folder_without_a_good_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         from_folder(tmp_path, {}, "t")

@@ -1,7 +1,7 @@
 """Model families: a checkpoint's own config → ours, and where each of our weights lies in it.
 
-A GGUF file's metadata is first written in the keys of Hugging Face's config.json (`gguf_config`),
-so that one function per family serves both formats.
+A GGUF file's metadata is first written in the keys of Hugging Face's config.json
+(`gguf.gguf_config`), so that one function per family serves both formats.
 """
 
 import math
@@ -14,7 +14,6 @@ import numpy as np
 from normlab.config import build
 from normlab.model import ModelConfig, PlacementConfig
 from normlab.norms import NormConfig
-from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.names import (
     BERT,
     GEMMA,
@@ -90,17 +89,22 @@ def _rope(c: Keys, kind: str, theta: float) -> dict[str, Any]:
     given = c.get("rope_parameters", {})
     given = given.get(kind, given)
     old = c.get("rope_scaling", {}) if kind == "full_attention" else {}
-    return {"rope_theta": c.get("rope_theta", theta), **old, **given}
+    flat = {
+        "rope_theta": c.get("rope_theta", theta),
+        "partial_rotary_factor": c.get("partial_rotary_factor", 1.0),
+    }
+    return {**flat, **old, **given}
 
 
-def _divisors(c: Keys, rope: dict[str, Any], head_size: int) -> tuple[float, ...]:
+def _divisors(c: Keys, given: dict[str, Any], head_size: int) -> tuple[float, ...]:
     kind = choice(
         f"rope_type in {c.where}",
-        rope.get("rope_type", rope.get("type", "default")),
+        given.get("rope_type", given.get("type", "default")),
         ("default", "linear", "llama3", "listed"),
     )
     if kind == "default":
         return ()
+    rope = Keys(given, f"the {kind} rope scaling of {c.where}")
     if kind == "listed":  # as a GGUF file has them
         return tuple(float(d) for d in rope["divisors"])
     if kind == "linear":
@@ -108,7 +112,7 @@ def _divisors(c: Keys, rope: dict[str, Any], head_size: int) -> tuple[float, ...
     return _llama3_divisors(rope, head_size)
 
 
-def _llama3_divisors(rope: dict[str, Any], head_size: int) -> tuple[float, ...]:
+def _llama3_divisors(rope: Keys, head_size: int) -> tuple[float, ...]:
     """Llama 3.1's rule: slow turns are stretched, fast ones kept, those between interpolated."""
     half, factor = head_size // 2, rope["factor"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -121,11 +125,11 @@ def _llama3_divisors(rope: dict[str, Any], head_size: int) -> tuple[float, ...]:
 # --- configs
 
 
-def _model(c: Keys, head_size: int, **more: Any) -> ModelConfig:
+def _model(c: Keys, head_size: int, theta: float = 10000.0, **more: Any) -> ModelConfig:
     """What the config.json of every family but GPT-2 and BERT says in the same words."""
-    rope = _rope(c, "full_attention", 10000.0)
+    rope = _rope(c, "full_attention", theta)
     act = c.get("hidden_activation") or c["hidden_act"]  # Gemma's may have both
-    if (partial := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+    if (partial := rope["partial_rotary_factor"]) != 1.0:
         raise CheckpointError(f"{c.where} has partial_rotary_factor = {partial}: not supported")
     values = {
         "layers": c["num_hidden_layers"],
@@ -155,7 +159,10 @@ def _head_size(c: Keys) -> int:
 def _llama(c: Keys) -> Configs:
     c.require("pretraining_tp", 1)
     biased = c.get("attention_bias", False)
-    c.require("mlp_bias", biased)
+    if (mlp := c.get("mlp_bias", False)) != biased:
+        raise CheckpointError(
+            f"{c.where} has attention_bias = {biased} and mlp_bias = {mlp}: expected both alike"
+        )
     model = _model(c, _head_size(c), bias=biased)
     return Configs(model, _norm(c), PlacementConfig("pre"), c["vocab_size"])
 
@@ -175,20 +182,23 @@ def _qwen3(c: Keys) -> Configs:
 
 def _olmo2(c: Keys) -> Configs:
     c.require("attention_bias", False)
+    c.require("sliding_window", None, 0)  # OLMo 3 is of this architecture in GGUF
     placement = PlacementConfig("reordered", norm_qk=True, norm_qk_full=True)
     return Configs(_model(c, _head_size(c)), _norm(c), placement, c["vocab_size"])
 
 
-def _gemma(c: Keys, every: int) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common."""
+def _gemma(
+    c: Keys, every: int, softcaps: tuple[float | None, float | None] = (None, None)
+) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common; a soft cap that is null is none, `softcaps` if unsaid."""
     c.require("attention_bias", False)
     c.require("use_bidirectional_attention", False)
     return {
         "tied": c.get("tie_word_embeddings", True),
         "embed_factor": math.sqrt(c["hidden_size"]),
         "attention_scale": c["query_pre_attn_scalar"] ** -0.5,
-        "attention_softcap": c.get("attn_logit_softcapping"),
-        "logit_softcap": c.get("final_logit_softcapping"),
+        "attention_softcap": c.values.get("attn_logit_softcapping", softcaps[0]),
+        "logit_softcap": c.values.get("final_logit_softcapping", softcaps[1]),
         **_windows(c, every),
     }
 
@@ -212,7 +222,7 @@ def _windows(c: Keys, every: int) -> dict[str, Any]:
 
 
 def _gemma2(c: Keys) -> Configs:
-    model = _model(c, c["head_dim"], **_gemma(c, every=2))
+    model = _model(c, c["head_dim"], **_gemma(c, every=2, softcaps=(50.0, 30.0)))
     return Configs(model, _norm(c), PlacementConfig("peri"), c["vocab_size"])
 
 
@@ -224,7 +234,7 @@ def _gemma3(c: Keys) -> Configs:
         shared["local_rope_theta"] = local.get("rope_theta", old)
         if local.get("rope_type", "default") != "default":
             raise CheckpointError(f"{c.where}: scaled rotary positions in local layers: {local}")
-    model = _model(c, c["head_dim"], **shared)
+    model = _model(c, c["head_dim"], theta=1e6, **shared)
     return Configs(model, _norm(c), PlacementConfig("peri", norm_qk=True), c["vocab_size"])
 
 
@@ -296,94 +306,22 @@ def configs(config: Mapping[str, Any], where: str) -> tuple[str, Configs]:
     Raises:
         CheckpointError: an unknown architecture, a missing key, or something that isn't supported.
     """
+    model_type = config.get("model_type", "none")
+    if config.get("text_config"):
+        raise CheckpointError(
+            f"{where} is of a multimodal checkpoint ({model_type!r}, with a text_config): only "
+            f"text models are read ({', '.join(FAMILIES)})"
+        )
     try:
-        name = choice("architecture", config.get("model_type", "none"), FAMILIES)
+        name = choice("architecture", model_type, FAMILIES)
+        if quantized := config.get("quantization_config"):
+            raise CheckpointError(
+                f"{where}: its weights are quantized by "
+                f"{quantized.get('quant_method', 'an unnamed method')}: expected plain floats "
+                "(dequantize and save them again, or take a GGUF file)"
+            )
         return name, FAMILIES[name].read(Keys(config, where))
     except CheckpointError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where}: {error}") from error
-
-
-# --- GGUF metadata as a config.json
-
-_GGUF_KEYS = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-    "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "layer_norm_epsilon": "attention.layer_norm_epsilon",
-    "rope_theta": "rope.freq_base",
-    "sliding_window": "attention.sliding_window",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
-
-
-def gguf_config(file: GGUF) -> dict[str, Any]:
-    """A GGUF file's metadata in the words of a config.json.
-
-    Raises:
-        CheckpointError: an architecture without a family here.
-    """
-    m = file.metadata
-    arch = str(m.get("general.architecture", "none"))
-    try:
-        choice("architecture", arch, GGUF_TYPES)
-    except ValueError as error:
-        raise CheckpointError(f"{file.path}: {error}") from error
-    config = {key: m.get(f"{arch}.{name}") for key, name in _GGUF_KEYS.items()}
-    config |= {
-        "model_type": GGUF_TYPES[arch],
-        "tie_word_embeddings": "output.weight" not in file.shapes,
-        "vocab_size": file.shapes.get("token_embd.weight", (None,))[0],
-        "hidden_act": "gelu_pytorch_tanh" if arch.startswith("gemma") else "silu",
-        "attention_bias": "blk.0.attn_output.bias" in file.shapes,
-        "mlp_bias": "blk.0.ffn_down.bias" in file.shapes,
-        "rope_scaling": _gguf_scaling(file, arch),
-    }
-    if arch == "gpt2":
-        return {**config, **_gguf_gpt2(config)}
-    return {**config, **_gguf_heads(file, arch, config)}
-
-
-def _gguf_gpt2(config: dict[str, Any]) -> dict[str, Any]:
-    words = {
-        "n_layer": "num_hidden_layers",
-        "n_embd": "hidden_size",
-        "n_head": "num_attention_heads",
-        "n_inner": "intermediate_size",
-        "n_positions": "max_position_embeddings",
-    }
-    return {ours: config[theirs] for ours, theirs in words.items()}
-
-
-def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The head size, which may go unsaid, and Gemma's factor on queries, which always does."""
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    if not isinstance(width, int) or not isinstance(heads, int):
-        raise CheckpointError(
-            f"{file.path}: {arch}.embedding_length = {width!r} and {arch}.attention.head_count = "
-            f"{heads!r}: expected one number each"
-        )
-    size = config["head_dim"] or width // heads
-    turned = file.metadata.get(f"{arch}.rope.dimension_count", size)
-    if turned != size:
-        raise CheckpointError(f"{file.path}: rotary positions on {turned} of {size} elements")
-    # llama.cpp's rule: the head size, but in the 27B models the width shared out over the heads.
-    large = config["num_hidden_layers"] == _27B_LAYERS.get(arch)
-    return {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
-
-
-def _gguf_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:
-    if "rope_freqs.weight" in file.shapes:
-        return {"rope_type": "listed", "divisors": file.read("rope_freqs.weight").tolist()}
-    kind = file.metadata.get(f"{arch}.rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    return {"rope_type": kind, "factor": file.metadata.get(f"{arch}.rope.scaling.factor")}

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from normlab.pretrained.families import GGUF_TYPES, Keys
 from normlab.pretrained.source import CheckpointError
+from normlab.registry import choice
 
 _SCALARS = "BbHhIif?"  # value types 0 … 7
 _WIDE = {10: "Q", 11: "q", 12: "d"}
@@ -143,25 +145,133 @@ class GGUF:
         """The file."""
         return (self.path,)
 
+    def check(self, name: str) -> None:
+        """Refuse, by its type alone, a tensor that can't be read.
+
+        Raises:
+            CheckpointError: a quantization that the installed gguf package can't undo.
+        """
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        kind = GGMLQuantizationType(self.tensors[name].kind)
+        self._floats(name, np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8))
+
     def read(self, name: str) -> Float[np.ndarray, "..."]:
         """One tensor in float32, dequantized.
 
         Raises:
             CheckpointError: a quantization that the installed gguf package can't undo.
         """
+        t = self.tensors[name]
+        raw = self._data[t.start : t.start + t.size].reshape(*t.shape[:-1], -1)
+        return self._floats(name, raw).reshape(t.shape)
+
+    def _floats(self, name: str, raw: Any) -> Float[np.ndarray, "..."]:
+        """The values of a tensor's bytes, in rows."""
         from gguf import GGMLQuantizationType, dequantize
 
-        t = self.tensors[name]
-        kind = GGMLQuantizationType(t.kind)
-        # The package takes plain numbers in their own type, and blocks as bytes, row by row.
-        raw = self._data[t.start : t.start + t.size].reshape(*t.shape[:-1], -1)
+        kind = GGMLQuantizationType(self.tensors[name].kind)
+        # The package takes plain numbers in their own type, and blocks as bytes.
         plain = {GGMLQuantizationType.F32: "<f4", GGMLQuantizationType.F16: "<f2"}
         if kind in plain:
             return np.ascontiguousarray(raw).view(plain[kind]).astype(np.float32)
         try:
-            return dequantize(raw, kind).reshape(t.shape)
+            return dequantize(raw, kind)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: {name} is quantized as {kind.name}, which the installed gguf "
                 "package can't undo"
             ) from error
+
+
+# --- metadata as a config.json
+
+_GGUF_KEYS = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_epsilon": "attention.layer_norm_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
+
+
+def gguf_config(file: GGUF) -> dict[str, Any]:
+    """A GGUF file's metadata in the words of a config.json.
+
+    Raises:
+        CheckpointError: an architecture without a family here, or something that isn't supported.
+    """
+    m = file.metadata
+    arch = str(m.get("general.architecture", "none"))
+    try:
+        choice("architecture", arch, GGUF_TYPES)
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+    Keys(m, str(file.path)).require(f"{arch}.attention.causal", True)
+    said = {key: f"{arch}.{name}" for key, name in _GGUF_KEYS.items()}
+    config = {key: m[name] for key, name in said.items() if name in m}
+    config |= {
+        "model_type": GGUF_TYPES[arch],
+        "tie_word_embeddings": "output.weight" not in file.shapes,
+        "vocab_size": file.shapes.get("token_embd.weight", (None,))[0],
+        "hidden_act": "gelu_pytorch_tanh" if arch.startswith("gemma") else "silu",
+        "attention_bias": "blk.0.attn_output.bias" in file.shapes,
+        "mlp_bias": "blk.0.ffn_down.bias" in file.shapes,
+        "rope_theta": m.get(f"{arch}.rope.freq_base", 10000.0),
+        "rope_scaling": _gguf_scaling(file, arch),
+    }
+    if arch == "gpt2":
+        return {**config, **_gguf_gpt2(config)}
+    return {**config, **_gguf_heads(file, arch, config)}
+
+
+def _gguf_gpt2(config: dict[str, Any]) -> dict[str, Any]:
+    words = {
+        "n_layer": "num_hidden_layers",
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+    }
+    return {ours: config.get(theirs) for ours, theirs in words.items()}
+
+
+def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The head size, which may go unsaid, and Gemma's factor on queries, which always does."""
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if not isinstance(width, int) or not isinstance(heads, int):
+        raise CheckpointError(
+            f"{file.path}: {arch}.embedding_length = {width!r} and {arch}.attention.head_count = "
+            f"{heads!r}: expected one number each"
+        )
+    size = config.get("head_dim") or width // heads
+    turned = file.metadata.get(f"{arch}.rope.dimension_count", size)
+    if turned != size:
+        raise CheckpointError(f"{file.path}: rotary positions on {turned} of {size} elements")
+    # llama.cpp's rule: the head size, but in the 27B models the width shared out over the heads.
+    large = config.get("num_hidden_layers") == _27B_LAYERS.get(arch)
+    return {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
+
+
+def _gguf_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:
+    """As llama.cpp reads it: linear where no type is given, by a factor that has two names."""
+    m, rope = file.metadata, f"{arch}.rope"
+    kind = m.get(f"{rope}.scaling.type", "linear")
+    factor = m.get(f"{rope}.scaling.factor", m.get(f"{rope}.scale_linear", 0.0))
+    unscaled = kind == "none" or (kind == "linear" and factor in (0.0, 1.0))
+    if "rope_freqs.weight" not in file.shapes:
+        return None if unscaled else {"rope_type": kind, "factor": factor}
+    if not unscaled:
+        raise CheckpointError(
+            f"{file.path} has rope_freqs.weight and {kind} rope scaling by {factor}: expected one "
+            "of the two"
+        )
+    return {"rope_type": "listed", "divisors": file.read("rope_freqs.weight").tolist()}

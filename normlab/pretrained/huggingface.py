@@ -13,6 +13,7 @@ from jaxtyping import Float
 from normlab.pretrained.source import CheckpointError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -45,11 +46,11 @@ class Safetensors:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if (folder / INDEX).exists():
-            self._file_of: dict[str, str] = self._indexed()
-        elif (folder / SINGLE).exists():
+        if (folder / SINGLE).exists():  # before an index, as transformers does
             with self._open(SINGLE) as file:
-                self._file_of = dict.fromkeys(file.keys(), SINGLE)
+                self._file_of: dict[str, str] = dict.fromkeys(file.keys(), SINGLE)
+        elif (folder / INDEX).exists():
+            self._file_of = self._indexed()
         else:
             raise CheckpointError(self._why_none())
 
@@ -88,13 +89,14 @@ class Safetensors:
             raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape, slowest axis first."""
-        found: dict[str, tuple[int, ...]] = {}
+    def _headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Every tensor's shape and type."""
+        found = {}
         for shard in sorted(set(self._file_of.values())):
             with self._open(shard) as file:
                 for name in file.keys():  # noqa: SIM118 (no dictionary)
-                    found[name] = tuple(file.get_slice(name).get_shape())
+                    tensor = file.get_slice(name)
+                    found[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
         for name, shard in self._file_of.items():
             if name not in found:
                 raise CheckpointError(
@@ -102,19 +104,31 @@ class Safetensors:
                 )
         return found
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, slowest axis first."""
+        return {name: shape for name, (shape, _) in self._headers.items()}
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The safetensors files."""
         return tuple(self.folder / name for name in sorted(set(self._file_of.values())))
+
+    def check(self, name: str) -> None:
+        """Refuse, by its header alone, a tensor that holds no plain floats.
+
+        Raises:
+            CheckpointError: it holds none.
+        """
+        if (dtype := self._headers[name][1]) not in FLOATS:
+            raise CheckpointError(
+                f"{self.folder / self._file_of[name]}: {name} is of type {dtype}: expected plain "
+                f"floats ({', '.join(FLOATS)})"
+            )
 
     def read(self, name: str) -> Float[np.ndarray, "..."]:
         """One tensor in float32."""
         import ml_dtypes  # noqa: F401 (makes bfloat16 known to NumPy)
 
         with self._open(self._file_of[name]) as file:
-            tensor = file.get_tensor(name)
-        if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
-            raise CheckpointError(
-                f"{self.folder / self._file_of[name]}: {name} is {tensor.dtype}: expected floats"
-            )
-        return tensor.astype(np.float32, copy=False)
+            return file.get_tensor(name).astype(np.float32, copy=False)

@@ -18,8 +18,8 @@ from normlab.config import to_dict
 from normlab.data.tokenizer import PretrainedTokenizer
 from normlab.language_model import LanguageModel
 from normlab.model import Transformer
-from normlab.pretrained.families import FAMILIES, Configs, configs, gguf_config
-from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.families import FAMILIES, Configs, configs
+from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.huggingface import Safetensors, read_json
 from normlab.pretrained.names import Names, Stored
 from normlab.pretrained.packages import PACKAGES, fetch, sha256
@@ -54,8 +54,8 @@ class Checkpoint:
     def load(self) -> LanguageModel:
         """The model in float32 with its tokenizer.
 
-        Weights stream in: a tensor is read, laid out, put on the device and let go. Every name and
-        shape is checked before the first is read.
+        Weights stream in: a tensor is read, laid out, put on the device and let go. Every name,
+        shape and type is checked before the first is read.
 
         Raises:
             CheckpointError: a tensor is missing, unexpected, of a wrong shape, or can't be read.
@@ -76,21 +76,33 @@ class Checkpoint:
         return LanguageModel(self.name, nnx.merge(graphdef, state), tokens, self.facts())
 
     def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
-        """Where each weight is to be read from: every name and every shape is right."""
+        """Where each weight is to be read from: every name, shape and type is right."""
         there = self.names.in_file(self.source.shapes)
         plan = {path: self.names.stored(path, self.configs.model) for path in shapes}
         for path, stored in plan.items():
-            if stored.name not in there:
-                near = difflib.get_close_matches(stored.name, there, n=1)
-                hint = f"; the nearest that it holds is {near[0]}" if near else ""
-                raise CheckpointError(f"{self._where} lacks the tensor {stored.name}{hint}")
-            found, expected = self.source.shapes[there[stored.name]], stored.shape(shapes[path])
+            found, expected = self._shape(stored.name, there), stored.shape(shapes[path])
             if found != expected:
                 raise CheckpointError(
                     f"{self._where}: {stored.name} has shape {found}, its config says {expected}"
                 )
+            if stored.plus_row is not None:
+                rows = self._shape(stored.plus_row, there)
+                if rows[1:] != found[1:] or rows[0] < 1:
+                    raise CheckpointError(
+                        f"{self._where}: {stored.plus_row} has shape {rows}, expected "
+                        f"{found[1]} columns and a row or more"
+                    )
         self._refuse_unexpected(plan, there)
         return plan
+
+    def _shape(self, name: str, there: Mapping[str, str]) -> tuple[int, ...]:
+        """The shape of a stored tensor, which is there and can be read."""
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"; the nearest that it holds is {near[0]}" if near else ""
+            raise CheckpointError(f"{self._where} lacks the tensor {name}{hint}")
+        self.source.check(there[name])
+        return self.source.shapes[there[name]]
 
     def _refuse_unexpected(self, plan: dict[str, Stored], there: dict[str, str]) -> None:
         used = {s.name for s in plan.values()} | {s.plus_row for s in plan.values()}
@@ -127,9 +139,10 @@ class Checkpoint:
             made = from_metadata(self.source.metadata, self.name)
         else:
             made = from_folder(self.source.files[0].parent, self.made_with, self.name)
-        if made.vocab_size > self.configs.vocab_size:
+        begins = [i for i in (made.bos, made.prefix) if i is not None]
+        if (last := max(made.vocab_size - 1, *begins, 0)) >= self.configs.vocab_size:
             raise CheckpointError(
-                f"{self._where}: the tokenizer has {made.vocab_size} ids, the embedding "
+                f"{self._where}: the tokenizer has ids up to {last}, the embedding "
                 f"{self.configs.vocab_size} rows"
             )
         return made

@@ -65,6 +65,7 @@ class Names:
         paired: queries and keys are stored in rotary pairs of neighbours.
         plus_row: our module → a stored tensor whose row 0 is added to it.
         prefix: may stand before every name.
+        endings: other endings that a name may have → those that it has here.
         ignored: stored tensors that hold nothing that we need (a pattern).
     """
 
@@ -74,6 +75,7 @@ class Names:
     paired: bool = False
     plus_row: Mapping[str, str] | None = None
     prefix: str = ""
+    endings: tuple[tuple[str, str], ...] = ()
     ignored: str = "$^"
 
     def stored(self, path: str, config: ModelConfig) -> Stored:
@@ -99,8 +101,15 @@ class Names:
         return replace(stored, transposed=leaf == "kernel" and self.transposed)
 
     def in_file(self, names: Iterable[str]) -> dict[str, str]:
-        """Our spelling of each stored name (without the prefix) → the name in the file."""
-        return {name.removeprefix(self.prefix): name for name in names}
+        """Our spelling of each stored name (without the prefix, one ending) → the file's."""
+        return {self._spelled(name): name for name in names}
+
+    def _spelled(self, name: str) -> str:
+        name = name.removeprefix(self.prefix)
+        for old, new in self.endings:
+            if name.endswith(old):
+                return name.removesuffix(old) + new
+        return name
 
 
 _LAYER = "layers.{i}."
@@ -172,6 +181,7 @@ BERT = Names(
     },
     plus_row={"positions": "embeddings.token_type_embeddings.weight"},
     prefix="bert.",
+    endings=(("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")),
     ignored=r"(pooler|cls)\.|embeddings\.position_ids$",
 )
 """BERT's encoder; every token is of type 0, whose embedding goes into the positions'."""

@@ -13,7 +13,7 @@ class CheckpointError(ValueError):
 
 
 class Source(Protocol):
-    """Named tensors in files. Opening one reads names and shapes, `read` a single tensor."""
+    """Named tensors in files. Opening one reads names, shapes and types, `read` a single tensor."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -22,6 +22,9 @@ class Source(Protocol):
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold them."""
+
+    def check(self, name: str) -> None:
+        """Refuse a tensor that `read` could not bring, without reading it."""
 
     def read(self, name: str) -> Float[np.ndarray, "..."]:
         """One tensor in float32, dequantized where it is quantized."""

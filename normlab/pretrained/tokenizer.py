@@ -1,5 +1,6 @@
 """Tokenizers of pretrained checkpoints: from a GGUF file's metadata, or a tokenizer.json."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,8 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Pretraine
     """The tokenizer of a Hugging Face directory.
 
     Its BOS is the one that it puts before a text by itself; a model whose tokenizer adds none was
-    trained without.
+    trained without. A special token without a row in the embedding is left out: a text that spells
+    it is ordinary text.
 
     Raises:
         CheckpointError: no tokenizer.json, or one that can't be read.
@@ -155,7 +157,22 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Pretraine
     bos = first[0] if first and first[0] != config.get("eos_token_id") else None
     if asked is True and bos is None:
         bos = config.get("bos_token_id")
+    definition = _without_rowless(definition, tokenizer, config.get("vocab_size"))
     return PretrainedTokenizer(definition, name, None if asked is False else bos, prefix)
+
+
+def _without_rowless(definition: str, tokenizer: "Tokenizer", rows: int | None) -> str:
+    """The definition less the special tokens that have no row in the embedding.
+
+    Gemma 3's text models have one, as they share a tokenizer with those that read images.
+    """
+    added = tokenizer.get_added_tokens_decoder().items()
+    rowless = {t.content for i, t in added if t.special and rows is not None and i >= rows}
+    if not rowless:
+        return definition
+    content = json.loads(definition)
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in rowless]
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _prefix(
