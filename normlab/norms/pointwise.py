@@ -57,7 +57,8 @@ class DyT(Norm):
     """Dynamic tanh (Zhu et al. 2025, arXiv:2503.10622, Eq. 2): y = γ ⊙ tanh(αx) + β.
 
     α is one learned scalar for each site. For language models the paper also multiplies the
-    embedding's output by a learned scalar that starts at √d. Nothing is accumulated.
+    embedding's output by a learned scalar that starts at √d. Nothing is accumulated. Norms of
+    queries and keys, where a placement has them, are DyT too; the paper leaves those as they were.
     """
 
     Config: ClassVar[type[NormConfig]] = DyTConfig
