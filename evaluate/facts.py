@@ -67,12 +67,12 @@ def of_run(subject: Subject) -> dict[str, Any]:
     return {
         "model": subject.name,
         "transform": str(subject.transform),
-        "norm": config["norm"]["type"],
-        "placement": config["placement"]["type"],
-        "model_config": config["model"],
-        "norm_config": config["norm"],
-        "placement_config": config["placement"],
-        "seed": config["seed"],
+        "norm": config.get("norm", {}).get("type"),
+        "placement": config.get("placement", {}).get("type"),
+        "model_config": config.get("model", {}),
+        "norm_config": config.get("norm", {}),
+        "placement_config": config.get("placement", {}),
+        "seed": config.get("seed"),
         "facts": {"config": config, "training_provenance": subject.trained},
         "provenance": provenance(),
     }

@@ -27,10 +27,10 @@ from normlab.norms import norms
 from normlab.numerics import Precision
 from normlab.perplexity import Column, Scores, score_columns
 from normlab.progress import Progress, console
-from normlab.protocols import Windows
+from normlab.protocols import Windows, protocols
 from normlab.results import Record, RecordFile
 from normlab.results.record import NOT_APPLICABLE, OK
-from normlab.scaling import needs_calibration, scales
+from normlab.scaling import RuleDoesNotApply, needs_calibration, scales
 from normlab.transforms import DoesNotApply
 from normlab.unfinished import Unfinished
 
@@ -58,7 +58,8 @@ def _records(config: EvaluateConfig) -> list[Record]:
     file, texts = RecordFile(Path(config.out) / "records.jsonl"), Texts()
     done = {record.key: record for record in file.read()}
     for subject in found:
-        texts.corpus(subject, config)
+        if subject.tokenizer is not None:  # of the others nothing is read
+            texts.corpus(subject, config)
     asked = [str(Precision.parse(text)) for text in config.precision]
     records = []
     for subject in found:
@@ -96,6 +97,7 @@ class Bench:
     file: RecordFile
     done: dict[str, Record]
     _scales: dict[tuple[str, bool], Mapping[str, Any]] = field(default_factory=dict)
+    _refused: dict[str, bool] = field(default_factory=dict)
     _scored: dict[str, Scores] = field(default_factory=dict)
     _seconds: float | None = None
 
@@ -161,9 +163,26 @@ class Bench:
     def _windows(self) -> Windows:
         return self.texts.windows(self.subject, self.config, self._lm.tokenizer)
 
+    @cached_property
+    def _sums(self) -> bool:
+        """Whether there is anything that a precision can change: a norm's statistic."""
+        return norms[self._lm.model.norm.type].has_statistic
+
     def _applies(self, precision: Precision) -> bool:
-        """Whether the precision can change anything: not where no norm has a statistic."""
-        return str(precision) == REFERENCE or norms[self._lm.model.norm.type].has_statistic
+        """Whether the precision can change anything, by a rule that has scales for this model."""
+        return str(precision) == REFERENCE or (self._sums and not self._refuses(precision))
+
+    def _refuses(self, precision: Precision) -> bool:
+        """Whether the precision's rule can't serve this model; why is printed once."""
+        rule = precision.rule
+        if rule is not None and rule not in self._refused:
+            try:
+                self._rule(precision)
+                self._refused[rule] = False
+            except RuleDoesNotApply as error:
+                console.print(f"{self.subject.name}: {error}")
+                self._refused[rule] = True
+        return rule is not None and self._refused[rule]
 
     def _key(self, precision: Precision) -> str:
         """Hash of all that the result depends on; the scales follow from rule, weights and code."""
@@ -173,8 +192,13 @@ class Bench:
         known |= {"precision": str(precision), "status": self._status}
         if precision.rule and needs_calibration(precision.rule):
             known["calibration"] = self.config.calibration_windows
-        text = json.dumps(known, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+            if self._status == OK and self._sums:
+                text = self.texts.corpus(self.subject, self.config)
+                known["calibration_text"] = text.sha256("valid")
+        if self._status == OK and protocols[known["protocol"]].prefixed:
+            known["prefix"] = self._lm.tokenizer.prefix
+        told = json.dumps(known, sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:24]
 
     def _evaluated(self, record: Record, precision: Precision) -> Record:
         found, calibration = self._rule(precision)
@@ -211,8 +235,8 @@ class Bench:
             text
             for text in asked
             if text != REFERENCE
-            and self._applies(Precision.parse(text))
             and not self._has(self._key(Precision.parse(text)))
+            and self._applies(Precision.parse(text))
         ]
 
     def _run(self, columns: list[Column], title: str, keys: Sequence[str]) -> list[Scores]:

@@ -67,11 +67,8 @@ def compared(record: Record, reference: Record) -> Record:
     """The record with its differences to `reference`, which read the same windows."""
     nll = np.array(record.window_nll), np.array(reference.window_nll)
     token = paired_difference(*nll, np.array(record.window_tokens))
+    record = dataclasses.replace(record, delta=token.delta, delta_stderr=token.stderr)
+    if not sum(record.window_words):  # no word begins in what was scored
+        return record
     word = paired_difference(*nll, np.array(record.window_words))
-    return dataclasses.replace(
-        record,
-        delta=token.delta,
-        delta_stderr=token.stderr,
-        word_delta=word.delta,
-        word_delta_stderr=word.stderr,
-    )
+    return dataclasses.replace(record, word_delta=word.delta, word_delta_stderr=word.stderr)

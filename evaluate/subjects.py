@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evaluate.config import EvaluateConfig
-from normlab.config import build
+from normlab.config import build, check
 from normlab.data import DataConfig, Tokenizer, load_tokenizer
 from normlab.language_model import LanguageModel
 from normlab.model import ModelConfig
@@ -30,8 +30,8 @@ class Subject:
         data: the text to be read: the one asked for, a run's own, or the default.
         max_length: the longest sequence that it reads.
         load: loads it.
-        tokenizer: loads its tokenizer only; None where a run stopped before it had one.
-        config: a run's config.yaml; empty for a pretrained model.
+        tokenizer: loads its tokenizer only; None where a run has none that can be read.
+        config: a run's config.yaml; empty for a pretrained model, and where it can't be read.
         trained: a run's provenance.json: the text that it was trained on, among others.
         transform: what is done to the model before it is evaluated.
     """
@@ -49,7 +49,7 @@ class Subject:
     def transformed(self, chain: Chain) -> "Subject":
         """The same model after a chain of transforms: a row of its own, of another name."""
         name = f"{self.name} ({chain})" if chain.steps else self.name
-        return dataclasses.replace(self, name=name, transform=chain)
+        return replace(self, name=name, transform=chain)
 
     def protocol(self, asked: str | None) -> Protocol:
         """The protocol asked for, or its own."""
@@ -114,22 +114,40 @@ def _elsewhere(directory: Path) -> str:
 
 
 def _run(run: Run, config: EvaluateConfig) -> Subject:
-    resolved = run.read("config.yaml")
-    status, tokenizer = _status(run, config), None
-    if status == OK:
-        config.mesh.check_model(build(ModelConfig, resolved["model"], "model."))
-    if run["tokenizer"].is_dir():
-        tokenizer = lambda: load_tokenizer(run["tokenizer"])  # noqa: E731
-    return Subject(
-        name=run.directory.name,
-        status=status,
-        data=_asked(build(DataConfig, resolved["data"] if tokenizer else {}, "data."), config),
-        max_length=resolved["model"]["max_length"],
-        load=lambda: load(run.directory),
-        tokenizer=tokenizer,
-        config=resolved,
-        trained=run.read("provenance.json"),
+    """A run; of many, one whose papers can't be read is a row with what there is of them."""
+    row = Subject(run.directory.name, OK, DataConfig(), 0, lambda: load(run.directory), None)
+    try:
+        row = replace(row, config=_config(run))
+        row = replace(row, status=_status(run, config))
+        model = build(ModelConfig, row.config["model"], "model.")
+        data = _asked(build(DataConfig, row.config["data"], "data."), config)
+        row = replace(row, data=data, max_length=model.max_length)
+        row = replace(row, trained=run.read("provenance.json"))
+        if run["tokenizer"].is_dir():
+            tokenizer = load_tokenizer(run["tokenizer"])
+            row = replace(row, tokenizer=lambda: tokenizer)
+    except (ValueError, FileNotFoundError) as error:
+        if config.checkpoint is not None:
+            raise
+        return replace(row, status=f"unreadable: {error}" if row.status == OK else row.status)
+    if row.status == OK and not model.causal:
+        said = "an encoder, which has no perplexity"
+        check(config.checkpoint is None, f"checkpoint={config.checkpoint} is {said}")
+        return replace(row, status=said, tokenizer=None)
+    if row.status == OK:
+        config.mesh.check_model(model)
+    return row
+
+
+def _config(run: Run) -> dict[str, Any]:
+    found = run.read("config.yaml") or {}
+    missing = [n for n in ("model", "norm", "placement", "data", "seed") if n not in found]
+    check(
+        not missing,
+        f"{run['config.yaml']} has no {', '.join(missing)}: expected all that `python -m train` "
+        "writes",
     )
+    return found
 
 
 def _status(run: Run, config: EvaluateConfig) -> str:
@@ -158,4 +176,4 @@ def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
 
 def _asked(own: DataConfig, config: EvaluateConfig) -> DataConfig:
     given = {k: v for k, v in dataclasses.asdict(config.data).items() if v is not None}
-    return dataclasses.replace(own, **given)
+    return replace(own, **given)

@@ -43,10 +43,12 @@ class Texts:
         """The windows of the split that `config` asks for."""
         corpus, protocol = self.corpus(subject, config), subject.protocol(config.protocol)
         window = subject.window(protocol, config.window)
-        key = (corpus.sha256(config.split), tokenizer.hash, protocol.name, window)
+        text = corpus.sha256(config.split)
+        key = (text, tokenizer.hash, tokenizer.prefix, protocol.name, window)
         if key not in self._windows:
-            text = corpus.text(config.split)
-            self._windows[key] = protocol.windows(text, tokenizer, window, config.max_windows)
+            self._windows[key] = protocol.windows(
+                corpus.text(config.split), tokenizer, window, config.max_windows
+            )
         return self._windows[key]
 
 

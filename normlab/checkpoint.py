@@ -35,16 +35,20 @@ def from_names(names: dict[str, Any], like: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(like), [names[k] for k in to_names(like)])
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False  # anything else the system says is no damage: it may be another word tomorrow
-    return True
-
-
 def _merit(metrics: Any) -> float:
     return -float(metrics["valid_loss"])
+
+
+_NO_MERIT = (LookupError, TypeError, ValueError)
+"""What metrics that aren't those of a checkpoint do to `_merit`, or to a reader of JSON."""
+
+
+def _has_merit(path: Path) -> bool:
+    try:
+        _merit(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError, *_NO_MERIT):
+        return False  # anything else the system says is no damage: it may be another word tomorrow
+    return True
 
 
 def _digest(names: dict[str, Any]) -> str:
@@ -88,6 +92,9 @@ class Checkpoints:
         writer: this process trains here, sweeps away what a killed one left half-written, and sets
             aside what can't even be listed (`set_aside_first`). A reader must not: what it finds
             half-written may be another process's save.
+
+    Raises:
+        CorruptCheckpointError: to a reader, the metrics of one can't be read.
     """
 
     def __init__(self, directory: Path, writer: bool = False):
@@ -99,12 +106,13 @@ class Checkpoints:
         self.set_aside_first: list[Path] = []
         if writer:
             by_first(lambda: self.set_aside_first.extend(map(self._renamed, self._unlisted())))
-        self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=writer,
-        )
+        with self._ranked():
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=_policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=writer,
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -131,6 +139,20 @@ class Checkpoints:
                 f"whole, and the same command goes on from there: {said(root(error))}"
             ) from error
 
+    @contextmanager
+    def _ranked(self) -> Iterator[None]:
+        """What Orbax says of metrics that can't be read, as damage."""
+        try:
+            yield
+        except _NO_MERIT as error:
+            bad = [str(self._directory / str(step)) for step in sorted(self._unlisted())]
+            if not bad:
+                raise
+            raise CorruptCheckpointError(
+                f"checkpoint {', '.join(bad)}: its metrics can't be read, so that which one is the "
+                f"best isn't known ({said(error)})"
+            ) from error
+
     def _settle(self) -> None:
         """Wait for the save under way. One that nobody asks keeps its thread and its files open."""
         saving, self._saving = self._saving, None
@@ -148,9 +170,14 @@ class Checkpoints:
         return None if found is None else found.step
 
     def best(self) -> int | None:
-        """Step of the checkpoint with the lowest validation loss."""
-        found = self._checkpointer.checkpoints
-        return max(found, key=lambda c: _merit(c.metrics)).step if found else None
+        """Step of the checkpoint with the lowest validation loss.
+
+        Raises:
+            CorruptCheckpointError: one of them doesn't say its own.
+        """
+        with self._ranked():
+            found = self._checkpointer.checkpoints
+            return max(found, key=lambda c: _merit(c.metrics)).step if found else None
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, the newest first."""
@@ -222,7 +249,7 @@ class Checkpoints:
         return [
             int(where.name)
             for where in self._directory.glob("[0-9]*")
-            if where.name.isdigit() and not _is_json(where / "metrics" / "metrics")
+            if where.name.isdigit() and not _has_merit(where / "metrics" / "metrics")
         ]
 
 

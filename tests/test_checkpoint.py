@@ -128,6 +128,20 @@ def outcome(directory):
         return "the bits" if same else "other bits"
 
 
+@pytest.mark.parametrize("content", [None, b"", b"null", b"{}", b"\xff"])
+def test_metrics_that_cannot_be_read_are_told_as_damage(stored, tmp_path, content):
+    """To a reader, which sets nothing aside."""
+    copy = shutil.copytree(stored, tmp_path / "copy")
+    metrics = copy / "4" / "metrics" / "metrics"
+    metrics.unlink() if content is None else metrics.write_bytes(content)
+    with (
+        pytest.raises(CorruptCheckpointError, match="copy/4: its metrics can't be read"),
+        Checkpoints(copy) as checkpoints,
+    ):
+        checkpoints.best()
+    assert outcome(copy) == "set aside"
+
+
 def noise(file):
     file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
 

@@ -19,9 +19,10 @@ from evaluate import facts
 from evaluate.__main__ import main
 from evaluate.config import EvaluateConfig, TextConfig
 from evaluate.job import evaluate
-from evaluate.texts import calibration_tokens
+from evaluate.subjects import subjects
+from evaluate.texts import Texts, calibration_tokens
 from normlab.config import build
-from normlab.data import DataConfig
+from normlab.data import Corpus, DataConfig
 from normlab.model import ModelConfig, PlacementConfig
 from normlab.norms import norms
 from normlab.progress import Progress
@@ -96,25 +97,6 @@ def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
         assert "diverged" in (tmp_path / name).read_text()
 
 
-def test_a_run_whose_checkpoint_cannot_be_read_is_a_row_beside_the_others(runs, tmp_path):
-    for name in ("a", "b", "c"):
-        shutil.copytree(runs / "a", tmp_path / "runs" / name)
-    for file in (tmp_path / "runs" / "b" / "checkpoints").rglob("*"):
-        if file.is_file() and "params" in file.parts:
-            file.write_bytes(b"")
-    shutil.rmtree(tmp_path / "runs" / "c" / "checkpoints")
-    asked = ask(tmp_path / "out", runs=str(tmp_path / "runs"), precision=["fp32"])
-    whole, damaged, gone = evaluate(asked)
-    assert (whole.model, whole.status) == ("a", "ok")
-    assert damaged.status.startswith("unreadable: checkpoint ")
-    assert gone.status.startswith("unreadable: ")
-    assert "has no checkpoint yet" in gone.status
-    assert (damaged.norm, damaged.perplexity) == ("layernorm", None)
-    assert [r.key for r in evaluate(asked)] == [whole.key, damaged.key, gone.key]
-    with pytest.raises(ValueError, match="can't be read"):
-        evaluate(ask(tmp_path / "out", checkpoint=str(tmp_path / "runs" / "b")))
-
-
 def test_a_second_call_computes_nothing_and_a_new_column_only_itself(runs, tmp_path, monkeypatch):
     first = evaluate(ask(tmp_path, checkpoint=str(runs / "a")))
     lines = (tmp_path / "records.jsonl").read_text()
@@ -170,6 +152,41 @@ def test_whatever_a_result_depends_on_makes_another_record(runs, tmp_path):
         )
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
+
+
+def test_another_prefix_makes_another_record_where_pages_begin_with_it(runs, tmp_path):
+    """The tokenizer's hash knows nothing of it."""
+    shutil.copytree(runs / "a", tmp_path / "a")
+    card = tmp_path / "a" / "tokenizer" / "tokenizer_card.json"
+    found = []
+    for prefix in (5, 7):
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"prefix": prefix}))
+        asked = {"checkpoint": str(tmp_path / "a"), "precision": ("fp32",)}
+        for protocol in ("lm-eval", "window"):
+            found += evaluate(ask(tmp_path / "out", protocol=protocol, **asked))
+    paged, plain, again, same = found
+    assert paged.tokenizer_hash == again.tokenizer_hash
+    assert (again.key != paged.key, same.key) == (True, plain.key)
+    assert again.perplexity != paged.perplexity
+
+
+def test_windows_of_another_prefix_are_cut_anew(runs):
+    run = Run(runs / "a")
+    (subject,) = subjects(config := ask("", checkpoint=str(run.directory), protocol="lm-eval"))
+    texts, tokenizer = Texts(), subject.tokenizer()
+    before = texts.windows(subject, config, tokenizer)
+    tokenizer.prefix = 7
+    assert texts.windows(subject, config, tokenizer).inputs[0, 0] == 7 != before.inputs[0, 0]
+
+
+def test_another_text_to_calibrate_on_makes_another_record(runs, tmp_path, monkeypatch):
+    sha256, said = Corpus.sha256, {"valid": "one"}
+    monkeypatch.setattr(Corpus, "sha256", lambda self, s: said.get(s) or sha256(self, s))
+    asked = {"checkpoint": str(runs / "a"), "precision": ("fp16+calibrated", "fp16+slanc")}
+    first = evaluate(ask(tmp_path, **asked))
+    said["valid"] = "another"
+    second = evaluate(ask(tmp_path, **asked))
+    assert [a.key == b.key for a, b in zip(first, second, strict=True)] == [False, True]
 
 
 def test_each_tokens_nll_is_kept_where_it_is_asked_for(runs, tmp_path):

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from evaluate.measures import token_measures
+from evaluate.measures import compared, token_measures
 from normlab.perplexity import Beside, Scores
 from normlab.protocols.windows import Windows
+from normlab.results import Record
 
 SCORED = np.array([[False, True, True], [True, True, False]])
 
@@ -40,3 +41,12 @@ def test_a_difference_that_is_no_number_is_the_largest():
 def test_nothing_is_said_where_nothing_was_compared():
     scores = Scores(np.zeros(2), np.zeros((2, 3), np.float32), np.array([2, 2]), {})
     assert token_measures(scores, None) == {}
+
+
+def test_where_no_word_begins_in_what_is_scored_words_differ_by_nothing_known():
+    """As in two short windows of one very long word."""
+    sums = {"window_nll": [2.0, 3.0], "window_tokens": [1, 2], "window_words": [0, 0]}
+    record = Record("k", "m", "rmsnorm", "pre", "fp32", **sums)
+    found = compared(record, record)
+    assert (found.delta, found.delta_stderr) == (0.0, 0.0)
+    assert (found.word_delta, found.word_delta_stderr) == (None, None)

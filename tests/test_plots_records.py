@@ -169,6 +169,29 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
         delta_figure(RECORDS[1:])
 
 
+def test_a_record_whose_rows_are_all_nan_is_drawn_empty(tmp_path):
+    """As where a low-precision model gives no number from the first norm on."""
+    none = {"first": 0.0, "counts": []}
+    rows = {"median_norm": None, "max_norm": float("nan"), "squares": none, "sums": none}
+    lost = record("fp16+slanc", float("nan"))
+    lost = dataclasses.replace(
+        lost, scale_rule="slanc", sites={name: rows | {"scale": 2.0} for name in lost.sites}
+    )
+    base = "m-d-valid-window8"
+    names = {path.stem for path in record_figures([lost], tmp_path)}
+    assert names == {f"{base}-delta", f"{base}-fp16-slanc-sums"}
+
+
+@pytest.mark.parametrize("field", ["text_sha256", "tokenizer_hash", "protocol_version"])
+def test_what_does_not_compare_shares_no_figure(tmp_path, field):
+    made = [record("fp16", 1.0), dataclasses.replace(record("bf16", 2.0), **{field: 2})]
+    base = "m-d-valid-window8"
+    names = {path.stem for path in record_figures([*made, made[0]], tmp_path)}
+    assert names == {
+        f"{base}-delta", f"{base}-fp16-sums", f"{base}-2-delta", f"{base}-2-bf16-sums"
+    }  # fmt: skip
+
+
 def test_a_directory_without_records_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="holds no records"):
         main([str(tmp_path)])

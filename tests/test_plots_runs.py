@@ -21,7 +21,7 @@ from normlab.plots import (
 )
 from normlab.plots.series import last_loss
 from normlab.plots.sites import site_kinds
-from normlab.plots.vectors import vector_kinds
+from normlab.plots.vectors import _ends, _vectors, vector_kinds
 from normlab.run import Run
 
 pytest.importorskip("matplotlib")
@@ -63,7 +63,7 @@ def make(directory, placement, rate, seed, loss, state="finished", scale=1.0):
         "seed": seed,
     }
     run.write("config.yaml", config)
-    run.write("record.json", {"state": state})
+    run.write("record.json", {"state": state, "best_valid_loss": loss})
     rows = [{"step": 0, "valid_loss": 9.0}, {"step": 4, "valid_loss": loss}]
     run["metrics.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rows))
     looks = [line(0, 1.0), line(4, scale)]
@@ -102,6 +102,28 @@ def test_runs_that_differ_in_rate_and_seed_belong_together(runs, tmp_path):
     under_way = make(tmp_path, "post", 1e-3, 0, 5.0, state="running")
     assert [s.label for s in series([*runs, under_way])] == ["pre", "peri"]
     assert [s.label for s in series(runs[:4])] == ["rmsnorm pre"]
+
+
+def test_the_best_rate_is_that_of_the_best_validation_loss_as_in_the_table(runs):
+    """Whatever became of it behind that."""
+    for run in runs[4:6]:
+        run.write("record.json", run.record | {"best_valid_loss": 3.0})
+    (peri,) = (s for s in series(runs) if s.label == "peri")
+    assert peri.best == 1e-3
+
+
+def test_switches_of_one_name_in_two_groups_are_told_apart(tmp_path):
+    made = []
+    for i, (norm, model) in enumerate([(True, False), (False, True), (True, True), (False, False)]):
+        run = make(tmp_path, "pre", 1e-3, i, 5.0)
+        config = run.read("config.yaml") | {"model": {"bias": model}, "seed": 0}
+        run.write("config.yaml", config | {"norm": {"type": "rmsnorm", "bias": norm}})
+        made.append(run)
+    found = {
+        s.label: [run.directory for held in s.runs.values() for run in held] for s in series(made)
+    }
+    names = ["norm.bias", "model.bias", "norm.bias model.bias", "rmsnorm pre"]
+    assert found == {name: [run.directory] for name, run in zip(names, made, strict=True)}
 
 
 def test_what_only_one_type_has_sets_its_runs_apart(runs, tmp_path):
@@ -212,6 +234,26 @@ def test_training_shows_each_look(runs):
     assert drawn(axes[1])["peri"].get_ydata().tolist() == [9.0, 18.0]
     assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, 4.0]
     np.testing.assert_allclose(drawn(axes[3])["peri"].get_ydata(), [np.nan, 0.2])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_no_number_is_not_hidden_behind_a_smaller_one(runs, first):
+    """Whichever of the blocks it is in."""
+    for run in runs[4:]:
+        look = line(4, 2.0)
+        at = 0 if first else -1
+        look["stream"][at]["max_abs"] = look["blocks"][at]["attention_score"] = None
+        look["sites"][f"blocks.{-at}.mlp.norm_in"]["max_abs"] = None
+        look["vectors"][f"blocks.{-at}.mlp.norm_in.gain"]["min"] = None
+        run["watch.jsonl"].write_text(json.dumps(line(0, 1.0)) + "\n" + json.dumps(look) + "\n")
+    found = series(runs)
+    axes = training_figure(found).axes
+    assert drawn(axes[1])["peri"].get_ydata().tolist() == [9.0, math.inf]
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, math.inf]
+    (made := sites_training_figure(found)).draw_without_rendering()
+    assert drawn(made.axes[3])["peri"].get_ydata().tolist() == [6.0, math.inf]
+    ends = [_ends(_vectors(look)["mlp.norm_in.gain"]) for look in found[1].watched]
+    assert [math.isnan(low) for _, low, _ in ends] == [False, True]
 
 
 def test_gradients_are_those_of_blocks(runs):

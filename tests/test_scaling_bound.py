@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scaling_models import EVERYWHERE, KINDS, observed, random_tokens, uneven
 
 from normlab.model import placements
-from normlab.scaling import scales
+from normlab.scaling import RuleDoesNotApply, scales
 from normlab.scaling.bound import norm_bounds
 from normlab.scaling.calibrated import recorded
 
@@ -46,7 +46,7 @@ def test_no_row_of_any_placement_exceeds_its_bound(placement):
 
 
 def test_a_norm_that_does_not_bound_its_rows_has_no_bound():
-    with pytest.raises(ValueError, match="norm=prmsnorm doesn't promise; take another"):
+    with pytest.raises(RuleDoesNotApply, match="norm=prmsnorm doesn't promise; take another"):
         scales(uneven("prmsnorm", layers=1), "bound")
 
 

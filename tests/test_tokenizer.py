@@ -196,6 +196,21 @@ def test_a_changed_bos_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"null", b"\xff"])
+def test_a_card_that_cannot_be_read_is_damage(tmp_path, content):
+    BPE.save(tmp_path)
+    (tmp_path / "tokenizer_card.json").write_bytes(content)
+    with pytest.raises(TokenizerDamagedError, match=r"tokenizer_card\.json can't be read"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_definition_that_is_no_text_is_damage(tmp_path):
+    WORD.save(tmp_path)
+    (tmp_path / "words.txt").write_bytes(b"\xff")
+    with pytest.raises(TokenizerDamagedError, match="has changed"):
+        load_tokenizer(tmp_path)
+
+
 # --- the real text
 
 

@@ -65,6 +65,16 @@ def test_a_second_call_reuses_every_row(spec, tmp_path, capsys):
     assert len(RecordFile(Path(tmp_path) / "records.jsonl").read()) == len(first)
 
 
+def test_a_rule_that_does_not_apply_is_no_end_of_the_table(spec, tmp_path, capsys):
+    asked = {"transform": ("prmsnorm", "none"), "precision": ("fp32", "fp16+bound")}
+    config = ask(spec, tmp_path, compare=True, **asked)
+    records = evaluate(config)
+    assert [r.status for r in records] == ["ok", NOT_APPLICABLE, "ok", "ok"]
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert said.count("which norm=prmsnorm doesn't promise; take another") == 1
+    assert [r.to_json() for r in evaluate(config)] == [r.to_json() for r in records]
+
+
 def test_records_from_before_transforms_are_still_read():
     record = Record(key="k", model="m", norm=None, placement=None, precision="fp32")
     values = json.loads(record.to_json())

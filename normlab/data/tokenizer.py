@@ -89,16 +89,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         FileNotFoundError: there is none.
         TokenizerDamagedError: the files have changed since.
     """
-    card = json.loads((folder / CARD).read_text())
-    cls = _KINDS[choice("kind of tokenizer", card["kind"], _KINDS)]
-    definition = (folder / cls.file).read_bytes().decode()
-    got = _hash(definition, card["bos"])
-    if got != card["hash"]:
+    try:
+        card = json.loads((folder / CARD).read_text())
+        kind, name, bos, saved = (card[key] for key in ("kind", "name", "bos", "hash"))
+    except (ValueError, LookupError, TypeError) as error:
+        raise TokenizerDamagedError(f"{folder / CARD} can't be read: {error}") from error
+    cls = _KINDS[choice("kind of tokenizer", kind, _KINDS)]
+    definition = (folder / cls.file).read_bytes().decode(errors="replace")
+    got = _hash(definition, bos)
+    if got != saved:
         raise TokenizerDamagedError(
             f"the tokenizer in {folder} has changed since it was saved: hash {got}, "
-            f"expected {card['hash']}"
+            f"expected {saved}"
         )
-    made = cls.restore(definition, card["name"], card["bos"])
+    made = cls.restore(definition, name, bos)
     made.prefix = card.get("prefix", made.bos)
     return made
 

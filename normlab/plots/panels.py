@@ -21,6 +21,15 @@ def finite(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+def largest(values: Iterable[float | None]) -> float:
+    """The largest number of watch.jsonl: infinite where one isn't finite, NaN where there are none.
+
+    Infinity is not drawn; the others' largest would be the size of what had not yet blown up.
+    """
+    held = [math.inf if value is None else value for value in values]
+    return max(held, default=math.nan)
+
+
 def by_kind(values: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
     """What is named by site, by kind and block: "blocks.3.mlp.norm_in" is "mlp.norm_in" of 3.
 

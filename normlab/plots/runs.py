@@ -15,6 +15,7 @@ from normlab.plots.panels import (
     finished,
     finite,
     inside,
+    largest,
     over_depth,
     over_training,
     step_title,
@@ -124,10 +125,7 @@ def _over_rates(
 
 def _largest_square(run: Run) -> float:
     """Infinite where it was no number; NaN, which is not drawn, for a run that nobody watched."""
-    if not run.watched:
-        return math.nan
-    squares = [size["max_square"] for line in run.watched for size in line["stream"]]
-    return math.inf if None in squares else max(squares)
+    return largest(size["max_square"] for line in run.watched for size in line["stream"])
 
 
 def depth_figure(seen: Sequence[Series]) -> "Figure":
@@ -153,8 +151,8 @@ def training_figure(seen: Sequence[Series]) -> "Figure":
     """Over training: the stream after the last block, outliers, attention scores, updates."""
     panels: dict[str, Callable[[Line], float]] = {
         "mean x² after the last block": lambda n: finite(n["stream"][-1]["mean_square"]),
-        "largest |x| in the stream": lambda n: max(finite(s["max_abs"]) for s in n["stream"]),
-        "largest attention score": lambda n: max(finite(b["attention_score"]) for b in n["blocks"]),
+        "largest |x| in the stream": lambda n: largest(s["max_abs"] for s in n["stream"]),
+        "largest attention score": lambda n: largest(b["attention_score"] for b in n["blocks"]),
         "update / weights, median of blocks": _update,
     }
     made, axes = figure(2, 2, (7.2, 5.4), sharex=True)

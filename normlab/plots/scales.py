@@ -30,13 +30,11 @@ class SiteNorms(NamedTuple):
     scales: Float[np.ndarray, " heads"]
 
 
-def has_scales(record: Record) -> bool:
-    """Whether the record has static scales (a dynamic rule leaves none)."""
-    return any("scale" in site for site in record.sites.values())
-
-
 def site_norms(norms: Record, scales: Record) -> list[SiteNorms]:
-    """Norms that one record observed and scales of another, where both have them."""
+    """Norms that one record observed and scales of another, where both have them.
+
+    A dynamic rule leaves no scales, rows that are all NaN no norms.
+    """
     found = []
     for name, site in norms.sites.items():
         scale = scales.sites.get(name, {}).get("scale")
@@ -64,7 +62,7 @@ def scales_figure(norms: Record, scales: Record) -> "Figure":
 
     Args:
         norms: where norms were observed undisturbed: the fp32 record.
-        scales: a record with static scales.
+        scales: a record with static scales, where `site_norms` finds any.
     """
     found, to = panels(site_norms(norms, scales)), Precision.parse(scales.precision).format
     columns = min(len(found), 3)

@@ -1,12 +1,15 @@
 """Runs that belong together in a figure: they differ in learning rate and seed alone."""
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from normlab.results.record import GOOD
 from normlab.results.settings import RATE, differing, identity
 from normlab.run import Run
 
@@ -29,8 +32,8 @@ class Series:
 
     @property
     def best(self) -> float:
-        """The learning rate with the lowest mean loss at the end; a diverged run's is infinite."""
-        return min(self.runs, key=lambda rate: np.mean([last_loss(r) for r in self.runs[rate]]))
+        """The learning rate with the lowest mean of best validation losses, as a table chooses."""
+        return min(self.runs, key=lambda rate: np.mean([best_loss(r) for r in self.runs[rate]]))
 
     @property
     def watched(self) -> list[Line]:
@@ -41,8 +44,13 @@ class Series:
 def last_loss(run: Run) -> float:
     """Validation loss at the end; infinite for a run that diverged or failed."""
     losses = [row["valid_loss"] for row in run.metrics if "valid_loss" in row]
-    ended = run.record.get("state") in ("finished", "stopped early")
-    return losses[-1] if losses and ended else math.inf
+    return losses[-1] if losses and run.record.get("state") in GOOD else math.inf
+
+
+def best_loss(run: Run) -> float:
+    """Its lowest validation loss; infinite for a run that has none, diverged or failed."""
+    loss = run.record.get("best_valid_loss")
+    return loss if loss is not None and run.record.get("state") in GOOD else math.inf
 
 
 def series(runs: Iterable[Run]) -> list[Series]:
@@ -54,13 +62,18 @@ def series(runs: Iterable[Run]) -> list[Series]:
     configs = [_identity(run) for run in ended]
     keys = [k for k in TYPES if len({config[k] for config in configs}) > 1]
     keys += [k for k in differing(configs) if k not in ("seed", RATE)]
-    found: dict[str, Series] = {}
+    names = _names(keys)
+    found = {_alike(config): Series(_label(config, names), {}) for config in configs}
     pairs = zip(configs, ended, strict=True)
     for config, run in sorted(pairs, key=lambda pair: (pair[0][RATE], pair[0]["seed"])):
-        label = _label(config, keys)
-        rates = found.setdefault(label, Series(label, {})).runs
-        rates.setdefault(config[RATE], []).append(run)
-    return [found[label] for label in dict.fromkeys(_label(c, keys) for c in configs)]
+        found[_alike(config)].runs.setdefault(config[RATE], []).append(run)
+    return list(found.values())
+
+
+def _alike(config: dict[str, Any]) -> str:
+    """What runs of one series share: all of an identity but learning rate and seed."""
+    shared = {key: value for key, value in config.items() if key not in ("seed", RATE)}
+    return json.dumps(shared, sort_keys=True)
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -68,12 +81,19 @@ def _identity(run: Run) -> dict[str, Any]:
     return identity(run.read("config.yaml"), corpus.get("name"))
 
 
-def _label(config: dict[str, Any], keys: Sequence[str]) -> str:
+def _names(keys: Iterable[str]) -> dict[str, str]:
+    """How a label names each field: by its last word, in full where several end in that."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    count = Counter(last.values())
+    return {key: name if count[name] == 1 else key for key, name in last.items()}
+
+
+def _label(config: dict[str, Any], names: Mapping[str, str]) -> str:
     def said(key: str) -> str:
-        name, value = key.rpartition(".")[2], config[key]
+        name, value = names[key], config[key]
         if isinstance(value, bool):
             return name if value else ""
-        return str(value) if name == "type" else f"{name}={value}"
+        return str(value) if key in TYPES else f"{name}={value}"
 
-    said_of = [said(key) for key in keys if key in config]
+    said_of = [said(key) for key in names if key in config]
     return " ".join(filter(None, said_of)) or " ".join(config[key] for key in TYPES)

@@ -3,7 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normlab.plots.panels import SIZES, by_kind, finished, finite, inside, over_depth, over_training
+from normlab.plots.panels import (
+    SIZES,
+    by_kind,
+    finished,
+    finite,
+    inside,
+    largest,
+    over_depth,
+    over_training,
+)
 from normlab.plots.series import Line, Series
 from normlab.plots.style import figure, fp16_line
 
@@ -29,7 +38,10 @@ def _by_block(kind: str, key: str) -> Callable[[Line], dict[int, float]]:
 
 
 def _largest(kind: str, key: str) -> Callable[[Line], float]:
-    return lambda line: max(_sizes(line, kind, key).values(), default=finite(None))
+    def value(line: Line) -> float:
+        return largest(size[key] for size in by_kind(line["sites"]).get(kind, {}).values())
+
+    return value
 
 
 def sites_figure(seen: Sequence[Series]) -> "Figure":

@@ -50,6 +50,8 @@ def _limits(held: Int[np.ndarray, " bins"], to: FloatFormat) -> tuple[float, flo
     """Ends of the axis in log₂: all bars and edges, and room for what is written at the edges."""
     (used,) = np.nonzero(held)
     first, last = np.log2(to.smallest_subnormal), np.log2(to.max)
+    if not len(used):  # of rows that are all NaN or zero the edges alone
+        return first - 0.16 * (last - first), last + 0.16 * (last - first)
     low = min(edges()[used[0]], first) - 1
     high = max(edges()[used[-1]] + 1 / STEPS, last) + 1
     room = 0.16 * (high - low)
@@ -60,8 +62,8 @@ def _sums_panel(ax: "Axes", held: Int[np.ndarray, " bins"], to: FloatFormat) -> 
     left = edges()
     share = held / max(held.sum(), 1)
     ax.stairs(share, np.append(left, left[-1] + 1 / STEPS), fill=True, color=BLUE, alpha=0.5)
-    ax.set_yscale("log")
     ax.set_ylim(max(0.5 / max(held.sum(), 1), 1e-8), 1)
+    ax.set_yscale("log")
     for value, text, side in (
         (to.smallest_subnormal, power(to.smallest_subnormal), "right"),
         (to.smallest_normal, power(to.smallest_normal), "left"),
@@ -77,6 +79,8 @@ def _sums_panel(ax: "Axes", held: Int[np.ndarray, " bins"], to: FloatFormat) -> 
 
 def _outside(held: Int[np.ndarray, " bins"], rows: int | None, to: FloatFormat) -> str:
     """Shares of the rows shown that lie beyond the edges, and what isn't shown of all rows."""
+    if not held.any():
+        return "(all rows NaN or zero)"
     low = 1 - above(held, to.smallest_normal)
     said = f"{above(held, to.max):.2%} above, {low:.2%} below"
     left_out = 1 - held.sum() / rows if rows else 0.0

@@ -76,4 +76,4 @@ def _ends(values: dict[int, Any]) -> tuple[float, float, float]:
     if not values:
         return (float("nan"),) * 3
     of = {n: [finite(v[n]) for v in values.values()] for n in _ENDS}
-    return float(np.mean(of["mean"])), min(of["min"]), max(of["max"])
+    return float(np.mean(of["mean"])), float(np.min(of["min"])), float(np.max(of["max"]))

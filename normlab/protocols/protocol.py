@@ -44,6 +44,7 @@ class Protocol:
             long as those it was trained on.
         reported: the number to be shown: "perplexity" (of tokens) or "word_perplexity".
         words_only: needs a tokenizer whose tokens are words.
+        prefixed: reads `Tokenizer.prefix`, of which the tokenizer's hash knows nothing.
         cut: does it.
     """
 
@@ -53,6 +54,7 @@ class Protocol:
     fixed: bool
     reported: str
     words_only: bool
+    prefixed: bool
     cut: Cut
 
     def default_window(self, max_length: int, trained: int | None = None) -> int:
@@ -122,9 +124,10 @@ def _protocol(
     fixed: bool = False,
     reported: str = "perplexity",
     words_only: bool = False,
+    prefixed: bool = False,
 ) -> Callable[[Cut], Cut]:
     def put(cut: Cut) -> Cut:
-        made = Protocol(name, version, window, fixed, reported, words_only, cut)
+        made = Protocol(name, version, window, fixed, reported, words_only, prefixed, cut)
         protocols.register(name)(made)
         return cut
 
@@ -186,7 +189,7 @@ def _llamacpp(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     yield stream, spans, length - 1
 
 
-@_protocol("lm-eval", 2048, version=2, reported="word_perplexity")
+@_protocol("lm-eval", 2048, version=2, reported="word_perplexity", prefixed=True)
 def _lm_eval(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     """lm-evaluation-harness's `wikitext`: articles, detokenized by its rules, in rolling windows.
 

@@ -16,7 +16,7 @@ HEAD = (
 LEGEND = (
     "Δ is the difference to fp32, ± its paired standard error over windows. overflow: rows whose "
     "sum left the format's range and became infinite; zero: rows whose sum vanished; n/a: the norm "
-    "accumulates nothing, or the transform can't rewrite this model."
+    "accumulates nothing, or the transform or the scale rule doesn't apply to this model."
 )
 
 

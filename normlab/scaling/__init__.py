@@ -1,5 +1,6 @@
 """Static scales for the inputs of norms: a registered rule each, found through `scale_rules`."""
 
+from normlab.scaling.invariance import RuleDoesNotApply
 from normlab.scaling.rules import Rule, Scale, needs_calibration, scale_rules, scales
 
-__all__ = ["Rule", "Scale", "needs_calibration", "scale_rules", "scales"]
+__all__ = ["Rule", "RuleDoesNotApply", "Scale", "needs_calibration", "scale_rules", "scales"]

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from normlab.config import check
 from normlab.model import Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.norms import Norm, norms
 from normlab.scaling import weights
+from normlab.scaling.invariance import RuleDoesNotApply
 from normlab.scaling.rules import scale_rules
 from normlab.scaling.walk import walk
 
@@ -137,14 +137,14 @@ def norm_bounds(model: Transformer) -> dict[str, Any]:
     Proved in exact arithmetic; the model's own float32 rounding is not in it.
 
     Raises:
-        ValueError: a norm type for which ‖x̂‖ ≤ √d is not known.
+        RuleDoesNotApply: a norm type for which ‖x̂‖ ≤ √d is not known.
     """
     kind = model.norm.type
-    check(
-        norms[kind].unit_rows,
-        f"the rule 'bound' rests on rows of norm at most √d, which norm={kind} doesn't promise; "
-        "take another, such as moments, calibrated_max or row_max",
-    )
+    if not norms[kind].unit_rows:
+        raise RuleDoesNotApply(
+            f"the rule 'bound' rests on rows of norm at most √d, which norm={kind} doesn't "
+            "promise; take another, such as moments, calibrated_max or row_max"
+        )
     return walk(model, NormBound())
 
 

@@ -17,6 +17,10 @@ TOLERANCE = 1e-3
 """Of the largest element of the output; a norm that divides z, ms and ε alike moves by none."""
 
 
+class RuleDoesNotApply(ValueError):
+    """A rule was asked of a model that it can't serve; the message says why, and what can."""
+
+
 def check_invariant(model: nnx.Module) -> None:
     """Refuse a model with a norm whose output depends on s in fp32.
 
@@ -24,13 +28,13 @@ def check_invariant(model: nnx.Module) -> None:
     config and width is called, on a few random rows: of ordinary size, and so small that ε rules.
 
     Raises:
-        ValueError: naming the norm, how much it moves and what is expected of it.
+        RuleDoesNotApply: naming the norm, how much it moves and what is expected of it.
     """
     found = [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
     kinds = {(type(norm), norm.config, norm.width): norm for norm in reversed(found)}
     for norm in kinds.values():
         if norm.has_statistic and not (moved := _moved(norm)) <= TOLERANCE:
-            raise ValueError(
+            raise RuleDoesNotApply(
                 f"norm {norm.config.type!r} ({norm.site.name}): its output depends on the scale "
                 f"s that a rule gives it (s = {SCALE:g} moves it by {moved:.2g} of its largest "
                 "element, in fp32).\nExpected: by nothing. What acc gives is of x/s: use its z "

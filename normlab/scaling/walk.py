@@ -10,6 +10,7 @@ from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.model.residual import Residual
 from normlab.norms import Norm
+from normlab.scaling.invariance import RuleDoesNotApply
 
 R = TypeVar("R")
 
@@ -59,7 +60,7 @@ class _Walk(Generic[R]):
     def branch(self, branch: Any, rows: R) -> R:
         for norm, linear in _by_head(branch):
             if not getattr(linear, "scaled", True):
-                raise ValueError(
+                raise RuleDoesNotApply(
                     f"{norm.site.name} reads rows that 'cancel' left unnormalized: expected a rule "
                     "that looks at rows, such as calibrated or row_max"
                 )
@@ -91,7 +92,11 @@ def _by_head(branch: Attention | MLP) -> list[tuple[Norm, Linear]]:
 
 
 def walk(model: Transformer, walker: Walker[R]) -> dict[str, Any]:
-    """The scale of each norm by site name: a number, or [heads, 1] at queries, keys and values."""
+    """The scale of each norm by site name: a number, or [heads, 1] at queries, keys and values.
+
+    Raises:
+        RuleDoesNotApply: a norm of queries, keys or values behind none ('cancel').
+    """
     going = _Walk(walker)
     stream = going.through(model.norm_embed, walker.stem(model))
     for block in model.blocks:
