@@ -7,11 +7,11 @@ from normlab.registry import UnknownNameError
 
 
 def test_bad_values_name_the_nearest_right_one():
-    with pytest.raises(UnknownNameError, match=r"'wikitext'.*Did you mean 'wikitext2'"):
+    with pytest.raises(UnknownNameError, match=r"data.corpus 'wikitext'.*Did you mean 'wikitext2'"):
         DataConfig(corpus="wikitext")
-    with pytest.raises(UnknownNameError, match="Did you mean 'word'"):
+    with pytest.raises(UnknownNameError, match="data.tokenizer 'words'. Did you mean 'word'"):
         DataConfig(tokenizer="words")
-    with pytest.raises(ValueError, match=r"vocab_size = 256.*257"):
+    with pytest.raises(ValueError, match=r"^data.vocab_size = 256.*257"):
         DataConfig(vocab_size=256)
     assert DataConfig(vocab_size=257).vocab_size == 257
 

@@ -18,6 +18,7 @@ from train.config import TrainConfig
 from train.identity import identity
 from train.loop import Trainer, train, validation_windows
 from train.step import make_validate
+from train.tracking import PACKAGES
 
 
 def last(run, config):
@@ -96,9 +97,10 @@ def test_dropout_too_goes_on_with_the_same_bits(tmp_path):
     assert same_ends(train(config), alone, config)
 
 
-def test_a_finished_run_is_not_run_again(finished, capsys):
+def test_a_finished_run_is_not_run_again(finished, capsys, monkeypatch):
+    monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")  # which it doesn't need any more
     before = finished["record.json"].stat().st_mtime_ns
-    again = train(tiny_config(finished.directory.parent))
+    again = train(tiny_config(finished.directory.parent, tracking=["wandb"]))
     assert again.directory == finished.directory
     assert finished["record.json"].stat().st_mtime_ns == before
     assert "finished already" in capsys.readouterr().out
@@ -240,6 +242,9 @@ def test_a_run_lies_where_it_is_told_to(finished, tmp_path):
     assert train(config, stop_after=1).directory == tmp_path / "here"
 
 
+CUDNN = {"attention": "cudnn", "dtype": "bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -248,6 +253,11 @@ def test_a_run_lies_where_it_is_told_to(finished, tmp_path):
         ({"steps": 2}, "optimizer.warmup = 2 steps leaves none of steps = 2"),
         ({"patience": 0}, "patience = 0: expected null or a number ≥ 1"),
         ({"seed": -1}, "seed = -1"),
+        ({"norm": {"type": "i-bert"}}, r"norm=i-bert rounds.*transform=\[i-bert\]"),
+        ({"norm": {"type": "dyadic"}}, "norm=dyadic rounds, and no gradient comes through it"),
+        ({"norm": {"type": "ai-layernorm"}}, "norm=ai-layernorm rounds"),
+        ({"model": {"causal": False}}, "model.causal = False .*: expected true"),
+        ({"model": {"attention_softcap": 5.0}, "compute": CUDNN}, "has no model.attention_softcap"),
     ],
 )
 def test_bad_values_are_refused(fields, message):

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,8 @@ def test_every_field_changes_the_steps(field):
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"lr": 0.0}, "optimizer.lr = 0.0"), ({"beta2": 1.0}, "optimizer.beta2 = 1.0: expected 0 ≤ β"),
+    [({"lr": 0.0}, "optimizer.lr = 0.0"), ({"lr": math.inf}, "optimizer.lr = inf: expected a fin"),
+     ({"beta2": 1.0}, "optimizer.beta2 = 1.0: expected 0 ≤ β"),
      ({"clip": -1.0}, "optimizer.clip"), ({"eps": 0.0}, "optimizer.eps = 0.0"),
      ({"final_lr": 2.0}, "optimizer.final_lr = 2.0")],
 )  # fmt: skip

@@ -19,10 +19,13 @@ from evaluate.config import EvaluateConfig
 from evaluate.job import evaluate
 from normlab.cli import RunFailed, one_of_several
 from normlab.config import to_dict
+from normlab.data import CorpusUnavailableError
+from normlab.data.cache import cached
 from normlab.results.spread import lines
 from normlab.run import Run
 from train.identity import refuse
 from train.loop import Trainer, train
+from train.tracking import PACKAGES
 
 TINY = [
     "model.layers=1", "model.width=16", "model.heads=1", "data=embedded", "data.vocab_size=300",
@@ -80,6 +83,54 @@ def test_a_refused_config_does_not_hold_its_directory(tmp_path):
     assert run.read("config.yaml")["optimizer"]["warmup"] == 2
     refuse(wrong, [], ValueError("again"))  # and nothing that was trained is lost to one
     assert run.record["state"] == "finished"
+
+
+@pytest.mark.parametrize("corpus", ["embedded", "auto"])
+def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monkeypatch, corpus):
+    def gone(*_):
+        raise CorpusUnavailableError("no text")
+
+    def fails():
+        with monkeypatch.context() as patch:
+            patch.setattr("train.loop.load_tokens", gone)
+            with pytest.raises(CorpusUnavailableError):
+                train(config, ["seed=0"])
+        return [Run(path) for path in tmp_path.iterdir()]
+
+    monkeypatch.setattr("normlab.data.corpus._wikitext", gone)  # so that auto is the embedded text
+    data, model = {"corpus": corpus, "vocab_size": 300}, {"layers": 1, "width": 16, "heads": 1}
+    config = tiny_config(tmp_path, data=data, model=model, steps=4)
+    (row,) = fails()
+    assert row.record == {"state": "refused", "reason": "CorpusUnavailableError: no text"}
+    assert row.read("asked.yaml") == ["seed=0"]
+    run = train(config, stop_after=2)
+    assert (row.directory == run.directory) == (corpus == "embedded")
+    assert list(tmp_path.iterdir()) == [run.directory]
+    assert len(fails()) == (1 if corpus == "embedded" else 2)
+    assert run.record["state"] == "running"  # a run that has begun is not taken for refused
+    assert train(config).record["state"] == "finished"
+    assert list(tmp_path.iterdir()) == [run.directory]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mesh": {"data": 4}, "batch": 8}, "mesh.data = 4 × mesh.model = 1 is 4 devices"),
+        ({"norm": {"type": "groupnorm", "groups": 5}}, "norm.groups = 5 doesn't divide the width"),
+        ({"compute": {"attention": "cudnn", "dtype": "bfloat16"}}, "compute.attention=cudnn: exp"),
+        ({"tracking": ["wandb"]}, r"tracking=\[wandb\] needs no_such_package"),
+    ],
+)
+def test_what_is_not_here_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, fields, message
+):
+    monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")
+    monkeypatch.setattr("normlab.data.tokens.cached", None if "norm" in fields else cached)
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(tmp_path, **fields))
+    (run,) = map(Run, tmp_path.iterdir())
+    assert run.record["state"] == "refused"
+    assert {p.name for p in run.directory.iterdir()} == {"asked.yaml", "config.yaml", "record.json"}
 
 
 def test_an_error_becomes_words_that_go_from_process_to_process(capsys):

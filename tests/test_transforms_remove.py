@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import math
+import types
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import Frozen, average_factors, freeze, removable
 from normlab.transforms.surgery import all_norms
 from train.loop import train
-from train.remove import COLUMNS, RemoveConfig, main, remove, trained_text
+from train.remove import COLUMNS, RemoveConfig, Tuner, _folded, main, remove, trained_text
 
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
@@ -119,6 +121,24 @@ def test_the_loop_removes_every_norm_and_writes_a_table(run, tmp_path):
     assert control[1].frozen == control[0].tuned  # nothing was frozen
 
 
+@pytest.mark.parametrize("placement", ["post", "deepnorm", "reordered"])
+def test_where_nothing_folds_there_is_no_line_and_it_says_why(placement, capsys):
+    model = tiny_model("layernorm", placement, 31, layers=1, width=16)
+    frozen = freeze(model, average_factors(model, TOKENS))
+    assert list(_folded(types.SimpleNamespace(model=frozen, become=None), "mine")) == []
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("mine: no line for the folded model. fold: no gain, bias or linear norm")
+
+
+def test_perplexities_are_of_the_statistics_that_the_run_has(monkeypatch):
+    asked = []
+    monkeypatch.setattr("train.remove.make_validate", lambda _, *more: asked.extend(more))
+    tuner = object.__new__(Tuner)
+    tuner.run = tiny_config("runs", compute={"statistics": "fp8_e4m3"})
+    tuner.become(tiny_model(layers=1, width=16))
+    assert asked == [tuner.run.compute.precision]
+
+
 @pytest.mark.slow
 def test_what_was_removed_before_a_kill_is_written(run, tmp_path, monkeypatch):
     def killed(self, stretch):
@@ -153,7 +173,8 @@ def test_a_model_without_statistics_is_refused(monkeypatch):
     ("fields", "message"),
     [
         ({"steps": -1}, "steps = -1"),
-        ({"lr": 0.0}, "lr = 0.0: expected a number > 0"),
+        ({"lr": 0.0}, "lr = 0.0: expected a finite number > 0"),
+        ({"lr": math.inf}, "lr = inf: expected a finite number > 0"),
         ({"batch": 0}, "batch = 0: expected a whole number"),
         ({"eval_windows": 0}, "eval_windows = 0"),
     ],

@@ -60,9 +60,7 @@ class TrainConfig:
             check(value is None or value >= 1, f"{name} = {value}: expected null or a number ≥ 1")
         for name in self.tracking:
             choice("tracker", name, trackers)
-        self.placement.check_norm(self.norm.type, self.model.layers)
-        norms[self.norm.type].check_steps(self.norm, self.steps)
-        self.mesh.check_model(self.model)
+        self._check_model()
         self.mesh.check_batch(self.batch, self.accumulate)
         if self.compute.scan_layers:
             check_alike(self.model, self.placement)
@@ -82,3 +80,24 @@ class TrainConfig:
             f"optimizer.warmup = {self.optimizer.warmup} steps leaves none of steps = {self.steps};"
             f" expected less, such as {self.steps // 10}",
         )
+
+    def _check_model(self) -> None:
+        m, name = self.model, self.norm.type
+        check(
+            norms[name].differentiable,
+            f"norm={name} rounds, and no gradient comes through it: expected another one; python -m"
+            f" evaluate transform=[{name}] puts it into a model that was trained with that",
+        )
+        check(
+            m.causal,
+            "model.causal = False shows each position the token that it is to predict, so that its "
+            "loss says nothing: expected true",
+        )
+        check(
+            self.compute.attention != "cudnn" or m.attention_softcap is None,
+            f"compute.attention=cudnn has no model.attention_softcap = {m.attention_softcap}: "
+            "expected compute.attention=auto, or no cap",
+        )
+        self.placement.check_norm(name, m.layers)
+        norms[name].check_steps(self.norm, self.steps)
+        self.mesh.check_model(m)

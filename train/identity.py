@@ -1,5 +1,6 @@
 """Which run a directory holds: what its parameters depend on, and the refusal of another one."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 
 from normlab.config import build, to_dict
 from normlab.data import Corpus, Tokenized
+from normlab.hosts import first
 from normlab.results.settings import digest, identity
 from normlab.run import Run
 from train.config import TrainConfig
 
 REFUSED = "refused"
-"""The state of a run whose config is none."""
+"""The state of a run whose config is none, or that can't begin."""
 
 LINE = 400
 """Characters of a reason."""
@@ -27,7 +29,7 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     """Write down what is about to happen, or check that it is what happened here before.
 
     record.json comes last: a directory without one was left while it was being made, and is made
-    again. So is one whose config was refused: the config has been mended.
+    again. So is one that was refused: what was wrong has been mended.
 
     Raises:
         ValueError: the directory holds a run of another config, text or tokenizer.
@@ -36,6 +38,7 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     if run.record.get("state", REFUSED) != REFUSED:
         _refuse_another_config(run, config, tokens.corpus)
         _refuse_another_text(run, text, tokens.corpus.name)
+        _forget_refusal(run, config)
         return
     corpus = {n: getattr(tokens.corpus, n) for n in ("name", "revision", "title")}
     run.write("asked.yaml", list(asked))
@@ -43,15 +46,41 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     tokens.tokenizer.save(run["tokenizer"])
     run.write("provenance.json", text | {"corpus": corpus, "sessions": []})
     run.write("record.json", {"state": "running"})
+    _forget_refusal(run, config)
 
 
 def refuse(config: dict[str, Any], asked: Sequence[str], error: Exception) -> None:
     """Write down why one config of a sweep is none: a row of the table, and no gap in it."""
-    run = Run(config["run"] or Path(config["runs"]) / run_name(config, corpus="unread"))
+    run = _without_text(config)
     if run.record.get("state", REFUSED) == REFUSED:
         run.write("asked.yaml", list(asked))
         run.write("config.yaml", config)
         run.write("record.json", {"state": REFUSED, "reason": reason(error)})
+
+
+def _without_text(config: dict[str, Any]) -> Run:
+    """The run of a config whose text nobody has looked for: of `auto` it has a name of its own."""
+    name = run_name(config, config["data"]["corpus"])
+    return Run(config["run"] or Path(config["runs"]) / name)
+
+
+def _forget_refusal(run: Run, config: TrainConfig) -> None:
+    """Remove the row that says why this run could not begin, where that isn't its directory."""
+    row = _without_text(to_dict(config))
+    if row.directory != run.directory and row.record.get("state") == REFUSED:
+        shutil.rmtree(row.directory, ignore_errors=True)
+
+
+@contextmanager
+def noting_refusal(config: TrainConfig, asked: Sequence[str]) -> Iterator[None]:
+    """Let a record say what error kept a run from beginning; that of one that has begun stays."""
+    try:
+        yield
+    except Exception as error:
+        if first():
+            with suppress(OSError, ValueError):
+                refuse(to_dict(config), asked, error)
+        raise
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -24,13 +25,13 @@ from normlab.provenance import provenance, source_hash
 from normlab.run import Run, parameters
 from normlab.sharding import divided, placed
 from train.config import TrainConfig
-from train.identity import noting_failure, run_name, sign
+from train.identity import noting_failure, noting_refusal, run_name, sign
 from train.metrics import MetricsLog
 from train.optimizer import groups, make_optimizer
 from train.stacked import Layers
 from train.step import learned, make_step, make_validate
 from train.stop import StopRequest
-from train.tracking import tracked
+from train.tracking import check_installed, tracked
 from train.watch import Watch
 
 
@@ -53,9 +54,10 @@ def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None
     Returns:
         The run, whose record says how it ended. A run that has ended before is returned as it is.
     """
-    with joined(config.hosts), config.mesh.use():
-        tokens = load_tokens(config.data)
-        run = Run(config.run or Path(config.runs) / run_name(to_dict(config), tokens.corpus.name))
+    with joined(config.hosts), ExitStack() as stack:
+        with noting_refusal(config, asked):
+            stack.enter_context(config.mesh.use())
+            run, tokens = ready(config)
         with held(run, config, tokens, asked), own(run.directory, "checkpoints") as directory:
             mine = Run(directory)
             if mine.ended:
@@ -64,6 +66,28 @@ def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None
                 with noting_failure(mine):
                     Trainer(config, tokens, mine).fit(stop_after)
     return run
+
+
+def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
+    """A run's directory and its text, where all is there that it needs.
+
+    Raises:
+        ValueError: no such model can be built, or the run isn't ended and wants a kernel or a
+            package that isn't here.
+        CorpusUnavailableError, CorpusDamagedError: see `load_tokens`.
+    """
+    c = config
+    nnx.eval_shape(lambda: Transformer(c.model, c.norm, c.placement, c.data.vocab_size, c.seed))
+    tokens = load_tokens(c.data)
+    run = Run(c.run or Path(c.runs) / run_name(to_dict(c), tokens.corpus.name))
+
+    def check_here() -> None:
+        if not run.ended:
+            c.compute.attention_kernel(jnp.dtype(c.compute.dtype), c.model.head_size)
+            check_installed(c.tracking)
+
+    by_first(check_here)
+    return run, tokens
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """AdamW: schedule, clipping, and which parameters decay."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ class OptimizerConfig:
     clip: float = knob(1.0, "largest global norm of the gradient; larger ones are scaled down")
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"optimizer.lr = {self.lr}: expected a number > 0, such as 1e-3")
+        finite = 0 < self.lr < math.inf
+        check(finite, f"optimizer.lr = {self.lr}: expected a finite number > 0, such as 1e-3")
         check(0 <= self.final_lr <= 1, f"optimizer.final_lr = {self.final_lr}: expected 0 … 1")
         check(self.warmup >= 0, f"optimizer.warmup = {self.warmup}: expected a number ≥ 0 of steps")
         check(

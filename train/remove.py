@@ -49,7 +49,7 @@ class RemoveConfig:
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, f"steps = {self.steps}: expected a whole number ≥ 0")
-        check(self.lr > 0, f"lr = {self.lr}: expected a number > 0, such as 3e-4")
+        check(0 < self.lr < math.inf, f"lr = {self.lr}: expected a finite number > 0, such as 3e-4")
         for name in ("batch", "eval_windows"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
@@ -69,7 +69,8 @@ def remove(config: RemoveConfig) -> Iterator[Removed]:
     """Freeze site after site of a trained model, tuning after each; the table's lines as they come.
 
     Between the line "start" and the line "folded", which is the model without the norms that could
-    be folded away: what it says must be what the line before it says.
+    be folded away: what it says must be what the line before it says. Where none can be, it is left
+    out.
 
     Raises:
         ValueError: no checkpoint was named, its text is another one here than where it was trained,
@@ -97,9 +98,18 @@ def _removed(config: RemoveConfig, lm: LanguageModel) -> Iterator[Removed]:
             progress.update(i + 1, f"{site}: {line.tuned:.2f}")
             yield line
     if not config.control:
+        yield from _folded(tuner, lm.name)
+
+
+def _folded(tuner: "Tuner", name: str) -> Iterator[Removed]:
+    """The last line; none, and a word about it, where no norm can be folded away."""
+    try:
         tuner.become(apply(tuner.model, "fold"))
-        last = tuner.perplexity()
-        yield Removed("folded", None, last, last)
+    except DoesNotApply as error:
+        console.print(f"{name}: no line for the folded model. {error}", markup=False)
+        return
+    last = tuner.perplexity()
+    yield Removed("folded", None, last, last)
 
 
 def trained_text(lm: LanguageModel, data: DataConfig) -> Tokenized:
@@ -146,7 +156,7 @@ class Tuner:
         """Go on with this model, a rewrite of the one before."""
         self.graphdef, params = nnx.split(model)
         self.params = placed(params)
-        self._validate = make_validate(self.graphdef)
+        self._validate = make_validate(self.graphdef, self.run.compute.precision)
 
     @property
     def model(self) -> Transformer:

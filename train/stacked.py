@@ -1,7 +1,8 @@
 """Layers kept in one stack, so that one block is compiled for all of them, and taken apart again.
 
 In a stacked model `blocks` has one block, each of whose arrays bears the layers on a first axis.
-What is saved is never stacked: a checkpoint can be loaded by a run of either kind.
+What is saved is never stacked: who reads a checkpoint need not know which kind of run wrote it. A
+run itself goes on as the kind that it began as, for `compute.scan_layers` is part of what it is.
 """
 
 import re

@@ -50,7 +50,7 @@ def make_step(
         accumulate: k, in how many parts a batch is differentiated, one after another. Gradients
             are averaged in float32, so that the step is that of the whole batch. Part i has every
             k-th sequence from the i-th on, a dropout key of its own, and the norms' state as part
-            i − 1 left it: a BatchNorm sees k small batches.
+            i − 1 left it: a BatchNorm sees k small batches, and running means move k times a step.
     """
 
     def loss(weights: Params, kept: Params, step: jax.Array, key: jax.Array, texts: Texts):

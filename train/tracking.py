@@ -5,6 +5,7 @@ machine alone unless its own environment variables say otherwise.
 """
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,8 @@ class Tracker(Protocol):
 
 
 trackers: Registry[type[Tracker]] = Registry("tracker")
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
+"""What a tracker's extra brings, by its name."""
 
 
 @contextmanager
@@ -74,18 +77,28 @@ def known_as(run: Run, config: Mapping[str, Any]) -> str:
     return f"{run.directory.name}-{digest(dict(config), None)}"
 
 
-def need(package: str, extra: str) -> Any:
-    """An optional package, imported.
+def need(extra: str) -> Any:
+    """The package of a tracker, imported.
 
     Raises:
         ValueError: it isn't there; the message names the extra that brings it.
     """
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(PACKAGES[extra])
     except ImportError as error:
-        raise ValueError(
-            f"tracking=[{extra}] needs {package}: pip install 'normlab[{extra}]'"
-        ) from error
+        raise _missing(extra) from error
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise `ValueError`, as `need` does, where a tracker's package isn't there; import none."""
+    for name in (n for n in names if n in PACKAGES):
+        spec = importlib.util.find_spec(PACKAGES[name])
+        if spec is None or spec.origin is None:  # or a folder of that name, such as wandb's own
+            raise _missing(name)
+
+
+def _missing(extra: str) -> ValueError:
+    return ValueError(f"tracking=[{extra}] needs {PACKAGES[extra]}: pip install 'normlab[{extra}]'")
 
 
 @trackers.register("tensorboard")
@@ -94,7 +107,7 @@ class TensorBoard:
 
     def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
         """Event files have no config; the directory beside them has."""
-        made = need("tensorboardX", "tensorboard").SummaryWriter
+        made = need("tensorboard").SummaryWriter
         # The suffix keeps two sessions that begin in one second apart.
         self._writer = made(
             str(run["tensorboard"]), purge_step=step + 1, filename_suffix=f".{step}"
@@ -119,7 +132,7 @@ class WandB:
         # Else it looks up the host of its error reports, offline too; read when it is imported.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         name = known_as(run, config)
-        self._run = need("wandb", "wandb").init(
+        self._run = need("wandb").init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=name,
             id=name,
@@ -144,7 +157,7 @@ class Trackio:
 
     def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
         """A run of that name."""
-        self._run = need("trackio", "trackio").init(
+        self._run = need("trackio").init(
             project=PROJECT,
             name=known_as(run, config),
             config=dict(config),

@@ -42,7 +42,7 @@ class Batches:
         check(
             len(tokens) >= needed,
             f"the split has {len(tokens):,} tokens, one batch of {batch_size} windows of {window} "
-            f"takes {needed:,}: use a smaller batch_size or window",
+            f"takes {needed:,}: use a smaller batch or window",
         )
         self.tokens, self.batch_size, self.window, self.seed = tokens, batch_size, window, seed
         # Where there is more than one batch, up to a window of tokens is kept for the offset.

@@ -31,12 +31,12 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        choice("corpus", self.corpus, CORPORA)
-        choice("tokenizer", self.tokenizer, TOKENIZERS)
+        choice("data.corpus", self.corpus, CORPORA)
+        choice("data.tokenizer", self.tokenizer, TOKENIZERS)
         check(
             self.vocab_size >= 257,
-            f"vocab_size = {self.vocab_size}: a byte-level vocabulary holds the 256 bytes and at "
-            "least one merge, so 257 is the smallest",
+            f"data.vocab_size = {self.vocab_size}: a byte-level vocabulary holds the 256 bytes and "
+            "at least one merge, so 257 is the smallest",
         )
 
     def root_folder(self) -> Path | None:
