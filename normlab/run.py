@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,7 @@ class Run:
         try:
             lock.acquire()
         except Timeout:
+            time.sleep(1)  # who holds it says so a moment after it has it
             raise ValueError(
                 f"{self.directory} is being trained by another process "
                 f"({self.read('.holder.json').get('who', 'unknown')}); wait for it, or give "

@@ -27,7 +27,9 @@ class TaperNormConfig(NormConfig):
     eps: float = knob(1e-5, "ε, added to the mean square under the root")
     start: float = knob(0.1, "share of the training in which the gate is 1 and c is measured")
     end: float = knob(0.8, "share of the steps after which the gate is 0 (some must be left)")
-    ema: float = knob(0.05, "share of a step in the running means that c is the quotient of")
+    ema: float = knob(
+        0.05, "share of a step (of each of `accumulate` parts) in the running means behind c"
+    )
     scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
     keep_final: bool = knob(
         True, "a norm before the head never fades: it anchors the logits (post-norm has none)"
