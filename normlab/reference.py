@@ -50,7 +50,9 @@ def reference() -> str:
         "and the test of it.",
         "## Norm types: `norm=NAME`",
         "Each stands at the sites of its placement; `sites` says what else of the model a type "
-        "changes.",
+        "changes. No gradient comes through "
+        f"{', '.join(f'`{n}`' for n in norms if not norms[n].differentiable)}, which round: they "
+        "can't be trained, and take a trained norm's place (`transform=[NAME]`).",
         _table(["type", "formula", "sites", "parameters", "statistic"], _norm_rows()),
         "## Placements: `placement=NAME`",
         "Sites of a model of four blocks; any row may add `norm_embed` and `norm_qk`. "
