@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -38,6 +39,9 @@ def from_names(names: dict[str, Any], like: Tree) -> Tree:
 def _merit(metrics: Any) -> float:
     return -float(metrics["valid_loss"])
 
+
+_QUIET = 0.5
+"""Seconds without a trace of a failed save after which it is over; all were seen within 0.02."""
 
 _NO_MERIT = (LookupError, TypeError, ValueError)
 """What metrics that aren't those of a checkpoint do to `_merit`, or to a reader of JSON."""
@@ -103,6 +107,7 @@ class Checkpoints:
         self._directory = directory.resolve()
         self._writer = writer
         self._saving: Any = None
+        self._failed = False
         self.set_aside_first: list[Path] = []
         if writer:
             by_first(lambda: self.set_aside_first.extend(map(self._renamed, self._unlisted())))
@@ -125,7 +130,7 @@ class Checkpoints:
                 finally:
                     self._checkpointer.close()
         finally:
-            if self._writer:
+            if self._writer and self._failed and first():
                 self._sweep()
 
     @contextmanager
@@ -134,6 +139,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._failed = True
             raise OSError(
                 f"a checkpoint in {self._directory} could not be written; the ones before it are "
                 f"whole, and the same command goes on from there: {said(root(error))}"
@@ -160,9 +166,18 @@ class Checkpoints:
             saving.result()
 
     def _sweep(self) -> None:
-        """Give back the room that a failed save has taken: the record needs a little of it."""
-        for half in self._directory.glob("*.orbax-checkpoint-tmp") if first() else ():
-            shutil.rmtree(half, ignore_errors=True)
+        """Give back the room that a failed save has taken: the record needs a little of it.
+
+        The save fails with the first of its parts. The others go on, on threads that nobody can
+        wait for, and make their directories anew: it is over once nothing comes for a while (or
+        nothing can be removed).
+        """
+        last = time.monotonic()
+        while time.monotonic() < last + _QUIET:
+            for half in self._directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(half, ignore_errors=True)
+                last = last if half.exists() else time.monotonic()
+            time.sleep(0.01)
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint."""

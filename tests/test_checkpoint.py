@@ -93,6 +93,26 @@ def test_a_half_written_checkpoint_is_none(tmp_path):
         assert checkpoints.latest() == 2
 
 
+@pytest.mark.parametrize("late", [0.1, 0.3])
+def test_what_a_failed_save_still_writes_is_swept_away_too(tmp_path, monkeypatch, late):
+    params, state = {"w": np.arange(3.0)}, {"m": np.zeros(3)}
+    part = tmp_path / "2.orbax-checkpoint-tmp" / "optimizer.orbax-checkpoint-tmp"
+    came = threading.Timer(late, part.mkdir, kwargs={"parents": True})
+
+    def failing(*args, **kwargs):
+        part.mkdir(parents=True)
+        came.start()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpoints(tmp_path, writer=True) as checkpoints:
+        checkpoints.save(1, params, state, valid_loss=1.0)
+        monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", failing)
+        with pytest.raises(OSError, match="could not be written"):
+            checkpoints.save(2, params, state, valid_loss=1.0)
+    came.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
 def test_saving_a_step_twice_is_an_error_and_not_a_silence(tmp_path):
     params, state = {"w": np.arange(3.0)}, {"m": np.zeros(3)}
     with Checkpoints(tmp_path) as checkpoints:
