@@ -13,7 +13,7 @@ from normlab.model import Context, placements
 from normlab.norms import norms
 from normlab.numerics import Precision
 from normlab.registry import UnknownNameError
-from normlab.scaling import needs_calibration, scale_rules, scales
+from normlab.scaling import RuleDoesNotApply, needs_calibration, scale_rules, scales
 from normlab.scaling.moments import root_mean_squares
 from normlab.scaling.rules import power_of_two
 
@@ -232,8 +232,8 @@ def test_a_branch_of_zeros_has_scale_one():
     assert scales(model, "slanc")["blocks.0.mlp.norm_out"] == 1
 
 
-@pytest.mark.parametrize("bad", [-1.0, np.inf, np.nan])
+@pytest.mark.parametrize("bad", [-1.0, np.inf, np.nan, 1e39])
 def test_a_scale_that_is_no_positive_number_is_refused(toy, bad):
     toy["norm_final"] = bad
-    with pytest.raises(ValueError, match="toy at norm_final"):
+    with pytest.raises(RuleDoesNotApply, match="toy at norm_final"):
         scales(uneven(), "toy")

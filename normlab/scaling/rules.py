@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from normlab.model import Transformer
 from normlab.norms import norms
 from normlab.registry import Registry
-from normlab.scaling.invariance import check_invariant
+from normlab.scaling.invariance import RuleDoesNotApply, check_invariant
 
 Scale = Float[Array, "#heads #one"] | Callable[[Array], Array]
 """A float32 scalar, [heads, 1] at a query/key norm, or (dynamic rules) rows [*b d] → [*b 1]."""
@@ -50,9 +50,9 @@ def scales(
         dictionary can be an argument of a jitted function. Empty where no norm has a statistic.
 
     Raises:
-        ValueError: an unknown rule, no calibration for a rule that needs it, a norm whose output
-            depends on its scale, or a scale that is negative or not finite. (A rule's 0 says that
-            all rows are zero; it becomes 1.)
+        ValueError: an unknown rule, or no calibration for a rule that needs it.
+        RuleDoesNotApply: a norm whose output depends on its scale, or a scale that is negative or
+            not finite in float32. (A rule's 0 says that all rows are zero; it becomes 1.)
     """
     function = scale_rules[rule]
     if not norms[model.norm.type].has_statistic:
@@ -71,9 +71,11 @@ def _finished(scale: Any, pow2: bool, what: str) -> Scale:
     if callable(scale):
         return Partial(_rounded, Partial(scale)) if pow2 else Partial(scale)
     values = np.asarray(scale)
-    if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError(f"scale {what} = {values}: expected positive finite numbers")
-    s = jnp.asarray(np.where(values > 0, values, 1.0), jnp.float32)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if not (np.isfinite(narrow) & (narrow >= 0)).all():
+        raise RuleDoesNotApply(f"scale {what} = {values}: expected finite float32s, none negative")
+    s = jnp.asarray(np.where(narrow > 0, narrow, np.float32(1)))
     return power_of_two(s) if pow2 else s
 
 
