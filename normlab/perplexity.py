@@ -112,7 +112,7 @@ def unit_scales(model: Transformer) -> dict[str, Float[Array, ""]]:
 def score(
     model: Transformer,
     windows: Windows,
-    precision: Precision,
+    precision: str | Precision,
     scales: Mapping[str, Any] | None = None,
     *,
     batch: int | None = None,
@@ -121,18 +121,18 @@ def score(
     """One forward pass over `windows`.
 
     The weights are the model's own; only the norms' statistics follow `precision`. Its rule is not
-    applied here: pass the rule's `scales`. All batches have one shape, so that one program is
-    compiled: the last one is filled up with windows that count for nothing.
+    applied here: pass the rule's `scales`, without which it is refused. All batches have one shape,
+    so that one program is compiled: the last one is filled up with windows that count for nothing.
 
     Args:
         model: read, not changed.
         windows: from a protocol.
-        precision: of every norm's statistic.
+        precision: of every norm's statistic, or its string.
         scales: static scale by site; a site that is missing has 1.
         batch: windows in a batch; None takes `default_batch`.
         on_batch: told, after each batch, how many windows are done.
     """
-    column = Column(precision, scales)
+    column = Column(Precision.parse(precision), scales)
     return score_columns(model, windows, [column], batch=batch, on_batch=on_batch)[0]
 
 
@@ -180,7 +180,7 @@ def _told(model: Transformer, params: Any, column: Column) -> tuple[Precision, A
     precision, scales = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
-    return dataclasses.replace(precision, rule=None, pow2=False), params, given
+    return precision.applied(scales is not None), params, given
 
 
 class Out(NamedTuple):

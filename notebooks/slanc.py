@@ -45,7 +45,7 @@ console.quiet = True  # no progress bars on this page
 #
 # RMSNorm divides $x$ by $\sqrt{\Sigma x^2/d + \varepsilon}$. Divide $x$ by a constant $s$ first and $\varepsilon$ by
 # $s^2$: in exact arithmetic nothing changes, but the sum is $s^2$ times smaller. Which $s$? SLaNC
-# (Salmani, Soloveychik 2024, arXiv:2410.10553) reads it off the weights. In a post-norm MLP block the norm sees
+# (Salmani, Trukhanov & Soloveychik 2024, arXiv:2410.10553) reads it off the weights. In a post-norm MLP block the norm sees
 # $u + \mathrm{relu}(uE)G$ with $\|u\| \approx \sqrt d$, and the paper takes $\sqrt d\,\|I + EG\|$ for its size, the
 # Frobenius norm over $\sqrt d$; and so on for each kind of block. A pre-norm model like this one has
 # no norm between its residual branches, so the walk carries the stream along (docs/scales.md).

@@ -292,3 +292,10 @@ def test_one_program_serves_all_batches_and_scales():
     score(model, windows(), parse("fp16"), batch=3)
     score(model, windows(), parse("fp16+slanc"), {"norm_final": jnp.float32(3)}, batch=3)
     assert _batch_nll._cache_size() == before + 1
+
+
+def test_a_precision_may_be_a_string_and_its_rule_needs_scales():
+    model = build()
+    assert score(model, windows(), "fp16").sum_nll == score(model, windows(), parse("fp16")).sum_nll
+    with pytest.raises(ValueError, match=r"scales\(model, 'slanc'\)"):
+        score(model, windows(), "fp16+slanc")

@@ -2,11 +2,20 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normlab.numerics import FloatFormat, Order, Precision
+from normlab.model import Context
+from normlab.numerics import (
+    Accumulator,
+    FloatFormat,
+    Order,
+    Precision,
+    accumulate,
+    sum_of_squares,
+)
 
 CANONICAL = [
     "fp32",
@@ -126,3 +135,20 @@ def test_a_bad_string_names_itself_its_part_and_the_nearest(text, says):
 def test_pow2_needs_a_rule():
     with pytest.raises(ValueError, match="expected a scale rule"):
         Precision(pow2=True)
+
+
+def test_a_rule_without_scales_is_refused_wherever_a_precision_is_given():
+    """Dropped without a word, it would make plain FP16 of what is said to be scaled."""
+    x, ruled = jnp.full((2, 8), 256.0), "fp16:pairwise+slanc"
+    refused = (
+        lambda: Context(ruled),
+        lambda: Accumulator(ruled),
+        lambda: sum_of_squares(x, ruled),
+        lambda: accumulate(x, ruled),
+    )
+    for call in refused:
+        with pytest.raises(ValueError, match=r"scales\(model, 'slanc'\)"):
+            call()
+    assert Context(ruled, {}).precision == Precision.parse("fp16:pairwise")
+    scaled = Accumulator(ruled, 64.0).normalize(x, 0.0)
+    assert jnp.array_equal(scaled, jnp.ones_like(x))

@@ -147,6 +147,8 @@ def test_a_rule_that_looks_at_text_needs_some():
     ]
     with pytest.raises(ValueError, match="calibration tokens"):
         scales(uneven(), "calibrated")
+    with pytest.raises(ValueError, match=r"of shape \[5\]: expected windows of them, \[w, l\]"):
+        scales(uneven(), "calibrated", calibration=jnp.arange(5))
 
 
 def predicted(model, rule):

@@ -21,7 +21,8 @@ class Context:
     precision without being rebuilt.
 
     Args:
-        precision: in which every norm accumulates its statistic; by default that of `compute`.
+        precision: in which every norm accumulates its statistic, or its string; by default that of
+            `compute`. A rule in it is refused without `scales`.
         scales: scale by site name (see `normlab.scaling`); a site that is missing has scale 1.
         observe: count rows out of range and keep the largest values, by site, in `observed`.
         capture: keep every norm's input, by site, in `inputs`; the residual stream before the first
@@ -34,7 +35,7 @@ class Context:
 
     def __init__(
         self,
-        precision: Precision | None = None,
+        precision: str | Precision | None = None,
         scales: Mapping[str, Any] | None = None,
         *,
         observe: bool = False,
@@ -48,7 +49,8 @@ class Context:
         self.capture = capture
         self.progress = progress
         self.compute = compute or ComputeConfig()
-        self.precision = precision or self.compute.precision
+        asked = Precision.parse(precision or self.compute.precision)
+        self.precision = asked.applied(scales is not None)
         self.observed: dict[str, Observed] = {}
         self.inputs: dict[str, Array] = {}
         self.entered: Any = None  # the rows that entered the block, and its attention

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from normlab.config import check
 from normlab.model.attention import soft_cap
 from normlab.model.block import Block, rematerialized, scanned
 from normlab.model.config import ModelConfig
@@ -44,6 +45,10 @@ class Transformer(nnx.Module):
         rngs = nnx.Rngs(seed)
         normal = jax.nn.initializers.normal(config.std)
         kind = norms[norm.type]
+        check(
+            isinstance(norm, kind.Config),
+            f"norm = {norm}: expected the config of its type, norms[{norm.type!r}].Config(…)",
+        )
         make_norms = partial(norm_maker, kind, norm)
         make_norm = make_norms(placement.around(config.layers), "")
         self.config, self.norm, self.placement = config, norm, placement

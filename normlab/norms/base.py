@@ -22,7 +22,7 @@ class Site:
     """Where in a transformer a norm sits.
 
     Args:
-        kind: norm_in, norm_out, norm_skip, norm_embed, norm_final, norm_qk or norm_inner.
+        kind: norm_in, norm_out, norm_skip, norm_embed, norm_final, norm_qk, norm_v or norm_inner.
         name: its path in the model, unique: "blocks.3.attention.norm_in", "norm_final".
     """
 

@@ -85,6 +85,21 @@ class Precision:
         rule = [] if self.rule is None else [f"+{self.rule}{'.pow2' * self.pow2}"]
         return ".".join([head, *options]) + "".join(rule)
 
+    def applied(self, scaled: bool) -> "Precision":
+        """The same without its rule, whose scales are given beside it.
+
+        Raises:
+            ValueError: none are: a rule reads a model, of which a precision knows nothing.
+        """
+        if self.rule is None:
+            return self
+        if not scaled:
+            raise ValueError(
+                f"precision '{self}': its scale rule needs scales, and none are given. Pass those "
+                f"of normlab.scaling.scales(model, {self.rule!r}), or leave '+{self.rule}' out"
+            )
+        return dataclasses.replace(self, rule=None, pow2=False)
+
     @property
     def summation(self) -> Order:
         """The order of summation, the default where none is written."""

@@ -62,6 +62,9 @@ def scales(
         found = function(model)
     elif calibration is None:
         raise ValueError(f"scale rule {rule!r} looks at text: pass calibration tokens [w, l]")
+    elif np.ndim(calibration) != 2:
+        shape = list(np.shape(calibration))
+        raise ValueError(f"calibration tokens of shape {shape}: expected windows of them, [w, l]")
     else:
         found = function(model, calibration)
     return {site: _finished(s, pow2, f"{rule} at {site}") for site, s in found.items()}

@@ -1,4 +1,4 @@
-"""SLaNC as its paper prints it (Salmani, Soloveychik 2024, arXiv:2410.10553)."""
+"""SLaNC as its paper prints it (Salmani, Trukhanov & Soloveychik 2024, arXiv:2410.10553)."""
 
 from dataclasses import dataclass, replace
 from typing import Any
