@@ -83,7 +83,7 @@ def launch(
             main(config, asked)
 
     with explained():
-        refuse_dashes(schema, sys.argv[1:])
+        refuse_strange(app, schema, sys.argv[1:])
         job()
 
 
@@ -127,18 +127,21 @@ def one_of_several(asked: Sequence[str]) -> Iterator[None]:
         raise RunFailed(f"not every run of the sweep went well; the first: {said}") from None
 
 
-def refuse_dashes(schema: type, arguments: Sequence[str]) -> None:
-    """Refuse `--steps 10`, as other programs write it.
+def refuse_strange(app: str, schema: type, arguments: Sequence[str]) -> None:
+    """Refuse `--steps 10`, as other programs write it, and a group that is another program's.
 
     Raises:
-        ValueError: with the way to write it here.
+        ValueError: with the way to write it here, or with what there is.
     """
     fields = [path for path, _, _ in describe(schema())]
     names = {*fields, *(path.split(".")[0] for path in fields)}
+    known = {*(name for name in names if "." not in name), *groups(app)}
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0].replace("-", "_")
         if argument.startswith("--") and name in names:
             raise ValueError(f"{argument}: fields are written without dashes: {name}=VALUE")
+        if name.isidentifier() and (CONFIGS / name).is_dir() and name not in known:
+            raise unknown("key", name, known)
 
 
 def _about_what_was_asked(error: Exception) -> bool:

@@ -59,6 +59,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return value
         if isinstance(value, Mapping):
             return build(hint, value, f"{path}.")  # type: ignore[arg-type]
+        names = ", ".join(f.name for f in dataclasses.fields(hint))
+        raise TypeError(f"{path} = {value!r}: expected {path}.FIELD, a field of it: {names}")
     elif origin is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int64
 from normlab.divergence import kl_divergence
 from normlab.loss import token_nll
 from normlab.model import Context, Transformer
-from normlab.norms import Norm
+from normlab.norms import Norm, all_norms
 from normlab.numerics import Observed, Precision
 from normlab.protocols import Windows
 from normlab.sharding import divided, divisible, everywhere
@@ -105,8 +105,7 @@ def default_batch(windows: Windows, vocab_size: int) -> int:
 
 def unit_scales(model: Transformer) -> dict[str, Float[Array, ""]]:
     """Scale 1 at every site with a statistic."""
-    found = (node for _, node in nnx.iter_graph(model) if isinstance(node, Norm))
-    return {norm.site.name: jnp.float32(1) for norm in found if norm.has_statistic}
+    return {norm.site.name: jnp.float32(1) for norm in all_norms(model) if norm.has_statistic}
 
 
 def score(

@@ -92,6 +92,7 @@ def test_a_file_changes_what_it_says_and_nothing_else():
         ("model.heads=3", "model.width = 128 is not divisible by model.heads = 3"),
         ("window=99999", "window = 99999 tokens is longer than model.max_length"),
         ("data=wikitext3", "unknown data 'wikitext3'. Did you mean 'wikitext2'"),
+        ("optimizer=adam", "optimizer = 'adam': expected optimizer.FIELD, a field of it: lr, "),
         ("steps==1", "=1"),
         ("steps", "'steps': expected FIELD=VALUE; --help"),
         ("--steps", "--steps: fields are written without dashes: steps=VALUE"),
@@ -106,6 +107,15 @@ def test_what_cannot_be_is_refused_in_a_line_or_two(capsys, monkeypatch, argumen
     assert message in printed
     assert "Traceback" not in printed
     assert printed.strip().count("\n") <= 2
+
+
+@pytest.mark.parametrize("argument", ["norm=dyt", "placement=pre", "experiment=table"])
+def test_a_group_of_another_program_is_an_unknown_key(capsys, monkeypatch, argument):
+    status, printed = run(capsys, monkeypatch, "evaluate", argument)
+    assert status == 2
+    assert f"unknown key '{argument.partition('=')[0]}'" in printed
+    assert "checkpoint" in printed
+    assert "+" not in printed
 
 
 def test_the_traceback_is_behind_a_flag(capsys, monkeypatch):

@@ -43,7 +43,7 @@ def test_an_unknown_key_names_the_nearest():
         ({"on": 1}, "on = 1: expected bool, got int"),
         ({"names": "x"}, "names = 'x': expected"),
         ({"names": ["x", 1]}, r"names\[1\] = 1: expected str"),
-        ({"inner": 3}, "inner = 3: expected Inner"),
+        ({"inner": 3}, r"inner = 3: expected inner\.FIELD, a field of it: size, rate"),
     ],
 )
 def test_a_wrong_type_is_refused_with_its_path(values, message):

@@ -14,6 +14,8 @@ def test_bad_values_name_the_nearest_right_one():
     with pytest.raises(ValueError, match=r"^data.vocab_size = 256.*257"):
         DataConfig(vocab_size=256)
     assert DataConfig(vocab_size=257).vocab_size == 257
+    with pytest.raises(ValueError, match="data.vocab_size = 500 means nothing to data.tokenizer=w"):
+        DataConfig(tokenizer="word", vocab_size=500)
 
 
 def test_folders_come_from_the_config_then_the_environment(monkeypatch):

@@ -33,6 +33,7 @@ from train.loop import train
 from train.optimizer import OptimizerConfig
 
 PRECISIONS = ("fp32", "fp16:sequential", "fp16:pairwise+slanc")
+TOKENS = {"bpe": {"vocab_size": 300}, "word": {"tokenizer": "word"}}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def _config(run, norm, tokenizer, window=16):
         model=ModelConfig(layers=1, width=16, heads=2, max_length=64),
         norm=norms[norm].Config(),
         placement=PlacementConfig(),
-        data=DataConfig(corpus="embedded", tokenizer=tokenizer, vocab_size=300),
+        data=DataConfig(corpus="embedded", **TOKENS[tokenizer]),
         optimizer=OptimizerConfig(warmup=0),
         steps=2, batch=2, window=window, eval_every=2, eval_windows=2, run=str(run),
     )  # fmt: skip

@@ -153,6 +153,14 @@ def test_rows_of_one_length_go_with_any_norm(tokens):
         tiny_model("layernorm", embed_length=0)
 
 
+def test_what_rows_of_one_length_leave_without_effect_is_refused():
+    for norm, fields in (("fixnorm", {}), ("layernorm", {"embed_length": 3.0})):
+        with pytest.raises(ValueError, match=r"model.embed_factor = 2.0 means nothing where every"):
+            tiny_model(norm, embed_factor=2.0, **fields)
+    with pytest.raises(ValueError, match=r"norm.embed_length = 2.0 means nothing beside model\."):
+        tiny_model("fixnorm", embed_length=3.0, norm_fields={"embed_length": 2.0})
+
+
 def test_fixnorm_ignores_the_size_of_embedding_rows(tokens):
     model = tiny_model("fixnorm", layers=1, width=16)
     before = model(tokens)

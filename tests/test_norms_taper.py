@@ -170,3 +170,8 @@ def test_a_run_ends_with_norms_that_fold(tmp_path):
 def test_bad_values_are_refused(fields):
     with pytest.raises(ValueError, match=r"norm\.(start|ema|anchor) = "):
         norms["tapernorm"].Config(**fields)
+
+
+def test_an_anchor_needs_a_norm_before_the_head():
+    with pytest.raises(ValueError, match="norm.anchor = 0.5 means nothing to placement=post"):
+        tiny_model("tapernorm", "post", norm_fields={"anchor": 0.5})

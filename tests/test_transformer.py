@@ -12,6 +12,7 @@ from flax import nnx
 from normlab.model import Context, ModelConfig
 from normlab.model.attention import rotate
 from normlab.norms import norms
+from normlab.registry import UnknownNameError
 
 SMOOTH = [name for name in norms if norms[name].differentiable]
 CASES = [(norm, "rotary") for norm in SMOOTH] + [("rmsnorm", p) for p in ("learned", "none")]
@@ -151,6 +152,12 @@ def test_dropout_keeps_the_mean_and_draws_anew_each_time():
         ({"head_dim": -2}, "model.head_dim = -2: expected a number ≥ 1"),
         ({"hidden": 0}, "model.hidden = 0: expected a number ≥ 1"),
         ({"rope_theta": 0.0}, "model.rope_theta = 0.0: expected a number > 0"),
+        ({"positions": "none", "rope_theta": 9.0}, "rope_theta = 9.0 means nothing without .*rota"),
+        ({"positions": "learned", "rope_divisors": (2.0,) * 16}, "rope_divisors = .*without model"),
+        (
+            {"positions": "none", "window": 4, "local_rope_theta": 9.0},
+            "local_rope_theta = 9.0 means nothing without model.positions=rotary",
+        ),
         ({"init_std": 0.0}, "model.init_std = 0.0: expected a number > 0, or null"),
         ({"dropout": 1.0}, "model.dropout = 1.0: expected 0 ≤ p < 1"),
         ({"width": 6, "heads": 2}, "set model.head_dim=4"),
@@ -159,3 +166,11 @@ def test_dropout_keeps_the_mean_and_draws_anew_each_time():
 def test_impossible_shapes_are_refused_with_the_nearest_that_works(fields, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**fields)
+
+
+def test_a_scale_for_a_site_that_is_none_is_refused(tokens):
+    model = tiny_model()
+    found = "unknown site 'norm_finale'. Did you mean 'norm_final'"
+    with pytest.raises(UnknownNameError, match=found):
+        model(tokens, Context(scales={"norm_finale": 2.0}))
+    assert model(tokens, Context(scales={"norm_final": 2.0})).shape == (2, 16, 97)

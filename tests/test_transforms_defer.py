@@ -8,10 +8,10 @@ from conftest import tiny_model
 from transform_models import SMALL, TOKENS, bits, logits, moved, same, small
 
 from normlab.model import Context
+from normlab.norms import all_norms
 from normlab.numerics import Precision
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.defer import DeferredNorm, peaks
-from normlab.transforms.surgery import all_norms
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from flax import nnx
 from transform_models import SMALL, bits, logits, moved, same, small
 
 from normlab.model import placements
-from normlab.norms import norms
+from normlab.norms import all_norms, norms
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.fold import absorb
-from normlab.transforms.surgery import all_norms, read_by_maps
+from normlab.transforms.surgery import read_by_maps
 
 UNFOLDED = {"none", "seednorm", "tapernorm", "bhyt-estimated"}
 """Types whose gain is no factor behind everything else, or is reckoned with, or that have none."""

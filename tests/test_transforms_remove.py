@@ -16,11 +16,10 @@ from normlab.config import build
 from normlab.data import DataConfig
 from normlab.language_model import LanguageModel
 from normlab.model import Context
-from normlab.norms import norms
+from normlab.norms import all_norms, norms
 from normlab.run import load
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import Frozen, average_factors, freeze, removable
-from normlab.transforms.surgery import all_norms
 from train.loop import train
 from train.remove import COLUMNS, RemoveConfig, Tuner, _folded, main, remove, trained_text
 

@@ -98,6 +98,7 @@ class TrainConfig:
             f"compute.attention=cudnn has no model.attention_softcap = {m.attention_softcap}: "
             "expected compute.attention=auto, or no cap",
         )
-        self.placement.check_norm(name, m.layers)
+        m.check_norm(self.norm)
+        self.placement.check_norm(self.norm, m.layers)
         norms[name].check_steps(self.norm, self.steps)
         self.mesh.check_model(m)

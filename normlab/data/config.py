@@ -38,6 +38,11 @@ class DataConfig:
             f"data.vocab_size = {self.vocab_size}: a byte-level vocabulary holds the 256 bytes and "
             "at least one merge, so 257 is the smallest",
         )
+        check(
+            self.tokenizer == "bpe" or self.vocab_size == DataConfig.vocab_size,
+            f"data.vocab_size = {self.vocab_size} means nothing to data.tokenizer=word, whose "
+            "vocabulary is every word of the training split",
+        )
 
     def root_folder(self) -> Path | None:
         """Where WikiText-2 lies on this machine, if anyone said so. It may not exist."""

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from normlab.config import check, knob
+from normlab.norms import NormConfig, norms
 from normlab.registry import choice
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
@@ -94,12 +95,36 @@ class ModelConfig:
                 value is None or self.window is not None,
                 f"model.{name} = {value} means nothing without model.window",
             )
+        for name in ("rope_theta", "rope_divisors", "local_rope_theta"):
+            value = getattr(self, name)
+            check(
+                self.positions == "rotary" or value == getattr(ModelConfig, name),
+                f"model.{name} = {value} means nothing without model.positions=rotary",
+            )
         check(self.causal or self.window is None, "model.window needs model.causal=true")
         pairs = self.head_size // 2
         check(
             len(self.rope_divisors) in (0, pairs),
             f"model.rope_divisors has {len(self.rope_divisors)} values: expected none or {pairs}, "
             "half the head size",
+        )
+
+    def check_norm(self, norm: NormConfig) -> None:
+        """Raise `ValueError` for a setting of the embedding that a norm type leaves without effect.
+
+        Where every row of it has one length, nothing is left of a constant factor.
+        """
+        own = getattr(norm, "embed_length", None)
+        check(
+            own is None or self.embed_length is None,
+            f"norm.embed_length = {own} means nothing beside model.embed_length = "
+            f"{self.embed_length}: expected one of the two",
+        )
+        length = self.embed_length or norms[norm.type].embed_length(norm, self.width)
+        check(
+            length is None or self.embed_factor == 1,
+            f"model.embed_factor = {self.embed_factor} means nothing where every row of the "
+            f"embedding gets the length {length}: set model.embed_length instead",
         )
 
     def local(self, layer: int) -> bool:

@@ -23,7 +23,8 @@ class Context:
     Args:
         precision: in which every norm accumulates its statistic, or its string; by default that of
             `compute`. A rule in it is refused without `scales`.
-        scales: scale by site name (see `normlab.scaling`); a site that is missing has scale 1.
+        scales: scale by site name (see `normlab.scaling`); a site that is missing has scale 1;
+            the model refuses a name that none of its sites has.
         observe: count rows out of range and keep the largest values, by site, in `observed`.
         capture: keep every norm's input, by site, in `inputs`; the residual stream before the first
             block and after each one in `streams`; each block's largest attention score in `scores`.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from normlab.about import About
 from normlab.config import check, knob
 from normlab.model.config import ModelConfig
+from normlab.norms import NormConfig
 from normlab.registry import Registry, choice
 
 SUBLAYERS = ("attention", "mlp")
@@ -121,22 +122,29 @@ class PlacementConfig:
             return replace(wiring, sites=sites, full_qk=self.norm_qk_full)
         return wiring
 
-    def check_norm(self, norm: str, layers: int) -> None:
-        """Raise `ValueError` for a norm type that this placement can't work with.
+    def check_norm(self, norm: NormConfig, layers: int) -> None:
+        """Raise `ValueError` for a norm that this placement can't work with.
 
         A factor α > 1 on the stream of each sublayer needs a norm behind the sum to take it back.
-        BHyT's estimate of a sum x + F(N(x)) holds for that sum.
+        BHyT's estimate of a sum x + F(N(x)) holds for that sum. TaperNorm's anchor holds the rows
+        before a final norm.
         """
         check(
-            norm != "bhyt-estimated" or self.type == "pre",
+            norm.type != "bhyt-estimated" or self.type == "pre",
             f"norm=bhyt-estimated estimates what attention adds to the stream as it does at "
             f"placement=pre, not at {self.type}; expected placement=pre, or norm=bhyt",
         )
         alpha = self.wiring("mlp", 0, layers).alpha
         check(
-            norm != "none" or alpha == 1,
+            norm.type != "none" or alpha == 1,
             f"placement={self.type} with norm=none would grow the stream {alpha:.4g} times in each "
             "of its sublayers; take another norm, or placement=pre",
+        )
+        anchor = getattr(norm, "anchor", None)
+        check(
+            anchor is None or "norm_final" in self.around(layers),
+            f"norm.anchor = {anchor} means nothing to placement={self.type}, which has no norm "
+            "before the head; expected null, or placement=pre",
         )
 
     def around(self, layers: int) -> frozenset[str]:

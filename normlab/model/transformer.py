@@ -15,7 +15,8 @@ from normlab.model.context import Context
 from normlab.model.linear import Linear
 from normlab.model.placement import PlacementConfig, Wiring
 from normlab.model.residual import norm_maker
-from normlab.norms import Norm, NormConfig, norms
+from normlab.norms import Norm, NormConfig, all_norms, norms
+from normlab.registry import choice
 
 
 class Transformer(nnx.Module):
@@ -41,14 +42,15 @@ class Transformer(nnx.Module):
         vocab_size: int,
         seed: int = 0,
     ):
-        placement.check_norm(norm.type, config.layers)
-        rngs = nnx.Rngs(seed)
-        normal = jax.nn.initializers.normal(config.std)
         kind = norms[norm.type]
         check(
             isinstance(norm, kind.Config),
             f"norm = {norm}: expected the config of its type, norms[{norm.type!r}].Config(…)",
         )
+        config.check_norm(norm)
+        placement.check_norm(norm, config.layers)
+        rngs = nnx.Rngs(seed)
+        normal = jax.nn.initializers.normal(config.std)
         make_norms = partial(norm_maker, kind, norm)
         make_norm = make_norms(placement.around(config.layers), "")
         self.config, self.norm, self.placement = config, norm, placement
@@ -100,8 +102,13 @@ class Transformer(nnx.Module):
 
         Raises:
             ValueError: a sequence longer than `max_length`.
+            UnknownNameError: a scale for a site that the model doesn't have.
         """
         context = context or Context()
+        if context.scales:
+            sites = [norm.site.name for norm in all_norms(self)]
+            for name in context.scales:
+                choice("site", name, sites)
         x = context.stream(self.stem(tokens, context))
         if self.stacked:
             x = scanned(self.blocks[0], x, context)

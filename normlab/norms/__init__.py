@@ -1,5 +1,5 @@
 """What normalizes: one registered class for each type, found through `norms`."""
 
-from normlab.norms.base import Norm, NormConfig, NormState, Site, norms, penalties
+from normlab.norms.base import Norm, NormConfig, NormState, Site, all_norms, norms, penalties
 
-__all__ = ["Norm", "NormConfig", "NormState", "Site", "norms", "penalties"]
+__all__ = ["Norm", "NormConfig", "NormState", "Site", "all_norms", "norms", "penalties"]

@@ -184,7 +184,11 @@ class Norm(nnx.Module):
         return 1.0
 
 
+def all_norms(model: nnx.Module) -> list[Norm]:
+    """Every norm of a model."""
+    return [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
+
+
 def penalties(model: nnx.Module) -> list[Float[Array, ""]]:
     """What the norms of a model add to its training loss, after a forward pass in training."""
-    norms_of_it = [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
-    return [found for norm in norms_of_it if (found := norm.penalty()) is not None]
+    return [found for norm in all_norms(model) if (found := norm.penalty()) is not None]

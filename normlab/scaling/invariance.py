@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from normlab.norms import Norm
+from normlab.norms import Norm, all_norms
 from normlab.norms.base import OutsideBlockError
 from normlab.numerics import Accumulator
 from normlab.sharding import on_host
@@ -30,8 +30,7 @@ def check_invariant(model: nnx.Module) -> None:
     Raises:
         RuleDoesNotApply: naming the norm, how much it moves and what is expected of it.
     """
-    found = [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
-    kinds = {(type(norm), norm.config, norm.width): norm for norm in reversed(found)}
+    kinds = {(type(n), n.config, n.width): n for n in reversed(all_norms(model))}
     for norm in kinds.values():
         if norm.has_statistic and not (moved := _moved(norm)) <= TOLERANCE:
             raise RuleDoesNotApply(

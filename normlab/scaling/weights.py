@@ -9,14 +9,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from normlab.model import Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
-from normlab.norms import Norm
+from normlab.norms import Norm, all_norms
 from normlab.sharding import on_host
 
 Vector = Float[np.ndarray, " d"]
@@ -24,8 +23,7 @@ Vector = Float[np.ndarray, " d"]
 
 def norms_by_site(model: Transformer) -> dict[str, Norm]:
     """Every norm of a model by the name of its site."""
-    found = (node for _, node in nnx.iter_graph(model) if isinstance(node, Norm))
-    return {norm.site.name: norm for norm in found}
+    return {norm.site.name: norm for norm in all_norms(model)}
 
 
 def kernel(linear: Linear) -> Float[Array, "i o"]:

@@ -9,11 +9,10 @@ from jaxtyping import Float
 
 from normlab.about import About
 from normlab.model import Transformer
-from normlab.norms import Norm, norms
+from normlab.norms import Norm, all_norms, norms
 from normlab.norms.statistics import LayerNorm, RMSNorm
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.surgery import (
-    all_norms,
     float64,
     put,
     sublayers,

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int
 from normlab.about import About
 from normlab.config import check, knob
 from normlab.model import Context, Transformer
-from normlab.norms import Norm, NormConfig
+from normlab.norms import Norm, NormConfig, all_norms
 from normlab.norms.statistics import LayerNorm
 from normlab.numerics import Accumulator
 from normlab.transforms.base import DoesNotApply
-from normlab.transforms.surgery import all_norms, is_statistical
+from normlab.transforms.surgery import is_statistical
 
 
 @dataclass(frozen=True)

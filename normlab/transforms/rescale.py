@@ -11,12 +11,11 @@ from normlab.about import About
 from normlab.config import check
 from normlab.model import Transformer
 from normlab.model.residual import Residual
-from normlab.norms import Norm
+from normlab.norms import Norm, all_norms
 from normlab.norms.statistics import ScaleNorm
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.surgery import (
     acts_last,
-    all_norms,
     as_float64,
     float64,
     multiply,

@@ -28,11 +28,6 @@ def sublayers(model: Transformer) -> Iterator[Residual]:
         yield block.mlp
 
 
-def all_norms(model: Transformer) -> list[Norm]:
-    """Every norm of a model."""
-    return [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
-
-
 def is_statistical(norm: Any) -> bool:
     """Whether it is a LayerNorm or an RMSNorm, and nothing that extends them."""
     return type(norm) in (LayerNorm, RMSNorm)
