@@ -3,9 +3,10 @@
     python benchmarks/numerics_speed.py --width 576 --layers 8 --batch 4 --length 512
     python benchmarks/numerics_speed.py --width 4096 --layers 1 --batch 1 --length 512
 
-All variants stay compiled and take turns; a ratio is the median over rounds of (precision / fp32)
-within one round, so that a busy machine slows both. `fp32 again` is the noise of the measurement.
-Rows are observed in every variant, as an evaluation does, but in those marked `unobserved`.
+Each variant takes turns with fp32, call by call, so that a machine that slows down or speeds up
+does so to both: a ratio is the median over rounds of (variant / fp32) of two calls side by side.
+`fp32 again` is the noise of the measurement, and so are the quartiles of each ratio. Rows are
+observed in every variant, as an evaluation does, but in those marked `unobserved`.
 """
 
 import argparse
@@ -74,18 +75,23 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def ratios(
     runs: dict, tokens: jax.Array, rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Median seconds and median ratio to fp32 of each run, taken in turns."""
+    """Median seconds of each run, and its ratio to fp32: quartiles over pairs, and of minima."""
     calls = {name: lambda run=run: jax.block_until_ready(run(tokens)) for name, run in runs.items()}
-    seconds = in_turns(calls, rounds, clock)
-    base = seconds["fp32"]
-    return {
-        name: {
-            "seconds": statistics.median(taken),
-            "ratio": statistics.median(t / b for t, b in zip(taken, base, strict=True)),
-            "ratio of minima": min(taken) / min(base),
+    base, measured = calls.pop("fp32"), {}
+    for name, call in calls.items():
+        taken = in_turns({"fp32": base, name: call}, rounds, clock)
+        pairs = [t / b for t, b in zip(taken[name], taken["fp32"], strict=True)]
+        low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive")
+        measured[name] = {
+            "seconds": statistics.median(taken[name]),
+            "ratio": middle,
+            "low": low,
+            "high": high,
+            "ratio of minima": min(taken[name]) / min(taken["fp32"]),
         }
-        for name, taken in seconds.items()
-    }
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in measured[name].items())
+        print(f"{name:28s} {shown}", flush=True)
+    return measured
 
 
 def main() -> None:
@@ -98,17 +104,15 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--only", nargs="*", default=PRECISIONS, help="of these variants")
+    parser.add_argument("--only", nargs="*", default=PRECISIONS[1:], help="of these variants")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     config = ModelConfig(layers=args.layers, width=args.width, heads=args.width // 64)
     norm = build(NormConfig, {"type": args.norm})
     model = Transformer(config, norm, PlacementConfig(args.placement), args.vocab)
     tokens = np.random.default_rng(0).integers(0, args.vocab, (args.batch, args.length))
-    runs = {p: forward(model, p) for p in args.only}
+    runs = {p: forward(model, p) for p in ("fp32", *args.only)}
     measured = ratios(runs, jnp.asarray(tokens), args.rounds, CLOCKS[args.clock])
-    for name, row in measured.items():
-        print(f"{name:20s}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
     settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
     machine = f"{jax.default_backend()}, {os.cpu_count()} CPUs, {platform.machine()}"
     load = os.getloadavg()[0]
