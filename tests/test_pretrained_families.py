@@ -86,6 +86,24 @@ def test_an_unsaid_rope_theta_is_the_familys(tmp_path):
     assert gguf_config(GGUF(tmp_path / "m.gguf"))["rope_theta"] == 1e4  # llama.cpp's, of all
 
 
+def test_a_gguf_file_says_which_blocks_are_local(tmp_path):
+    said = {"attention.sliding_window_pattern": 2, "rope.freq_base_swa": 77.0}
+    said = {f"gemma3.{key}": value for key, value in said.items()}
+    write_gguf(tmp_path / "m.gguf", "gemma3", CONFIGS["gemma3"], {}, **said)
+    unsaid = {"vocab_size": 260, "tie_word_embeddings": True}
+    found = {**gguf_config(GGUF(tmp_path / "m.gguf")), **unsaid}
+    three = configs(found, "m.gguf")[1].model
+    assert (three.global_every, three.local_rope_theta) == (2, 77.0)
+    with pytest.raises(CheckpointError, match=r"sliding_window_pattern = \[True\]: expected n ≥ 1"):
+        configs({**found, "sliding_window_pattern": [True]}, "m.gguf")
+
+
+def test_a_part_of_a_gguf_file_says_so(tmp_path):
+    write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], {}, **{"split.count": 2})
+    with pytest.raises(CheckpointError, match=r"m\.gguf is one of 2 parts: expected one file"):
+        gguf_config(GGUF(tmp_path / "m.gguf"))
+
+
 def test_local_and_global_blocks():
     two, three = model("gemma2"), model("gemma3", num_hidden_layers=12)
     assert [two.local(i) for i in range(LAYERS)] == [True, False, True]

@@ -66,7 +66,17 @@ def test_a_shard_that_lacks_what_the_index_puts_there(tmp_path):
         _ = Safetensors(tmp_path).shapes
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "weights.bin"])
+def test_what_the_index_forgets_is_there_all_the_same(tmp_path):
+    shards(tmp_path, {"a": "model-1.safetensors", "b": "model-2.safetensors"})
+    save_file({"a": VALUES, "c": VALUES[1]}, tmp_path / "model-1.safetensors")
+    save_file({"b": VALUES[0], "a": VALUES[2]}, tmp_path / "model-2.safetensors")
+    source = Safetensors(tmp_path)
+    assert source.shapes == {"a": (4, 6), "b": (6,), "c": (6,)}
+    np.testing.assert_array_equal(source.read("c"), VALUES[1])
+    np.testing.assert_array_equal(source.read("a"), VALUES)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "weights.bin", 3])
 def test_an_index_stays_in_its_directory_and_format(name, tmp_path):
     shards(tmp_path, {"a": name})
     with pytest.raises(CheckpointError, match="expected a safetensors file beside it"):

@@ -231,4 +231,4 @@ def test_a_real_model_equals_transformers(real) -> None:
         every, scored_worst = np.abs(found - expected).max(), np.abs(scored - theirs_scored).max()
         print(f"{ours.name}, {options}: largest |Δ log p| {every:.2e}, scored {scored_worst:.2e}")
         assert scored_worst < TOLERANCE
-    assert every < TOLERANCE
+        assert every < (2 * TOLERANCE if options is None else TOLERANCE)

@@ -207,6 +207,8 @@ def _windows(c: Keys, every: int) -> dict[str, Any]:
     """Local and global layers: `layer_types`, checked to be a pattern that we can say."""
     layers = c["num_hidden_layers"]
     every = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", every))
+    if not isinstance(every, int) or every < 1:
+        raise CheckpointError(f"{c.where}: sliding_window_pattern = {every!r}: expected n ≥ 1")
     default = [
         "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)
     ]

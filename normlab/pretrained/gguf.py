@@ -197,6 +197,8 @@ _GGUF_KEYS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "layer_norm_epsilon": "attention.layer_norm_epsilon",
     "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "rope_local_base_freq": "rope.freq_base_swa",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
@@ -215,9 +217,15 @@ def gguf_config(file: GGUF) -> dict[str, Any]:
         choice("architecture", arch, GGUF_TYPES)
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
-    Keys(m, str(file.path)).require(f"{arch}.attention.causal", True)
-    said = {key: f"{arch}.{name}" for key, name in _GGUF_KEYS.items()}
-    config = {key: m[name] for key, name in said.items() if name in m}
+    said = Keys(m, str(file.path))
+    said.require(f"{arch}.attention.causal", True)
+    if (parts := said.get("split.count", 0)) > 1:
+        raise CheckpointError(
+            f"{file.path} is one of {parts} parts: expected one file, as llama-gguf-split --merge "
+            "makes of them"
+        )
+    named = {key: f"{arch}.{name}" for key, name in _GGUF_KEYS.items()}
+    config = {key: m[name] for key, name in named.items() if name in m}
     config |= {
         "model_type": GGUF_TYPES[arch],
         "tie_word_embeddings": "output.weight" not in file.shapes,

@@ -59,7 +59,8 @@ class Safetensors:
         if not isinstance(weights, dict):
             raise CheckpointError(f"{self.folder / INDEX} has no weight_map")
         for name in weights.values():
-            if Path(name).name != name or not name.endswith(".safetensors"):
+            plain = isinstance(name, str) and Path(name).name == name
+            if not plain or not name.endswith(".safetensors"):
                 raise CheckpointError(
                     f"{self.folder / INDEX} names {name!r}: expected a safetensors file beside it"
                 )
@@ -90,13 +91,14 @@ class Safetensors:
 
     @cached_property
     def _headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Every tensor's shape and type."""
+        """Every tensor's shape and type, of those too that the index forgets."""
         found = {}
         for shard in sorted(set(self._file_of.values())):
             with self._open(shard) as file:
                 for name in file.keys():  # noqa: SIM118 (no dictionary)
-                    tensor = file.get_slice(name)
-                    found[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
+                    if self._file_of.setdefault(name, shard) == shard:
+                        tensor = file.get_slice(name)
+                        found[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
         for name, shard in self._file_of.items():
             if name not in found:
                 raise CheckpointError(

@@ -73,7 +73,7 @@ def calibrated_mean(model: Transformer, calibration: Int[Array, "w l"]) -> dict[
 
 @scale_rules.register("calibrated_max")
 def calibrated_max(model: Transformer, calibration: Int[Array, "w l"]) -> dict[str, Any]:
-    """The largest norm at each site over the calibration tokens: none of them overflows."""
+    """The largest norm at each site over the calibration tokens: of each Σx² ≤ 1."""
     return _summarized(model, calibration, np.max)
 
 
