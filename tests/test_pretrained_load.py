@@ -270,10 +270,14 @@ def test_facts_say_what_was_loaded(tmp_path):
     json.dumps(facts)
 
 
-def test_one_tensor_at_a_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", [Safetensors, GGUF])
+def test_one_tensor_at_a_time(source, tmp_path, monkeypatch):
     """When a tensor is read, the one before it is gone (what became of it is a copy)."""
-    spec = write("llama", tmp_path / "m")
-    read, earlier, alive = Safetensors.read, [], []
+    if source is GGUF:
+        spec = write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], tensors("llama"))
+    else:
+        spec = write("llama", tmp_path / "m")
+    read, earlier, alive = source.read, [], []
 
     def watched(self, name):
         alive.append(sum(ref() is not None for ref in earlier))
@@ -281,7 +285,7 @@ def test_one_tensor_at_a_time(tmp_path, monkeypatch):
         earlier.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(Safetensors, "read", watched)
+    monkeypatch.setattr(source, "read", watched)
     monkeypatch.setattr(jax, "device_put", lambda x: jnp.array(x, copy=True))
     pretrained.load(spec)
     assert alive == [0] * len(tensors("llama"))

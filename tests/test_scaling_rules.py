@@ -38,11 +38,11 @@ def inputs(model, tokens=TOKENS[:1]):
 
 def shallow(placement):
     """A model of one block (two, so that both of Mix-LN's kinds are there) with all its norms."""
-    share = {"post_share": 0.5} if placement == "mix-ln" else {}
+    also = {"mix-ln": {"post_share": 0.5}, "reordered": {"norm_qk_full": True}}.get(placement, {})
     turn = sorted(placements).index(placement) % 2
     kind, norm = (("gated", "rmsnorm"), ("plain", "layernorm"))[turn]
-    layers = 1 + len(share)
-    return uneven(norm, placement, sites=EVERYWHERE | share, **KINDS[kind], layers=layers)
+    layers = 2 if placement == "mix-ln" else 1
+    return uneven(norm, placement, sites=EVERYWHERE | also, **KINDS[kind], layers=layers)
 
 
 @pytest.fixture(scope="module")
