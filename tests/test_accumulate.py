@@ -109,3 +109,15 @@ def test_bf16_keeps_nothing_below_float32s_smallest_normal():
     assert same(round_to(tiny, "bf16"), tiny).all()
     assert float(accumulate(tiny, "bf16")) == 0.0
     assert FloatFormat.parse("bf16").subnormals == "ieee"
+
+
+@pytest.mark.parametrize("text", ["fp32:rounded", "fp32:blocks(2)", "e5m23:rounded"])
+def test_an_exact_sum_overflows_to_infinity(text):
+    rows = np.float32([[2e38, 2e38], [-2e38, -2e38], [np.inf, 1], [1, -np.inf]])
+    with np.errstate(over="ignore"):
+        expected = rows.sum(axis=-1)
+    np.testing.assert_array_equal(accumulate(rows, text), expected)
+    top = np.finfo(np.float32).max
+    saturated = accumulate(rows[:2], text.replace(":", ".saturate:"))
+    bound = top if text.startswith("fp32") else 65536 - 2.0**-8
+    np.testing.assert_array_equal(saturated, [bound, -bound])

@@ -106,6 +106,21 @@ def test_rows_of_zeros_and_constant_rows_are_no_underflow():
     assert int(seen(np.full((3, 8), 1e-6), "fp16").zero) == 3
 
 
+def test_a_row_that_the_input_loses_is_an_underflow():
+    acc = Accumulator("fp8_e4m3.input", observe=True)
+    x = jnp.full((1, 8192), 2.0**-11)
+    assert not np.any(acc.normalize(x, 1e-5))
+    assert int(acc.observed.zero) == 1
+    acc = Accumulator("fp16", observe=True)
+    acc.normalize(jnp.full((1, 512), 0.1), 1e-5, center=True)  # the mean rounds, the row is one
+    assert int(acc.observed.zero) == 0
+
+
+def test_an_unknown_form_of_epsilon_is_refused():
+    with pytest.raises(ValueError, match="form of ε 'add'. Did you mean 'added'"):
+        Accumulator().normalize(jnp.ones((1, 4)), 1e-5, form="add")
+
+
 def test_a_lost_mean_counts_as_an_overflow():
     x = np.full((2, 64), 3000.0, np.float32)
     assert int(seen(x, "fp16", center=True).overflowed) == 2

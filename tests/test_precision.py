@@ -118,7 +118,8 @@ def test_any_precision_round_trips(to, order, onepass, held, mean, rule, pow2):
         ("fp16:lanes", r"expected lanes\(k\)"),
         ("fp16:lanes(8).flush", "an option of the format: write fp16.flush:"),
         ("fp16:lanes(8).flsh", "unknown option of the order 'flsh'"),
-        ("fp32.stochastic(1):sequential", "expected a format narrower than float32"),
+        ("fp32.stochastic(1):sequential", "expected fewer mantissa bits than float32's 23"),
+        ("e5m23.stochastic(1)", "expected fewer mantissa bits than float32's 23"),
         ("fp16.onepas", "Did you mean 'onepass'"),
         ("fp16:pairwise.onepas", "Did you mean 'onepass'"),
         ("fp16+", "scale rule ''"),
@@ -152,3 +153,12 @@ def test_a_rule_without_scales_is_refused_wherever_a_precision_is_given():
     assert Context(ruled, {}).precision == Precision.parse("fp16:pairwise")
     scaled = Accumulator(ruled, 64.0).normalize(x, 0.0)
     assert jnp.array_equal(scaled, jnp.ones_like(x))
+
+
+def test_what_is_no_string_is_refused():
+    with pytest.raises(
+        TypeError, match="precision 16: expected a string, such as 'fp16:"
+    ):
+        Precision.parse(16)
+    with pytest.raises(ValueError, match="precision ''"):
+        Context("")

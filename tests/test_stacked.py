@@ -136,7 +136,9 @@ def test_local_blocks_beside_global_ones_are_refused(tmp_path):
     tiny_config(tmp_path, model=model)
 
 
-@pytest.mark.parametrize("asked", [{"observe": True}, {"capture": True}, {"scales": {"a": 1.0}}])
+@pytest.mark.parametrize(
+    "asked", [{"observe": True}, {"capture": True}, {"scales": {"norm_final": 1.0}}]
+)
 def test_what_is_asked_by_site_is_refused(tokens, asked):
     with pytest.raises(ValueError, match=r"take train.stacked.unstacked\(model\)"):
         stacked(tiny_model())(tokens, Context(**asked))

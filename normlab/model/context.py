@@ -50,7 +50,7 @@ class Context:
         self.capture = capture
         self.progress = progress
         self.compute = compute or ComputeConfig()
-        asked = Precision.parse(precision or self.compute.precision)
+        asked = Precision.parse(self.compute.precision if precision is None else precision)
         self.precision = asked.applied(scales is not None)
         self.observed: dict[str, Observed] = {}
         self.inputs: dict[str, Array] = {}

@@ -11,6 +11,7 @@ from normlab.numerics.exact import after, separate
 from normlab.numerics.formats import round_to
 from normlab.numerics.observed import Observed
 from normlab.numerics.precision import Precision
+from normlab.registry import choice
 
 EPS_FORMS = ("under", "added", "floor")
 """Where ε stands: under the root, added to the root, or as the root's least value."""
@@ -84,6 +85,7 @@ class Accumulator:
         It is 0 where the sum overflowed, and nothing hides that. The other forms are
         1/(√ms + ε/s), "added" to the root, and 1/max(√ms, ε/s), the "floor" of the root.
         """
+        choice("form of ε", form, EPS_FORMS)
         multiplier = self._multiplier(mean_square.dtype)
         scaled = eps * multiplier**2 if form == "under" else (eps * multiplier) ** 2
         if self.observed is not None and self._exact is not None:
@@ -117,7 +119,7 @@ class Accumulator:
         part = self._scaled(x)[..., :first]
         if not center:
             total = self._total(part)
-            self._record(x[..., :first], total, part, row=row)
+            self._record(x[..., :first], total, row=row)
             return self._scaled(self._after(total, x)), self._share(total, part)
         added = self._added(part, self.precision.input)
         mean = self._share(added, part)
@@ -127,7 +129,7 @@ class Accumulator:
         squares = total = self._total(summed[..., :first])
         if self.precision.onepass:
             total = squares - self._apart(self._terms(part) * (mean * mean))
-        self._record(x[..., :first], total, centred[..., :first], (added, squares), row=row)
+        self._record(x[..., :first], total, (added, squares), row=row)
         centred = self.held(self._scaled(self._after(total, x)) - mean)
         return centred, self._share(total, part)
 
@@ -140,7 +142,7 @@ class Accumulator:
         added = self._added(z, self.precision.input) if center else None
         z = z if added is None else self.held(z - self._share(added, z))
         total = self._added(jnp.abs(z), self.precision.input)
-        self._record(x, total, z, None if added is None else (added, total), power=1)
+        self._record(x, total, None if added is None else (added, total), power=1)
         return z, self._share(total, z)
 
     def held(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -196,14 +198,14 @@ class Accumulator:
         self,
         x: Array,
         total: Array,
-        summed: Array,
         sums: tuple[Array, ...] | None = None,
         power: int = 2,
         row: Array | None = None,
     ) -> None:
-        """Note the rows x: their totals, and the vectors whose squares were summed (or sizes).
+        """Note the rows x and their totals, of squares or (`power` 1) of sizes.
 
-        Of centred rows also all `sums` as the unit held them, before anything was made of them.
+        Of centred rows also all `sums` as the unit held them, before anything was made of them. A
+        row is not of zeros where float32 tells it from its mean, whatever the unit made of it.
         """
         if self.observed is None:
             return
@@ -211,6 +213,7 @@ class Accumulator:
         from_mean = x if sums is None else x - jnp.mean(x, axis=-1, keepdims=True)
         whole = jnp.sum(jnp.abs(from_mean) ** power, axis=-1, keepdims=True)
         exact = whole * self._multiplier() ** power * (self._terms(x) / x.shape[-1])
+        size, left = (jnp.max(jnp.abs(r), axis=-1, keepdims=True) for r in (x, from_mean))
         square = jnp.sum((from_mean if row is None else row) ** 2, axis=-1, keepdims=True)
         self._exact = (exact, x.shape[-1]) if power == 2 else None  # ε adds to a sum of squares
         self.observed = self.observed.with_rows(
@@ -219,7 +222,7 @@ class Accumulator:
             exact,
             total,
             lost=jnp.any(self._out_of_range(held), axis=-1),
-            filled=jnp.max(jnp.abs(summed), axis=-1, keepdims=True) > 0,
+            filled=left > 2.0**-20 * size,
             to=self.precision.format,
         )
 

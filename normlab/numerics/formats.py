@@ -61,9 +61,9 @@ class FloatFormat:
         choice("subnormal handling", self.subnormals, ("ieee", "flush"))
         choice("overflow handling", self.overflow, ("inf", "saturate"))
         check(
-            self.stochastic is None or (self.exponent, self.mantissa) != (8, 23),
-            f"{self.name} with option stochastic: expected a format narrower than float32, where "
-            "nothing is rounded",
+            self.stochastic is None or self.mantissa != 23,
+            f"{self.name} with option stochastic: expected fewer mantissa bits than float32's 23, "
+            "of which nothing is cut off",
         )
 
     @classmethod
@@ -198,7 +198,9 @@ def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Place = 0) -> Array:
 
 def rounded_pair(total: Array, rest: Array, to: FloatFormat, place: Place = 0) -> Array:
     """Round(total + rest), in one rounding, for a sum that float32 need not hold."""
-    return rounded(total + rest if to.mantissa == 23 else to_odd(total, rest), to, place)
+    if to.mantissa == 23:  # of an infinite total the rest is NaN
+        return rounded(jnp.where(jnp.isfinite(total), total + rest, total), to, place)
+    return rounded(to_odd(total, rest), to, place)
 
 
 def _bounded(r: Array, to: FloatFormat) -> Array:

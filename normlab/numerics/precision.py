@@ -44,10 +44,13 @@ class Precision:
         """Read a precision string; a precision is returned as it is.
 
         Raises:
+            TypeError: neither a string nor a precision.
             ValueError: naming the part that cannot be read, what was expected and the nearest.
         """
         if isinstance(text, Precision):
             return text
+        if not isinstance(text, str):
+            raise TypeError(f"precision {text!r}: expected a string, such as 'fp16:pairwise'")
         try:
             return cls._read(text)
         except ValueError as error:
