@@ -156,9 +156,7 @@ def test_a_rule_without_scales_is_refused_wherever_a_precision_is_given():
 
 
 def test_what_is_no_string_is_refused():
-    with pytest.raises(
-        TypeError, match="precision 16: expected a string, such as 'fp16:"
-    ):
+    with pytest.raises(TypeError, match="precision 16: expected a string, such as 'fp16:"):
         Precision.parse(16)
     with pytest.raises(ValueError, match="precision ''"):
         Context("")
