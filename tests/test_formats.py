@@ -132,6 +132,22 @@ def test_stochastic_rounding_is_unbiased_and_hits_only_neighbours(name, x):
     assert abs(got.mean() - x) < 5 * deviation
 
 
+@pytest.mark.parametrize("mantissa", [2, 3, 7, 10, 16])
+def test_stochastic_rounding_of_neighbours_is_independent(mantissa):
+    """Of neighbouring values, places and seeds: up or not, halfway between, agrees half the time.
+
+    A hash of two products without the first shift fails here, for two mantissa bits.
+    """
+    step = np.arange(min(1 << 13, 64 << mantissa), dtype=np.uint32) * 2 + 1  # half a last bit
+    values = (np.uint32(0x3F000000) + (step << np.uint32(22 - mantissa))).view(np.float32)
+    x = np.tile(values[:, None], 64)
+    names = [f"e8m{mantissa}.stochastic({seed})" for seed in (0, 1)]
+    up = np.stack([jitted(x, name) > x for name in names])  # [seed, value, place]
+    for axis in range(3):
+        agree = np.equal(*(np.delete(up, end, axis) for end in (0, -1)))
+        assert abs(agree.mean() - 0.5) < 5 * 0.5 / np.sqrt(agree.size)
+
+
 def test_stochastic_rounding_depends_on_seed_and_row_alone():
     x = np.random.default_rng(0).normal(size=(8, 300)).astype(np.float32)
     one = np.asarray(round_to(x, "fp16.stochastic(1)"))

@@ -219,10 +219,10 @@ def _normal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
     """
     if noise is None:
         return x if to.mantissa == 23 else lax.reduce_precision(x, 8, to.mantissa)
-    cut = jnp.uint32((1 << (23 - to.mantissa)) - 1)
-    bits = lax.bitcast_convert_type(x, jnp.uint32)
-    r = lax.bitcast_convert_type((bits + (noise & cut)) & ~cut, jnp.float32)
-    return jnp.where(jnp.isfinite(x), r, x)
+    lost = 23 - to.mantissa
+    bits = lax.bitcast_convert_type(x, jnp.uint32) + (noise >> (32 - lost))
+    r = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFFFFF << lost & 0xFFFFFFFF), jnp.float32)
+    return jnp.where(jnp.isnan(x), x, r)
 
 
 def _subnormal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
@@ -237,9 +237,10 @@ def _subnormal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
 
 
 def _noise(x: Array, to: FloatFormat, place: Place) -> Array | None:
-    """32 bits made of value, place and seed (the finalizer of MurmurHash3, twice).
+    """32 bits made of value, place and seed, the upper ones to be used.
 
-    The places' half is made in NumPy where they are, and is a constant then.
+    MurmurHash3's finalizer twice, less its last step, which mends the lower bits. The places' half
+    is made in NumPy where they are, and is a constant then.
     """
     if to.stochastic is None:
         return None
@@ -250,5 +251,4 @@ def _noise(x: Array, to: FloatFormat, place: Place) -> Array | None:
 
 def _mixed(h: Any) -> Any:
     h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
+    return (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
