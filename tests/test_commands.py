@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,11 +51,21 @@ TRAIN = {
 EVALUATE = {"max_windows": 2, "window": 32, "calibration_windows": 1, "data.corpus": "embedded"}
 
 
+def settings(experiment: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "configs" / "experiment" / f"{experiment}.yaml").read_text())
+
+
 def first(experiment: str) -> dict[str, str]:
     """The first of all runs that an experiment sweeps over."""
-    text = (ROOT / "configs" / "experiment" / f"{experiment}.yaml").read_text()
-    swept = yaml.safe_load(text).get("hydra", {}).get("sweeper", {}).get("params", {})
+    swept = settings(experiment).get("hydra", {}).get("sweeper", {}).get("params", {})
     return {key: str(values).split(",")[0] for key, values in swept.items()}
+
+
+def has_words(given: dict[str, str]) -> bool:
+    """Whether a run's tokens are words, to which a size of vocabulary means nothing."""
+    experiment = settings(given["experiment"]) if "experiment" in given else {}
+    by_experiment = experiment.get("data", {}).get("tokenizer")
+    return given.get("data.tokenizer", by_experiment) == "word"
 
 
 def small(command: tuple[str, ...]) -> tuple[str, ...]:
@@ -67,6 +78,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
             first(given["experiment"]) | given | TRAIN if "experiment" in given else given | TRAIN
         )
         given.pop("run", None)
+        if has_words(given):
+            given.pop("data.vocab_size")
         given |= {"runs": "HOME/made"}
         if given.get("norm") == "rmsnorm,mediannorm":  # the one that the page adds
             given["norm"] = "rmsnorm,layernorm"
