@@ -1,13 +1,18 @@
 """Attention against its formula in float64 NumPy, each of its options on and off."""
 
+from itertools import pairwise
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_model
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from normlab.model import Context
-from normlab.model.attention import Attention
+from normlab.model import attention as module
+from normlab.model.attention import BLOCKS, QUERIES, Attention, spans
 from normlab.model.placement import Wiring
 
 LENGTH, HEADS, KV, SIZE = 9, 4, 2, 8
@@ -69,13 +74,39 @@ CASES = [(options, False) for options in OPTIONS]
 CASES += [(options, True) for options in OPTIONS if "window" in options]
 
 
-@pytest.mark.parametrize(("options", "local"), CASES)
-def test_the_formula(options, local):
+def attended(options, local):
+    """What attention gives, and what it should."""
     config = tiny_model(heads=HEADS, kv_heads=KV, init_std=0.5, **options).config
     attention = Attention(config, Wiring(), lambda *_: None, local, nnx.Rngs(0))
     for linear in (attention.query, attention.key, attention.value, attention.out):
         if linear.bias is not None:
             linear.bias[...] = jnp.linspace(-1.0, 1.0, linear.bias.shape[0])
     x = np.random.default_rng(0).standard_normal((1, LENGTH, 32)).astype(np.float32)
-    y = attention(jnp.asarray(x), Context())
-    np.testing.assert_allclose(y[0], reference(x[0], attention, local), rtol=0, atol=2e-5)
+    return attention(jnp.asarray(x), Context())[0], reference(x[0], attention, local)
+
+
+@pytest.mark.parametrize(("options", "local"), CASES)
+def test_the_formula(options, local):
+    y, expected = attended(options, local)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize(("options", "local"), CASES)
+def test_the_formula_in_blocks_of_queries(options, local, size, monkeypatch):
+    monkeypatch.setattr(module, "QUERIES", size)
+    monkeypatch.setattr(module, "BLOCKS", LENGTH)
+    y, expected = attended(options, local)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
+
+
+@given(st.integers(1, 20_000), st.none() | st.integers(1, 5_000))
+def test_spans_take_each_query_once_and_each_key_that_it_sees(length, window):
+    blocks = spans(length, window)
+    assert len(blocks) <= BLOCKS
+    assert (len(blocks) == 1) == (length <= QUERIES)
+    assert (blocks[0][0].start, blocks[-1][0].stop) == (0, length)
+    assert all(a.stop == b.start for (a, _), (b, _) in pairwise(blocks))
+    for queries, keys in blocks:
+        oldest = 0 if window is None else max(0, queries.start - window + 1)
+        assert (keys.start, keys.stop) == (oldest, queries.stop)
