@@ -184,6 +184,8 @@ def explain(error: BaseException) -> str:
     if isinstance(node, DictConfig) and key is not None and key not in node:
         group = str(cause.full_key).rpartition(".")[0]  # type: ignore[union-attr]
         known = {str(k): v for k, v in node.items() if k != "hydra"}
+        if group and not known:
+            return f"{group}.{key}: {group} is one value and has no keys; expected {group}=VALUE"
         deeper = [path for path in _leaves(known) if path.endswith(f".{key}")]
         if deeper:
             return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, deeper))}?"

@@ -86,6 +86,7 @@ def test_a_file_changes_what_it_says_and_nothing_else():
         ("norm=rmsnrom", "unknown norm 'rmsnrom'. Did you mean 'rmsnorm'"),
         ("placement=perry", "unknown placement 'perry'. Did you mean 'peri'"),
         ("norm.epz=1", "unknown key of norm 'epz'. Did you mean 'eps'"),
+        ("model.width.x=1", "model.width is one value and has no keys; expected model.width=VALUE"),
         ("stepz=1", "unknown key 'stepz'. Did you mean 'steps'"),
         ("lr=1e-3", "unknown key 'lr'. Did you mean 'optimizer.lr'?"),
         ("optimizer.lr=fast", "optimizer.lr = 'fast': expected float, got str"),
