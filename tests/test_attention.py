@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ def attended(options, local):
         if linear.bias is not None:
             linear.bias[...] = jnp.linspace(-1.0, 1.0, linear.bias.shape[0])
     x = np.random.default_rng(0).standard_normal((1, LENGTH, 32)).astype(np.float32)
-    return attention(jnp.asarray(x), Context())[0], reference(x[0], attention, local)
+    y = jax.jit(lambda x: attention(x, Context()))(jnp.asarray(x))
+    return y[0], reference(x[0], attention, local)
 
 
 @pytest.mark.parametrize(("options", "local"), CASES)
@@ -91,10 +93,9 @@ def test_the_formula(options, local):
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize(("options", "local"), CASES)
-def test_the_formula_in_blocks_of_queries(options, local, size, monkeypatch):
-    monkeypatch.setattr(module, "QUERIES", size)
+@pytest.mark.parametrize(("options", "local"), [c for c in CASES if c[0].get("causal", True)])
+def test_the_formula_in_blocks_of_queries(options, local, monkeypatch):
+    monkeypatch.setattr(module, "QUERIES", 4)
     monkeypatch.setattr(module, "BLOCKS", LENGTH)
     y, expected = attended(options, local)
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
