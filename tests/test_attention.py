@@ -96,7 +96,6 @@ def test_the_formula(options, local):
 @pytest.mark.parametrize(("options", "local"), [c for c in CASES if c[0].get("causal", True)])
 def test_the_formula_in_blocks_of_queries(options, local, monkeypatch):
     monkeypatch.setattr(module, "QUERIES", 4)
-    monkeypatch.setattr(module, "BLOCKS", LENGTH)
     y, expected = attended(options, local)
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
 
