@@ -8,9 +8,10 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NORMLAB_CACHE", os.path.join(os.path.dirname(__file__), ".cache"))
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # What one test has compiled, all workers and the commands they start need not compile again.
+    # What one test has compiled, all workers and the commands they start need not compile again:
+    # not even an operation by itself, of which there are hundreds.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="normlab-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax

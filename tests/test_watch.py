@@ -27,6 +27,12 @@ def seen(model, before=None, step=0):
     return plain(jax.device_get(make_look(graphdef, 10)(params, before, step, INPUTS, TARGETS)))
 
 
+def seen_uncompiled(model, before=None):
+    """An operation at a time: compiling would take nearly all the time of a test."""
+    with jax.disable_jit():
+        return seen(model, before)
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """A run that is looked into every five steps."""
@@ -144,7 +150,7 @@ def test_attention_scores_are_those_of_pairs_that_attend(fields):
 
 @pytest.mark.parametrize("norm", norms)
 def test_every_norm_can_be_watched(norm):
-    line = seen(tiny_model(norm, "pre", layers=1))
+    line = seen_uncompiled(tiny_model(norm, "pre", layers=1))
     assert set(line["sites"]) == {
         "blocks.0.attention.norm_in",
         "blocks.0.mlp.norm_in",
@@ -156,7 +162,7 @@ def test_every_norm_can_be_watched(norm):
 @pytest.mark.parametrize("placement", placements)
 def test_every_placement_can_be_watched(placement):
     model = tiny_model("layernorm", placement)
-    line = seen(model, before=learned(nnx.state(model)))
+    line = seen_uncompiled(model, before=learned(nnx.state(model)))
     sites = {m.site.name for _, m in nnx.iter_graph(model) if hasattr(m, "site")}
     assert set(line["sites"]) == sites
     assert all(p["update_ratio"] == 0.0 for p in line["parts"].values())
