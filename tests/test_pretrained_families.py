@@ -147,6 +147,10 @@ def test_linear_scaling():
     assert model("llama", **linear).rope_divisors == (4.0,) * 4
 
 
+def local_rope(**fields):
+    return {"rope_parameters": {"sliding_attention": fields}}
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
@@ -173,6 +177,8 @@ def test_linear_scaling():
         ("olmo2", {"attention_bias": True}, "attention_bias = True"),
         ("olmo2", {"sliding_window": 4096}, "sliding_window = 4096"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", local_rope(rope_type="linear", factor=8.0), "positions in local layers: .*8.0"),
+        ("gemma3", local_rope(partial_rotary_factor=0.5), "partial rotary positions in .*0.5"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ],
 )
@@ -239,6 +245,7 @@ def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
         ({"llama.embedding_length": None}, "expected one number each"),
         ({"llama.attention.causal": False}, "llama.attention.causal = False"),
         ({"llama.rope.scaling.type": "yarn"}, "unknown rope_type .* 'yarn'"),
+        ({"llama.rope.scaling.attn_factor": 1.19}, "attn_factor = 1.19, which is not supported"),
         ({"llama.rope.dimension_count": 4}, "rotary positions on 4 of 8 elements"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "has no 'rms_norm_eps'"),
     ],

@@ -234,8 +234,11 @@ def _gemma3(c: Keys) -> Configs:
         old = c.get("rope_local_base_freq", 10000.0)
         local = c.get("rope_parameters", {}).get("sliding_attention", {})
         shared["local_rope_theta"] = local.get("rope_theta", old)
-        if local.get("rope_type", "default") != "default":
-            raise CheckpointError(f"{c.where}: scaled rotary positions in local layers: {local}")
+        plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
+        if any(local.get(key, value) != value for key, value in plain.items()):
+            raise CheckpointError(
+                f"{c.where}: scaled or partial rotary positions in local layers: {local}"
+            )
     model = _model(c, c["head_dim"], theta=1e6, **shared)
     return Configs(model, _norm(c), PlacementConfig("peri", norm_qk=True), c["vocab_size"])
 

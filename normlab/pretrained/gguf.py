@@ -219,6 +219,7 @@ def gguf_config(file: GGUF) -> dict[str, Any]:
         raise CheckpointError(f"{file.path}: {error}") from error
     said = Keys(m, str(file.path))
     said.require(f"{arch}.attention.causal", True)
+    said.require(f"{arch}.rope.scaling.attn_factor", 1.0)  # llama.cpp multiplies q and k by it
     if (parts := said.get("split.count", 0)) > 1:
         raise CheckpointError(
             f"{file.path} is one of {parts} parts: expected one file, as llama-gguf-split --merge "
