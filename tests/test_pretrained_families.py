@@ -62,13 +62,16 @@ def test_gemma_reads_hidden_activation_where_both_are_given():
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
+@pytest.mark.parametrize("none", [None, 0.0])
 @pytest.mark.parametrize(("family", "unsaid"), [("gemma2", (50.0, 30.0)), ("gemma3", (None, None))])
-def test_a_soft_cap_that_is_null_is_none_and_an_unsaid_one_the_familys(family, unsaid, tmp_path):
+def test_a_soft_cap_of_null_or_0_is_none_and_an_unsaid_one_the_familys(
+    family, unsaid, none, tmp_path
+):
     bare = {k: v for k, v in CONFIGS[family].items() if k not in CAPS}
     found = configs(bare, "config.json")[1].model
     assert (found.attention_softcap, found.logit_softcap) == unsaid
-    none = model(family, **dict.fromkeys(CAPS))
-    assert (none.attention_softcap, none.logit_softcap) == (None, None)
+    uncapped = model(family, **dict.fromkeys(CAPS, none))
+    assert (uncapped.attention_softcap, uncapped.logit_softcap) == (None, None)
     write_gguf(tmp_path / "m.gguf", family, bare, {})
     file = GGUF(tmp_path / "m.gguf")
     in_gguf = {"vocab_size": 260, "tie_word_embeddings": True}
@@ -96,6 +99,15 @@ def test_a_gguf_file_says_which_blocks_are_local(tmp_path):
     assert (three.global_every, three.local_rope_theta) == (2, 77.0)
     with pytest.raises(CheckpointError, match=r"sliding_window_pattern = \[True\]: expected n ≥ 1"):
         configs({**found, "sliding_window_pattern": [True]}, "m.gguf")
+
+
+@pytest.mark.parametrize(("family", "expected"), [("gemma2", (4096, 2)), ("gemma3", (None, None))])
+def test_a_gguf_file_that_names_no_window_has_llama_cpps(family, expected, tmp_path):
+    bare = {k: v for k, v in CONFIGS[family].items() if k != "sliding_window"}
+    write_gguf(tmp_path / "m.gguf", family, bare, {})
+    unsaid = {"vocab_size": 260, "tie_word_embeddings": True}
+    found = configs({**gguf_config(GGUF(tmp_path / "m.gguf")), **unsaid}, "m.gguf")[1].model
+    assert (found.window, found.global_every) == expected
 
 
 def test_a_part_of_a_gguf_file_says_so(tmp_path):
@@ -142,6 +154,10 @@ def test_llama3_stretches_slow_turns_only():
         assert found[-1] == 8.0
 
 
+def test_products_that_were_sharded_in_training_are_the_same_products():
+    assert model("llama", pretraining_tp=2) == model("llama")
+
+
 def test_linear_scaling():
     linear = {"rope_scaling": {"type": "linear", "factor": 4.0}}
     assert model("llama", **linear).rope_divisors == (4.0,) * 4
@@ -180,6 +196,8 @@ def local_rope(**fields):
         ("gemma3", local_rope(rope_type="linear", factor=8.0), "positions in local layers: .*8.0"),
         ("gemma3", local_rope(partial_rotary_factor=0.5), "partial rotary positions in .*0.5"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"is_causal": False}, "is_causal = False, which is not supported"),
+        ("qwen2", {"is_causal": False}, "is_causal = False, which is not supported"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(family, changes, message):

@@ -75,6 +75,16 @@ def test_a_file_cut_anywhere_is_refused(path, tmp_path):
             GGUF(cut)
 
 
+def test_an_alignment_of_nothing(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_uint32("general.alignment", 0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"general\.alignment = 0: expected 32"):
+        GGUF(tmp_path / "a.gguf")
+
+
 def test_what_is_no_gguf_file_is_refused(path, tmp_path):
     other = tmp_path / "other.gguf"
     other.write_bytes(b"PK\x03\x04 a zip file")

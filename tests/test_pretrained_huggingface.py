@@ -45,6 +45,16 @@ def test_shards_are_one_checkpoint(tmp_path):
     np.testing.assert_array_equal(source.read("b"), VALUES[0])
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_files_that_hold_no_tensor(indexed, tmp_path):
+    if indexed:
+        (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    else:
+        save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="its safetensors hold no tensor"):
+        Safetensors(tmp_path)
+
+
 def test_a_single_file_comes_before_an_index(tmp_path):
     shards(tmp_path)
     save_file({"a": VALUES[1]}, tmp_path / "model.safetensors")

@@ -1,12 +1,13 @@
 """Loading: the right weights in the right places, and nothing half-loaded."""
 
 import json
-import weakref
+import tracemalloc
+from importlib import import_module
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_checkpoints
 from small_checkpoints import (
     BERT,
     CONFIGS,
@@ -26,6 +27,7 @@ from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.huggingface import Safetensors
 from normlab.registry import UnknownNameError
 
+loading = import_module("normlab.pretrained.load")  # the module: the package's `load` hides it
 TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, 12))
 
 
@@ -119,6 +121,24 @@ def test_names_may_lack_their_prefix(tmp_path):
     a = pretrained.load(write_folder(tmp_path / "bare", CONFIGS["gpt2"], bare))
     b = pretrained.load(write("gpt2", tmp_path / "full"))
     np.testing.assert_array_equal(log_probs(a, TOKENS), log_probs(b, TOKENS))
+
+
+def test_a_head_of_gpt2_is_stored_as_pytorch_does(tmp_path):
+    """The one map of a GPT-2 directory that is [out, in]."""
+    weights = tensors("gpt2")
+    weights["lm_head.weight"] = np.random.default_rng(2).standard_normal((VOCAB, 24), np.float32)
+    untied = {**CONFIGS["gpt2"], "tie_word_embeddings": False}
+    a = pretrained.load(write_folder(tmp_path / "m", untied, weights))
+    b = pretrained.load(write_gguf(tmp_path / "m.gguf", "gpt2", CONFIGS["gpt2"], weights))
+    assert a.model.head is not None
+    np.testing.assert_array_equal(a.model.head.kernel[...], weights["lm_head.weight"].T)
+    np.testing.assert_array_equal(log_probs(a, TOKENS), log_probs(b, TOKENS))
+
+
+@pytest.mark.parametrize("head", ["classifier", "qa_outputs", "cls.predictions"])
+def test_what_stands_on_an_encoder_is_left(head, tmp_path):
+    weights = {**tensors("bert"), f"{head}.bias": np.zeros(2, np.float32)}
+    assert pretrained.load(write_folder(tmp_path / "m", BERT, weights)).model.head is None
 
 
 def test_bert_norms_may_have_their_old_names(tmp_path):
@@ -270,25 +290,38 @@ def test_facts_say_what_was_loaded(tmp_path):
     json.dumps(facts)
 
 
-@pytest.mark.parametrize("source", [Safetensors, GGUF])
-def test_one_tensor_at_a_time(source, tmp_path, monkeypatch):
-    """When a tensor is read, the one before it is gone (what became of it is a copy)."""
-    if source is GGUF:
-        spec = write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], tensors("llama"))
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_the_host_holds_the_model_and_one_tensor(form, tmp_path, monkeypatch):
+    """NumPy's memory beside what is on the device, as it is read, laid out and copied."""
+    monkeypatch.setattr(small_checkpoints, "VOCAB", 40_000)  # embedding and head: 3.7 MiB each
+    weights, config = tensors("llama"), {**CONFIGS["llama"], "vocab_size": 40_000}
+    if form == "gguf":
+        spec = write_gguf(tmp_path / "m.gguf", "llama", config, weights)
     else:
-        spec = write("llama", tmp_path / "m")
-    read, earlier, alive = source.read, [], []
+        spec = write_folder(tmp_path / "m", config, weights)
+    sizes = [w.nbytes for w in weights.values()]
+    put, on_device, peaks = loading.put, [], []
 
-    def watched(self, name):
-        alive.append(sum(ref() is not None for ref in earlier))
-        tensor = read(self, name)
-        earlier.append(weakref.ref(tensor))
-        return tensor
+    def watched(path, x):
+        peaks.append(sum(on_device) + tracemalloc.get_traced_memory()[1])
+        tracemalloc.reset_peak()
+        copied = jax.block_until_ready(put(path, x))
+        on_device.append(x.nbytes)
+        peaks.append(sum(on_device) + tracemalloc.get_traced_memory()[1])
+        tracemalloc.reset_peak()
+        return copied
 
-    monkeypatch.setattr(source, "read", watched)
-    monkeypatch.setattr(jax, "device_put", lambda x: jnp.array(x, copy=True))
-    pretrained.load(spec)
-    assert alive == [0] * len(tensors("llama"))
+    monkeypatch.setattr(loading, "put", watched)
+    checkpoint = pretrained.describe(spec)
+    del weights
+    tracemalloc.start()
+    try:
+        checkpoint.load()
+    finally:
+        tracemalloc.stop()
+    assert len(peaks) == 2 * len(sizes)
+    python = 2**20  # objects, the tokenizer's among them
+    assert sum(sizes) < max(peaks) < sum(sizes) + max(sizes) + python
 
 
 @pytest.mark.slow

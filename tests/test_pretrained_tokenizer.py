@@ -120,6 +120,8 @@ def test_a_control_token_is_found_whole():
         ({**BPE, "tokenizer.ggml.add_bos_token": True}, 259),
         ({**BPE, "tokenizer.ggml.pre": "llama-bpe"}, 259),
         ({**BPE, "tokenizer.ggml.pre": "llama3"}, 259),
+        ({**BPE, "tokenizer.ggml.pre": "falcon3"}, 259),
+        ({**BPE, "tokenizer.ggml.pre": "smaug-bpe"}, None),
         ({**BPE, "tokenizer.ggml.pre": "dbrx"}, None),
     ],
 )
@@ -166,15 +168,20 @@ def test_metadata_without_merges():
         from_metadata({k: v for k, v in BPE.items() if "merges" not in k}, "t")
 
 
-def with_template(folder, settings=None):
-    """A directory's tokenizer that puts token 7 before a text."""
+def with_template(folder, settings=None, single="{} $A", padded=None):
+    """A directory's tokenizer that puts token 7 before a text, or where `single` says."""
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
     write_tokenizer(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     token = tokenizer.id_to_token(7)
-    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, 7)])
+    tokenizer.post_processor = TemplateProcessing(
+        single=single.format(token), special_tokens=[(token, 7)]
+    )
+    if padded is not None:
+        tokenizer.enable_padding(direction=padded, length=16, pad_id=5)
+        tokenizer.enable_truncation(1)
     tokenizer.save(str(folder / "tokenizer.json"))
     if settings is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -190,6 +197,19 @@ def test_a_folders_bos(tmp_path):
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
     assert from_folder(tmp_path, {"bos_token_id": 3}, "t").bos == 3
+    named = {"add_bos_token": True, "bos_token": letters()[11]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert from_folder(tmp_path, {"bos_token_id": 3}, "t").bos == 11
+
+
+@pytest.mark.parametrize("padded", [None, "left", "right"])
+@pytest.mark.parametrize(
+    ("single", "bos"), [("{} $A", 7), ("$A {}", None), ("{0} $A {0}", 7), ("$A", None)]
+)
+def test_a_folders_bos_is_no_padding_and_no_end_of_text(single, bos, padded, tmp_path):
+    with_template(tmp_path, single=single, padded=padded)
+    for eos in (7, [9, 7], 4):  # one token may be both
+        assert from_folder(tmp_path, {"eos_token_id": eos}, "t").bos == bos
 
 
 @pytest.mark.parametrize(
@@ -238,6 +258,15 @@ def test_a_special_token_without_a_row_is_ordinary_text(tmp_path):
 def test_a_folder_without_a_good_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         from_folder(tmp_path, {}, "t")
-    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
+    for content in (b'{"model": 3}', b"\xff"):
+        (tmp_path / "tokenizer.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
+            from_folder(tmp_path, {}, "t")
+
+
+@pytest.mark.parametrize("token", [3, {"id": 3}])
+def test_a_token_that_is_named_by_no_text(token, tmp_path):
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": token}))
+    with pytest.raises(CheckpointError, match=r"bos_token = .*3.*: expected a token's text"):
         from_folder(tmp_path, {}, "t")

@@ -127,6 +127,7 @@ def _llama3_divisors(rope: Keys, head_size: int) -> tuple[float, ...]:
 
 def _model(c: Keys, head_size: int, theta: float = 10000.0, **more: Any) -> ModelConfig:
     """What the config.json of every family but GPT-2 and BERT says in the same words."""
+    c.require("is_causal", True)  # some embedding models are decoders that look both ways
     rope = _rope(c, "full_attention", theta)
     act = c.get("hidden_activation") or c["hidden_act"]  # Gemma's may have both
     if (partial := rope["partial_rotary_factor"]) != 1.0:
@@ -157,7 +158,6 @@ def _head_size(c: Keys) -> int:
 
 
 def _llama(c: Keys) -> Configs:
-    c.require("pretraining_tp", 1)
     biased = c.get("attention_bias", False)
     if (mlp := c.get("mlp_bias", False)) != biased:
         raise CheckpointError(
@@ -190,15 +190,15 @@ def _olmo2(c: Keys) -> Configs:
 def _gemma(
     c: Keys, every: int, softcaps: tuple[float | None, float | None] = (None, None)
 ) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common; a soft cap that is null is none, `softcaps` if unsaid."""
+    """What Gemma 2 and 3 have in common; a soft cap of null or 0 is none, `softcaps` if unsaid."""
     c.require("attention_bias", False)
     c.require("use_bidirectional_attention", False)
     return {
         "tied": c.get("tie_word_embeddings", True),
         "embed_factor": math.sqrt(c["hidden_size"]),
         "attention_scale": c["query_pre_attn_scalar"] ** -0.5,
-        "attention_softcap": c.values.get("attn_logit_softcapping", softcaps[0]),
-        "logit_softcap": c.values.get("final_logit_softcapping", softcaps[1]),
+        "attention_softcap": c.values.get("attn_logit_softcapping", softcaps[0]) or None,
+        "logit_softcap": c.values.get("final_logit_softcapping", softcaps[1]) or None,
         **_windows(c, every),
     }
 
@@ -244,6 +244,7 @@ def _gemma3(c: Keys) -> Configs:
 
 
 def _gpt2(c: Keys) -> Configs:
+    c.require("is_causal", True)
     c.require("scale_attn_weights", True)
     c.require("scale_attn_by_inverse_layer_idx", False)
     act = c.get("activation_function", "gelu_new")

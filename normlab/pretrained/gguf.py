@@ -90,14 +90,13 @@ class GGUF:
             magic = file.read(4)
         if magic != b"GGUF":
             raise CheckpointError(f"{self.path} is no GGUF file: it begins with {magic!r}")
-        self._data = np.memmap(self.path, np.uint8, mode="r")
         try:
-            self._read_header()
+            self._read_header(np.memmap(self.path, np.uint8, mode="r"))
         except (IndexError, KeyError, UnicodeDecodeError, struct.error, OverflowError) as error:
             raise CheckpointError(f"{self.path} is damaged or cut short in its header") from error
 
-    def _read_header(self) -> None:
-        header = _Header(self._data.data)
+    def _read_header(self, data: np.memmap) -> None:
+        header = _Header(data.data)
         header.at = 4
         version, tensors, values = header.number("I"), header.number("Q"), header.number("Q")
         if version not in (2, 3):
@@ -107,9 +106,17 @@ class GGUF:
             self.metadata[key] = header.value(kind)
         table = [self._read_entry(header) for _ in range(tensors)]
         align = self.metadata.get("general.alignment", 32)
+        if align < 1:
+            raise CheckpointError(f"{self.path}: general.alignment = {align}: expected 32")
         begin = -(-header.at // align) * align
         for name, shape, kind, offset in table:
-            self.tensors[name] = self._placed(name, shape, kind, begin + offset)
+            tensor = self._placed(name, shape, kind, begin + offset)
+            if (end := tensor.start + tensor.size) > len(data):
+                raise CheckpointError(
+                    f"{self.path} is cut short: {name} should end at byte {end}, the file at "
+                    f"{len(data)}"
+                )
+            self.tensors[name] = tensor
 
     @staticmethod
     def _read_entry(header: _Header) -> tuple[str, tuple[int, ...], int, int]:
@@ -127,13 +134,7 @@ class GGUF:
                 f"{self.path}: {name} is of tensor type {kind}, which the installed gguf package "
                 "doesn't know"
             ) from error
-        size = int(np.prod(shape)) // per_block * bytes_per_block
-        if start + size > len(self._data):
-            raise CheckpointError(
-                f"{self.path} is cut short: {name} should end at byte {start + size}, "
-                f"the file at {len(self._data)}"
-            )
-        return _Tensor(shape, kind, start, size)
+        return _Tensor(shape, kind, start, int(np.prod(shape)) // per_block * bytes_per_block)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -159,12 +160,14 @@ class GGUF:
     def read(self, name: str) -> Float[np.ndarray, "..."]:
         """One tensor in float32, dequantized.
 
+        Its bytes are read, not mapped: pages of a map would stay with the process.
+
         Raises:
             CheckpointError: a quantization that the installed gguf package can't undo.
         """
         t = self.tensors[name]
-        raw = self._data[t.start : t.start + t.size].reshape(*t.shape[:-1], -1)
-        return self._floats(name, raw).reshape(t.shape)
+        raw = np.fromfile(self.path, np.uint8, t.size, offset=t.start)
+        return self._floats(name, raw.reshape(*t.shape[:-1], -1)).reshape(t.shape)
 
     def _floats(self, name: str, raw: Any) -> Float[np.ndarray, "..."]:
         """The values of a tensor's bytes, in rows."""
@@ -174,7 +177,7 @@ class GGUF:
         # The package takes plain numbers in their own type, and blocks as bytes.
         plain = {GGMLQuantizationType.F32: "<f4", GGMLQuantizationType.F16: "<f2"}
         if kind in plain:
-            return np.ascontiguousarray(raw).view(plain[kind]).astype(np.float32)
+            return np.ascontiguousarray(raw).view(plain[kind]).astype(np.float32, copy=False)
         try:
             return dequantize(raw, kind)
         except NotImplementedError as error:
@@ -203,6 +206,8 @@ _GGUF_KEYS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 _27B_LAYERS = {"gemma2": 46, "gemma3": 62}
+_WINDOW_UNSAID = {"gemma2": {"sliding_window": 4096}, "gemma3": {"sliding_window_pattern": 1}}
+"""What llama.cpp takes where a file names no window; a Gemma 3 without one is global throughout."""
 
 
 def gguf_config(file: GGUF) -> dict[str, Any]:
@@ -237,6 +242,8 @@ def gguf_config(file: GGUF) -> dict[str, Any]:
         "rope_theta": m.get(f"{arch}.rope.freq_base", 10000.0),
         "rope_scaling": _gguf_scaling(file, arch),
     }
+    if "sliding_window" not in config:
+        config |= _WINDOW_UNSAID.get(arch, {})
     if arch == "gpt2":
         return {**config, **_gguf_gpt2(config)}
     return {**config, **_gguf_heads(file, arch, config)}

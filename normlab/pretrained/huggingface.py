@@ -53,6 +53,8 @@ class Safetensors:
             self._file_of = self._indexed()
         else:
             raise CheckpointError(self._why_none())
+        if not self._file_of:
+            raise CheckpointError(f"{folder}: its safetensors hold no tensor")
 
     def _indexed(self) -> dict[str, str]:
         weights = read_json(self.folder / INDEX).get("weight_map")

@@ -72,6 +72,7 @@ class Checkpoint:
         for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
             # Waited for, or the next tensor would be read while this one is still being copied.
             weights[path] = jax.block_until_ready(put(path, self._weight(plan[path])))
+            jax.device_put(0)  # only in its next call does JAX let go of what it has copied
         state = jax.tree.unflatten(structure, [weights[path] for path in shapes])
         return LanguageModel(self.name, nnx.merge(graphdef, state), tokens, self.facts())
 

@@ -60,7 +60,7 @@ class Names:
     Args:
         modules: our module → theirs; `{i}` is the block. Queries,
             keys and values may share one, of which they are the thirds.
-        transposed: linear maps are stored [out, in].
+        transposed: linear maps are stored [out, in], as the head always is.
         gain_offset: added to every stored gain.
         paired: queries and keys are stored in rotary pairs of neighbours.
         plus_row: our module → a stored tensor whose row 0 is added to it.
@@ -98,7 +98,8 @@ class Names:
         heads = {"attention.branch.query": config.heads, "attention.branch.key": config.kv}
         if self.paired and leaf in ("kernel", "bias"):
             stored = replace(stored, heads=heads.get(module, 0))
-        return replace(stored, transposed=leaf == "kernel" and self.transposed)
+        transposed = self.transposed or module == "head"  # PyTorch's, in GPT-2 too
+        return replace(stored, transposed=leaf == "kernel" and transposed)
 
     def in_file(self, names: Iterable[str]) -> dict[str, str]:
         """Our spelling of each stored name (without the prefix, one ending) → the file's."""
@@ -182,9 +183,12 @@ BERT = Names(
     plus_row={"positions": "embeddings.token_type_embeddings.weight"},
     prefix="bert.",
     endings=(("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")),
-    ignored=r"(pooler|cls)\.|embeddings\.position_ids$",
+    ignored=r"(pooler|cls|classifier|qa_outputs)\.|embeddings\.position_ids$",
 )
-"""BERT's encoder; every token is of type 0, whose embedding goes into the positions'."""
+"""BERT's encoder, whatever head stands on it.
+
+Every token is of type 0, whose embedding goes into the positions'.
+"""
 
 _BLOCK = "blk.{i}."
 _GGUF = {

@@ -21,19 +21,19 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
 _GPT2, _DIGITS = "gpt2", "digits"
+_OF_LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")
+"""Of these llama.cpp knows more: BOS is added, and a word that is a token is not merged."""
 CUTS = {
     "gpt-2": _GPT2,
     "olmo": _GPT2,
     "smollm": _DIGITS,
     "starcoder": _DIGITS,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
+    **dict.fromkeys(_OF_LLAMA3, _LLAMA3),
     "dbrx": _LLAMA3,
+    "smaug-bpe": _LLAMA3,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
 }
-_OF_LLAMA3 = ("llama-bpe", "llama3")
-"""Those of which llama.cpp knows more: BOS is added, and a word that is a token is not merged."""
 
 
 def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
@@ -134,8 +134,8 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Pretraine
     """The tokenizer of a Hugging Face directory.
 
     Its BOS is the one that it puts before a text by itself; a model whose tokenizer adds none was
-    trained without. A special token without a row in the embedding is left out: a text that spells
-    it is ordinary text.
+    trained without, unless tokenizer_config.json says `add_bos_token`. A special token without a
+    row in the embedding is left out: a text that spells it is ordinary text.
 
     Raises:
         CheckpointError: no tokenizer.json, or one that can't be read.
@@ -143,22 +143,31 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Pretraine
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json")
-    definition = path.read_text(encoding="utf-8")
     from tokenizers import Tokenizer
 
     try:
+        definition = path.read_text(encoding="utf-8")
         tokenizer = Tokenizer.from_str(definition)
     except Exception as error:  # the package raises no narrower type
         raise CheckpointError(f"{path} can't be read: {error}") from error
     file = folder / "tokenizer_config.json"
     settings = read_json(file) if file.exists() else {}
-    asked, prefix = settings.get("add_bos_token"), _prefix(tokenizer, settings, config)
-    first = tokenizer.encode("", add_special_tokens=True).ids[:1]
-    bos = first[0] if first and first[0] != config.get("eos_token_id") else None
+    asked, bos = settings.get("add_bos_token"), _put_before(tokenizer)
+    named = {kind: _named(kind, tokenizer, settings, file) for kind in ("bos", "eos")}
+    listed = {kind: _listed(kind, config) for kind in ("bos", "eos")}
     if asked is True and bos is None:
-        bos = config.get("bos_token_id")
+        bos = _first(named["bos"], listed["bos"])
+    prefix = _first(named["bos"], named["eos"], listed["bos"], listed["eos"])
     definition = _without_rowless(definition, tokenizer, config.get("vocab_size"))
     return PretrainedTokenizer(definition, name, None if asked is False else bos, prefix)
+
+
+def _put_before(tokenizer: "Tokenizer") -> int | None:
+    """The special token that the tokenizer puts before a text: no padding, nothing behind it."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    text = tokenizer.encode("a", add_special_tokens=True)
+    return text.ids[0] if any(text.special_tokens_mask[:1]) else None
 
 
 def _without_rowless(definition: str, tokenizer: "Tokenizer", rows: int | None) -> str:
@@ -175,13 +184,22 @@ def _without_rowless(definition: str, tokenizer: "Tokenizer", rows: int | None) 
     return json.dumps(content, ensure_ascii=False)
 
 
-def _prefix(
-    tokenizer: "Tokenizer", settings: Mapping[str, Any], config: Mapping[str, Any]
+def _named(
+    kind: str, tokenizer: "Tokenizer", settings: Mapping[str, Any], file: Path
 ) -> int | None:
-    """BOS, else the end of text, as tokenizer_config.json names them, else as config.json does."""
-    named = [settings.get("bos_token"), settings.get("eos_token")]
-    texts = [token["content"] if isinstance(token, dict) else token for token in named]
-    ids = [tokenizer.token_to_id(text) for text in texts if text is not None]
-    for given in (config.get("bos_token_id"), config.get("eos_token_id")):
-        ids += given if isinstance(given, list) else [given]
+    """The id of BOS or EOS as tokenizer_config.json names it: by its text."""
+    token = settings.get(f"{kind}_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(text, str):
+        raise CheckpointError(f"{file}: {kind}_token = {token!r}: expected a token's text")
+    return None if text is None else tokenizer.token_to_id(text)
+
+
+def _listed(kind: str, config: Mapping[str, Any]) -> int | None:
+    """The id of BOS or EOS in config.json, the first where there are several."""
+    given = config.get(f"{kind}_token_id")
+    return _first(*given) if isinstance(given, list) else given
+
+
+def _first(*ids: int | None) -> int | None:
     return next((i for i in ids if i is not None), None)
