@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from normlab.numerics import Accumulator, Observed
+from normlab.numerics.accumulator import EPS_FORMS
 from normlab.numerics.histogram import histogram
 
 D, EPS = 64, 1e-5
@@ -20,10 +21,10 @@ FORMATS = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("precision", "center"))
-def seen(x, precision, scale=1.0, eps=EPS, center=False) -> Observed:
+@functools.partial(jax.jit, static_argnames=("precision", "center", "form"))
+def seen(x, precision, scale=1.0, eps=EPS, center=False, form="under") -> Observed:
     acc = Accumulator(precision, scale, observe=True)
-    acc.normalize(x, eps, center=center)
+    acc.normalize(x, eps, center=center, form=form)
     return acc.observed
 
 
@@ -82,24 +83,30 @@ def test_a_stalled_sum_has_a_negative_error_and_a_rounded_one_hardly_any():
 # --- ε and underflow: docs/scales.md
 
 
-def change(x, scale, eps, dtype):
-    """Relative change of 1/√(Σ/d + ε/s²) where only the squares are rounded, in float64."""
+def change(x, scale, eps, dtype, form):
+    """Relative change of the norm's factor where only the squares are rounded, in float64."""
     z = np.float64(x) / scale
-    lost = np.float64(np.float32(z * z).astype(dtype)).sum(-1)
-    floor = D * eps / scale**2
+    whole, left = (z * z).sum(-1), np.float64(np.float32(z * z).astype(dtype)).sum(-1)
+    root = {
+        "under": lambda s: np.sqrt(s / D + eps / scale**2),
+        "added": lambda s: np.sqrt(s / D) + eps / scale,
+        "floor": lambda s: np.maximum(np.sqrt(s / D), eps / scale),
+    }[form]
     with np.errstate(divide="ignore"):
-        return np.abs(np.sqrt(((z * z).sum(-1) + floor) / (lost + floor)) - 1)
+        return np.abs(root(whole) / root(left) - 1)
 
 
+@pytest.mark.parametrize("form", EPS_FORMS)
 @pytest.mark.parametrize("name", ["fp16", "fp8_e5m2"])
-def test_where_a_row_is_not_imprecise_underflow_costs_no_more_than_a_rounding(name):
+def test_where_a_row_is_not_imprecise_underflow_costs_no_more_than_a_rounding(name, form):
     """Each row alone, at scales on both sides of the cap 128 √ε, with an ε that rules and not."""
     dtype, unit = FORMATS[name][0], 2.0**-11 if name == "fp16" else 2.0**-3
     x, told = spread(60, -12, 2), []
     for scale in (0.05, 0.4, 4.0):
         for eps in (1e-5, 1e-9):
-            alone = jax.vmap(lambda row, s=scale, e=eps: seen(row[None], name, s, e))(x)
-            harm = change(x, scale, eps, dtype)
+            e = eps if form == "under" else np.sqrt(eps)
+            alone = jax.vmap(lambda row, s=scale, e=e: seen(row[None], name, s, e, form=form))(x)
+            harm = change(x, scale, e, dtype, form)
             fine = np.asarray(alone.imprecise) == 0
             # Half a unit for the squares that keep their precision, half for those that don't.
             assert (harm[fine] <= unit * (1 + unit)).all()

@@ -7,8 +7,9 @@ from flax import nnx
 from scaling_models import KINDS, random_tokens, uneven
 
 from normlab.model import Context
+from normlab.norms import Site, norms
 from normlab.scaling import scales
-from normlab.scaling.calibrated import _sizes, recorded
+from normlab.scaling.calibrated import _norm, _sizes, recorded
 from normlab.scaling.moments import headroom
 
 TOKENS = random_tokens(3)
@@ -63,6 +64,38 @@ def test_a_head_that_is_larger_gets_a_larger_scale():
 def test_random_tokens_are_always_the_same(model):
     first, second = (scales(model, "random_tokens") for _ in range(2))
     assert all(np.array_equal(first[site], second[site]) for site in first)
+
+
+def test_a_row_of_zeros_counts_as_one_that_eps_rules():
+    """A token that was never trained must not make a scale of nothing for all others."""
+    model = uneven("rmsnorm", "pre", layers=1, **KINDS["gated"])
+    site = "blocks.0.attention.norm_in"
+    before = scales(model, "random_tokens")[site]
+    model.embed.embedding[...] = model.embed.embedding[...].at[5].set(0.0)
+    eps = model.blocks[0].attention.norm_in.config.eps
+    largest = recorded(model, np.arange(61)[None, :16])[site].max()
+    after = scales(model, "random_tokens")[site]
+    assert after == pytest.approx(np.sqrt(np.sqrt(24 * eps) * largest) / headroom(24), rel=0.5)
+    assert 0.1 * before < after < before
+
+
+def test_what_is_measured_is_what_the_norm_sums():
+    x = np.random.default_rng(0).normal(5.0, 1.0, (7, 4, 24)).astype(np.float32)
+    x[..., -1] = 3000.0
+
+    def sizes(name, **fields):
+        norm = norms[name](24, Site("norm_in", "norm_in"), norms[name].Config(**fields))
+        return np.asarray(_norm(x, norm))
+
+    np.testing.assert_allclose(sizes("rmsnorm"), np.linalg.norm(x, axis=-1), rtol=1e-5)
+    centred = x - x.mean(-1, keepdims=True)
+    np.testing.assert_allclose(sizes("layernorm"), np.linalg.norm(centred, axis=-1), rtol=1e-5)
+    first = np.linalg.norm(x[..., :6], axis=-1)
+    np.testing.assert_allclose(sizes("prmsnorm", share=0.25), first, rtol=1e-5)
+    groups = x.reshape(7, 4, 3, 8)
+    groups = np.linalg.norm(groups - groups.mean(-1, keepdims=True), axis=-1)
+    found = sizes("groupnorm", groups=3).reshape(7, 3, 4)
+    np.testing.assert_allclose(found, groups.swapaxes(1, 2), rtol=1e-5)
 
 
 def test_random_tokens_take_the_middle(model):

@@ -12,6 +12,7 @@ from normlab.model import Context, placements
 from normlab.model.mlp import FUNCTIONS
 from normlab.norms import Site, norms
 from normlab.numerics import Accumulator
+from normlab.numerics.accumulator import EPS_FORMS
 from normlab.scaling import scales
 from normlab.scaling.moments import (
     Moments,
@@ -158,38 +159,43 @@ def test_the_middle_of_the_range():
 WIDTH = 64
 
 
-def normalized(x, scale, precision):
-    norm = norms["rmsnorm"](WIDTH, Site("norm_final", "norm_final"), norms["rmsnorm"].Config())
-    return np.asarray(norm(jnp.asarray(x, jnp.float32), Accumulator(precision, scale)), np.float64)
+def norm_of(form="under"):
+    config = norms["rmsnorm"].Config(eps=EPS, eps_form=form)
+    return norms["rmsnorm"](WIDTH, Site("norm_final", "norm_final"), config)
 
 
-def error(x, scale):
+def error(norm, x, scale):
     """Largest relative error of the row's scale in FP16, pairwise, against float32."""
-    exact, half = normalized(x, 1.0, "fp32"), normalized(x, scale, "fp16:pairwise")
+    accs = Accumulator("fp32"), Accumulator("fp16:pairwise", scale)
+    exact, half = (np.asarray(norm(jnp.asarray(x, jnp.float32), acc), np.float64) for acc in accs)
     at = np.argmax(np.abs(x), axis=-1)[..., None]
     exact, half = (np.take_along_axis(y, at, -1) for y in (exact, half))
     return float(np.max(np.abs(half / exact - 1)))
 
 
+@pytest.mark.parametrize("form", EPS_FORMS)
 @settings(max_examples=100, deadline=None)
 @given(
     arrays(np.float64, WIDTH, elements=st.floats(-1, 1)),
     st.floats(-9, 2.3),
     st.floats(0.01, 1),
 )
-def test_up_to_the_cap_no_underflow_harms_a_row(direction, size, share):
+def test_up_to_the_cap_no_underflow_harms_a_row(form, direction, size, share):
     """The bound of docs/scales.md: half of (log₂ d + 2) roundings, whatever the row."""
-    s = share * harmless(EPS**0.5)
+    norm = norm_of(form)
+    s = share * harmless(norm)
     direction[0] += 1.5  # not zero
     x = s * 10**size * direction / np.linalg.norm(direction)  # ‖x‖ ≤ 200 s: no overflow
-    assert error(x, s) <= 1.02 * 0.5 * (np.log2(WIDTH) + 2) * 2.0**-11
+    assert error(norm, x, s) <= 1.02 * 0.5 * (np.log2(WIDTH) + 2) * 2.0**-11
 
 
 def test_above_the_cap_a_row_can_be_lost():
     """The test above can fail: at 64 times the cap, such a row's squares vanish."""
-    s = 64 * harmless(EPS**0.5)
-    x = np.full(WIDTH, s * 2.0**-12.6)
-    assert error(x, s) > 0.5
+    for form, lost in (("under", 0.5), ("floor", 0.3), ("added", 0.01)):
+        norm = norm_of(form)
+        s = 64 * harmless(norm)
+        x = np.full(WIDTH, s * 2.0**-12.6)
+        assert error(norm, x, s) > lost
 
 
 def test_a_small_site_gets_the_cap():

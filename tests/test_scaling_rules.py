@@ -16,6 +16,7 @@ from normlab.registry import UnknownNameError
 from normlab.scaling import RuleDoesNotApply, needs_calibration, scale_rules, scales
 from normlab.scaling.moments import root_mean_squares
 from normlab.scaling.rules import power_of_two
+from normlab.transforms.remove import freeze
 
 STATISTICS = [name for name in norms if norms[name].has_statistic]
 TOKENS = random_tokens()
@@ -221,6 +222,17 @@ def toy():
     scale_rules.register("toy")(rule)
     yield values
     scale_rules.remove("toy")
+
+
+@pytest.mark.parametrize("rule", scale_rules)
+def test_a_frozen_norm_is_refused_by_rules_that_read_weights(rule):
+    """Its rows are as long as what it is given: bounds and predictions behind it would be wrong."""
+    model = freeze(uneven("rmsnorm", "pre", layers=1), {"blocks.0.mlp.norm_in": 100.0})
+    if rule in ("slanc", "slanc_code", "moments", "bound"):
+        with pytest.raises(RuleDoesNotApply, match=r"blocks\.0\.mlp\.norm_in.*random_tokens"):
+            found(model, rule)
+    else:
+        assert "norm_final" in found(model, rule)
 
 
 def test_a_new_rule_is_a_registered_function(toy):

@@ -78,7 +78,7 @@ def test_what_a_norm_lacks_is_neutral():
     model.norm_final.gain = None
     assert np.array_equal(weights.gain(model.norm_final), np.ones(24))
     assert np.array_equal(weights.shift(model.norm_final), np.zeros(24))
-    assert not weights.centres(model.norm_final)
+    assert not model.norm_final.centres
 
 
 def test_what_a_scale_is_capped_by_and_what_a_statistic_is_centred_on():
@@ -88,5 +88,6 @@ def test_what_a_scale_is_capped_by_and_what_a_statistic_is_centred_on():
     assert made("rmsnorm", eps=1e-6).least_rms() == pytest.approx(1e-3)
     assert made("rmsnorm", eps=1e-6, eps_form="added").least_rms() == 1e-6
     assert made("scalenorm", eps=1e-6).least_rms() == 2.5e-7
-    assert weights.centres(made("layernorm"))
-    assert not weights.centres(made("dropped-mean"))
+    assert made("layernorm").centres
+    assert not made("dropped-mean").centres
+    assert made("scalenorm").eps_form == "floor"

@@ -134,10 +134,24 @@ class Norm(nnx.Module):
             y = y + beta
         return y
 
+    @property
+    def eps_form(self) -> str:
+        """Where ε stands, one of `normlab.numerics.accumulator.EPS_FORMS`."""
+        return str(getattr(self.config, "eps_form", "under"))
+
     def least_rms(self) -> float:
         """The RMS at which ε begins to rule a row: √ε, or ε itself where it stands at the root."""
         eps = float(getattr(self.config, "eps", 0.0))
-        return eps**0.5 if getattr(self.config, "eps_form", "under") == "under" else eps
+        return eps**0.5 if self.eps_form == "under" else eps
+
+    @property
+    def centres(self) -> bool:
+        """Whether the statistic is that of x − μ."""
+        return self.centred_statistic and bool(getattr(self.config, "center", False))
+
+    def summed(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch n e"]:
+        """The rows whose squares the statistic adds up: x (x − μ), a part of it, or each group."""
+        return (x - jnp.mean(x, axis=-1, keepdims=True) if self.centres else x)[..., None, :]
 
     def penalty(self) -> Float[Array, ""] | None:
         """What the norm adds to the training loss for the rows it just saw in training; or None."""

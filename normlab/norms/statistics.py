@@ -132,11 +132,19 @@ class PartialRMSNorm(LayerNorm):
         test="tests/test_norms_statistics.py::test_prmsnorm_divides_by_its_first_coordinates",
     )
 
+    @property
+    def first(self) -> int:
+        """K, the coordinates that are summed."""
+        return max(1, int(self.width * self.config.share))
+
+    def summed(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch 1 k"]:
+        """The first k."""
+        return super().summed(x[..., : self.first])
+
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         c = self.config
-        first = max(1, int(self.width * c.share))
-        y = acc.normalize(x, c.eps, center=c.center, first=first, form=c.eps_form)
+        y = acc.normalize(x, c.eps, center=c.center, first=self.first, form=c.eps_form)
         return self.affine(y).astype(x.dtype)
 
 
@@ -174,6 +182,11 @@ class ScaleNorm(Norm):
         super().__init__(width, site, config)
         self.length = nnx.Param(jnp.float32(math.sqrt(width)))
 
+    @property
+    def eps_form(self) -> str:
+        """ε is the least length."""
+        return "floor"
+
     def gamma(self) -> Float[Array, ""]:
         """g/√d: what multiplies x / √(mean x²)."""
         return self.length[...] / math.sqrt(self.width)
@@ -184,7 +197,7 @@ class ScaleNorm(Norm):
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        y = acc.normalize(x, self.config.eps / math.sqrt(self.width), form="floor")
+        y = acc.normalize(x, self.config.eps / math.sqrt(self.width), form=self.eps_form)
         return self.affine(y).astype(x.dtype)
 
 
@@ -267,6 +280,11 @@ class GroupNorm(Norm):
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
         check_divides("norm.groups", config.groups, width, site)
+
+    def summed(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch g e"]:
+        """Each group, less its mean."""
+        groups = x.reshape(*x.shape[:-1], self.config.groups, -1)
+        return groups - jnp.mean(groups, axis=-1, keepdims=True)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""

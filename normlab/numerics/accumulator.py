@@ -91,7 +91,8 @@ class Accumulator:
         if self.observed is not None and self._exact is not None:
             (exact, d), self._exact = self._exact, None
             terms = 1 if self.precision.mean else d
-            self.observed = self.observed.with_eps(exact, terms * scaled, d, self.precision.format)
+            beside = terms * scaled
+            self.observed = self.observed.with_eps(exact, beside, d, self.precision.format, form)
         if form == "under":
             return lax.rsqrt(mean_square + self._apart(scaled))
         zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0

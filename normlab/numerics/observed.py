@@ -100,7 +100,12 @@ class Observed:
         )
 
     def with_eps(
-        self, exact: Float[Array, "*batch 1"], eps: Float[Array, "..."], d: int, to: FloatFormat
+        self,
+        exact: Float[Array, "*batch 1"],
+        eps: Float[Array, "..."],
+        d: int,
+        to: FloatFormat,
+        form: str = "under",
     ) -> "Observed":
         """The same rows, now that ε is known: on which of them underflow may do harm.
 
@@ -110,13 +115,19 @@ class Observed:
 
         Args:
             exact: Σ.
-            eps: ε as it is added to Σ: dε/s².
+            eps: ε as it is added to Σ: dε/s²; of the forms at the root dε²/s².
             d: terms of the sum.
             to: the format.
+            form: where ε stands.
         """
         step = smallest(to) if to.subnormals == "flush" else smallest(to) / 2
         unit = 2.0 ** -(to.mantissa + 1)
-        imprecise = jnp.minimum(exact, d * step) > unit * (exact + eps)
+        lost = jnp.minimum(exact, d * step)
+        if form == "added":  # √Σ − √(Σ − lost) beside √Σ + √eps, without a difference of roots
+            root, left = jnp.sqrt(exact), jnp.sqrt(exact - lost)
+            imprecise = 2 * lost > unit * (root + jnp.sqrt(eps)) * (root + left)
+        else:
+            imprecise = lost > unit * (jnp.maximum(exact, eps) if form == "floor" else exact + eps)
         harmed = imprecise & (exact < to.smallest_normal)
         return dataclasses.replace(
             self,

@@ -11,7 +11,7 @@ from normlab.model import Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
-from normlab.norms import Norm, norms
+from normlab.norms import Norm, all_norms
 from normlab.scaling import weights
 from normlab.scaling.invariance import RuleDoesNotApply
 from normlab.scaling.rules import scale_rules
@@ -137,13 +137,14 @@ def norm_bounds(model: Transformer) -> dict[str, Any]:
     Proved in exact arithmetic; the model's own float32 rounding is not in it.
 
     Raises:
-        RuleDoesNotApply: a norm type for which ‖x̂‖ ≤ √d is not known.
+        RuleDoesNotApply: a norm for which ‖x̂‖ ≤ √d is not known.
     """
-    kind = model.norm.type
-    if not norms[kind].unit_rows:
+    unbounded = [norm for norm in all_norms(model) if not norm.unit_rows]
+    if unbounded:
         raise RuleDoesNotApply(
-            f"the rule 'bound' rests on rows of norm at most √d, which norm={kind} doesn't "
-            "promise; take another, such as moments, calibrated_max or row_max"
+            f"the rule 'bound' rests on rows of norm at most √d, which norm "
+            f"{unbounded[0].config.type!r} at {unbounded[0].site.name} doesn't promise; take "
+            "another, such as random_tokens, calibrated_max or row_max"
         )
     return walk(model, NormBound())
 

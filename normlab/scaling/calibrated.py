@@ -1,5 +1,6 @@
 """Scales from the norms that a text makes (the dynamic calibration that SLaNC is compared with)."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -20,14 +21,15 @@ from normlab.sharding import everywhere
 def recorded(
     model: Transformer, tokens: Int[Array | np.ndarray, "w l"]
 ) -> dict[str, Float[np.ndarray, "rows #heads"]]:
-    """The norm of every row that enters every norm, ‖x‖ (‖x − μ‖ where the norm centres).
+    """The norm of every row that every norm sums, ‖x‖ for most (see `Norm.summed`).
 
     Args:
         model: run in float32, a window at a time.
         tokens: windows.
 
     Returns:
-        By site, a row for each token; a column for each head at query and key norms.
+        By site, a row for each token (for each of its groups, where a norm sums these); a column
+        for each head at query and key norms.
     """
     graphdef, params = nnx.split(model)
     by_window = [_sizes(graphdef, params, window[None]) for window in tokens]
@@ -43,11 +45,10 @@ def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, A
     return everywhere({name: _norm(x[0], norms[name]) for name, x in context.inputs.items()})
 
 
-def _norm(x: Float[Array, "l *heads d"], norm: Norm) -> Float[Array, "l #heads"]:
-    if weights.centres(norm):
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-    sizes = jnp.linalg.norm(x, axis=-1)
-    return sizes if sizes.ndim == 2 else sizes[:, None]
+def _norm(x: Float[Array, "l *heads d"], norm: Norm) -> Float[Array, "rows #heads"]:
+    rows, heads = norm.summed(x), math.prod(x.shape[1:-1])
+    sizes = jnp.linalg.norm(rows.reshape(-1, rows.shape[-1]), axis=-1)
+    return jnp.moveaxis(sizes.reshape(len(x), heads, -1), -1, 1).reshape(-1, heads)
 
 
 def _summarized(model: Transformer, calibration: Array, summary: Any) -> dict[str, Any]:
@@ -82,14 +83,16 @@ def random_tokens(model: Transformer) -> dict[str, Any]:
     """The middle of the norms that random tokens make: from the weights alone, not in closed form.
 
     The model reads four windows of 64 tokens, each drawn uniformly from its vocabulary with a fixed
-    seed; s = √(least · largest norm)/κ, as in the rule `moments`.
+    seed; s = √(least · largest norm)/κ, as in the rule `moments`. A norm below √(dε), a row of
+    zeros for one, counts as that: ε rules such a row, whatever its sum.
     """
     shape, count = (4, min(64, model.config.max_length)), model.embed.num_embeddings
     tokens = np.random.default_rng(0).integers(0, count, shape)
     norms = weights.norms_by_site(model)
 
     def middle(site: str, sizes: np.ndarray) -> np.ndarray:
-        least, largest = (np.maximum(f(sizes, axis=0), TINY) for f in (np.min, np.max))
-        return np.sqrt(least * largest) / headroom(norms[site].width)
+        width, rms = norms[site].width, norms[site].least_rms()
+        sizes = np.maximum(sizes, max(math.sqrt(width) * rms, TINY))
+        return np.sqrt(sizes.min(axis=0) * sizes.max(axis=0)) / headroom(width)
 
     return {site: _by_head(middle(site, x)) for site, x in recorded(model, tokens).items()}

@@ -83,7 +83,7 @@ def squares(rows: Rows | Inside, norm: Norm) -> tuple[Vector, Vector]:
     """
     mean, variance = (v.reshape(-1, norm.width) for v in (rows.mean, rows.variance))
     middle = mean.mean(axis=1) * weights.takes_mean_away(norm)
-    about = middle[:, None] * weights.centres(norm)
+    about = middle[:, None] * norm.centres
     return variance.sum(axis=1) + np.sum((mean - about) ** 2, axis=1), middle
 
 
@@ -118,7 +118,7 @@ class Moments:
     def head_sizes(self, rows: Rows, linear: Linear, norm: Norm) -> np.ndarray:
         """Root mean square of each head's norm."""
         mean, variance = (v.reshape(-1, norm.width) for v in rows.through(linear))
-        middle = mean.mean(axis=1, keepdims=True) if weights.centres(norm) else 0.0
+        middle = mean.mean(axis=1, keepdims=True) if norm.centres else 0.0
         return np.sqrt(((mean - middle) ** 2 + variance).sum(axis=1))
 
     def normed(self, rows: Rows | Inside, norm: Norm) -> Any:
@@ -214,13 +214,12 @@ def headroom(width: int) -> float:
     return (4 * width) ** 0.25
 
 
-def harmless(least_rms: float) -> float:
-    """The largest scale, 128√ε, at which no underflow harms any row (docs/scales.md, 'The cap').
+def harmless(norm: Norm) -> float:
+    """The largest scale at which no underflow harms any row (docs/scales.md, 'The cap').
 
-    Args:
-        least_rms: √ε as the norm has it, see `Norm.least_rms`.
+    128√ε; 128ε where ε is the root's least value, √2·ε where it is added to the root.
     """
-    return 128 * least_rms
+    return (np.sqrt(2) if norm.eps_form == "added" else 128) * norm.least_rms()
 
 
 @scale_rules.register("moments")
@@ -228,11 +227,11 @@ def moments(model: Transformer) -> dict[str, Any]:
     """The middle of two predicted norms in the middle of FP16's range, from the weights alone.
 
     s = √(a·b)/κ with a and b the root mean squares of ‖x‖ without and with a common mean, raised to
-    128√ε where it is below: up to there underflow is harmless, and more headroom costs nothing.
+    the cap where it is below: up to there underflow is harmless, and more headroom costs nothing.
     """
     norms = weights.norms_by_site(model)
     found = {}
     for site, (low, high) in root_mean_squares(model).items():
         middle = np.sqrt(low * high) / headroom(norms[site].width)
-        found[site] = np.maximum(middle, harmless(norms[site].least_rms()))
+        found[site] = np.maximum(middle, harmless(norms[site]))
     return found

@@ -77,7 +77,11 @@ def _finished(scale: Any, pow2: bool, what: str) -> Scale:
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     if not (np.isfinite(narrow) & (narrow >= 0)).all():
-        raise RuleDoesNotApply(f"scale {what} = {values}: expected finite float32s, none negative")
+        bad = values[~(np.isfinite(narrow) & (narrow >= 0))].flat[0]
+        raise RuleDoesNotApply(
+            f"scale {what} = {bad}: expected finite float32s, none negative; a weight is not "
+            "finite, or rows grow beyond float32. row_max needs no scale in advance"
+        )
     s = jnp.asarray(np.where(narrow > 0, narrow, np.float32(1)))
     return power_of_two(s) if pow2 else s
 

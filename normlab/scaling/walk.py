@@ -9,7 +9,7 @@ from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.model.residual import Residual
-from normlab.norms import Norm
+from normlab.norms import Norm, all_norms, norms
 from normlab.scaling.invariance import RuleDoesNotApply
 
 R = TypeVar("R")
@@ -62,7 +62,7 @@ class _Walk(Generic[R]):
             if not getattr(linear, "scaled", True):
                 raise RuleDoesNotApply(
                     f"{norm.site.name} reads rows that 'cancel' left unnormalized: expected a rule "
-                    "that looks at rows, such as calibrated or row_max"
+                    "that looks at rows, such as random_tokens, calibrated or row_max"
                 )
             sizes = self.walker.head_sizes(rows, linear, norm)
             self.scales[norm.site.name] = sizes[:, None] if len(sizes) > 1 else sizes[0]
@@ -95,8 +95,16 @@ def walk(model: Transformer, walker: Walker[R]) -> dict[str, Any]:
     """The scale of each norm by site name: a number, or [heads, 1] at queries, keys and values.
 
     Raises:
-        RuleDoesNotApply: a norm of queries, keys or values behind none ('cancel').
+        RuleDoesNotApply: a norm of queries, keys or values behind none ('cancel'), or a norm
+            without a statistic beside others that have one: its rows have no known length.
     """
+    frozen = [norm for norm in all_norms(model) if not norm.has_statistic]
+    if frozen and norms[model.norm.type].has_statistic:
+        raise RuleDoesNotApply(
+            f"{frozen[0].site.name} has lost its statistic, and rows behind it have no length that "
+            "the weights tell: expected a rule that looks at rows, such as random_tokens, "
+            "calibrated or row_max"
+        )
     going = _Walk(walker)
     stream = going.through(model.norm_embed, walker.stem(model))
     for block in model.blocks:

@@ -55,11 +55,6 @@ def takes_mean_away(norm: Norm) -> bool:
     return bool(getattr(norm.config, "center", False))
 
 
-def centres(norm: Norm) -> bool:
-    """Whether the norm's statistic is that of x − μ."""
-    return norm.centred_statistic and takes_mean_away(norm)
-
-
 def host(x: Array) -> np.ndarray:
     """On the host, in float64."""
     return on_host(x).astype(np.float64)

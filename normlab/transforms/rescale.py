@@ -12,7 +12,6 @@ from normlab.config import check
 from normlab.model import Transformer
 from normlab.model.residual import Residual
 from normlab.norms import Norm, all_norms
-from normlab.norms.statistics import ScaleNorm
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.surgery import (
     acts_last,
@@ -128,8 +127,7 @@ def _tell(norm: Any, c: float) -> None:
     """Make a norm, in place, do to cx what it did to x."""
     kind: str = norm.config.type
     if kind in OF_EPS:
-        form = "floor" if isinstance(norm, ScaleNorm) else getattr(norm.config, "eps_form", "under")
-        eps = norm.config.eps * c ** EPS_POWER[form]
+        eps = norm.config.eps * c ** EPS_POWER[norm.eps_form]
         norm.config = dataclasses.replace(norm.config, eps=eps)
     elif kind in OF_ALPHA:
         put(norm.alpha, float64(norm.alpha) / c)
