@@ -84,6 +84,8 @@ def quoted(argument: str) -> str:
     name, _, value = argument.partition("=")
     if name not in ("precision", "transform") or {"'", '"'} & set(value):
         return argument
+    if value.startswith("[") != value.endswith("]"):  # Hydra says where
+        return argument
     strings = re.split(r",(?![^(]*\))", value.strip().removeprefix("[").removesuffix("]"))
     return f"{name}=[{','.join(repr(s.strip()) for s in strings if s.strip())}]"
 

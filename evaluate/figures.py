@@ -29,6 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
         written = record_figures(records, out / "figures") + run_figures(runs, out / "figures")
     except ImportError as error:
         sys.exit(str(error))
+    if not written:
+        sys.exit(
+            f"nothing to draw in {out}: expected two learning rates, or runs with watch_every=N"
+        )
     print(f"written to {out / 'figures'}: {', '.join(path.name for path in written)}")
 
 

@@ -11,6 +11,7 @@ from normlab.config import build, check
 from normlab.data import DataConfig, Tokenizer, load_tokenizer
 from normlab.language_model import LanguageModel
 from normlab.model import ModelConfig
+from normlab.norms import NormConfig
 from normlab.protocols import Protocol, protocols
 from normlab.results.record import GOOD, OK
 from normlab.run import Run, is_run, load, open_run
@@ -90,9 +91,11 @@ def subjects(config: EvaluateConfig) -> list[Subject]:
 
 def _runs(directory: Path) -> list[Run]:
     if not directory.is_dir():
-        near = sorted(str(p) for p in directory.parent.glob("*") if p.is_dir())[:3]
+        holding = {path.parent.parent for path in directory.parent.glob("*/*/config.yaml")}
+        near = sorted(map(str, holding))[:3]
         raise FileNotFoundError(
-            f"runs={directory}: no such directory." + f" Beside it: {', '.join(near)}." * bool(near)
+            f"runs={directory}: no such directory."
+            + f" Runs are in {', '.join(near)}." * bool(near)
         )
     found = [Run(path) for path in sorted(directory.iterdir()) if is_run(path)]
     if not found:
@@ -120,6 +123,7 @@ def _run(run: Run, config: EvaluateConfig) -> Subject:
         row = replace(row, config=_config(run))
         row = replace(row, status=_status(run, config))
         model = build(ModelConfig, row.config["model"], "model.")
+        build(NormConfig, row.config["norm"], "norm.")  # its type may have left since
         data = _asked(build(DataConfig, row.config["data"], "data."), config)
         row = replace(row, data=data, max_length=model.max_length)
         row = replace(row, trained=run.read("provenance.json"))

@@ -27,9 +27,12 @@ LEFT_OUT = (
 )
 
 
-def methods() -> Iterator[tuple[str, str, About]]:
-    """(kind, registered name, what is said of it) of everything that is registered."""
-    yield from (("norm", name, norms[name].about) for name in norms)
+def methods() -> Iterator[tuple[str, str, About | None]]:
+    """(kind, registered name, what is said of it) of everything that is registered.
+
+    Of a norm that says nothing of itself (yet), None.
+    """
+    yield from (("norm", name, getattr(norms[name], "about", None)) for name in norms)
     yield from (("placement", name, placements[name].about) for name in placements)
     yield from (("transform", name, about) for name, about in _transforms())
 

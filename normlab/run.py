@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def open_run(directory: str | Path) -> Run:
     path = Path(directory)
     if is_run(path):
         return Run(path)
-    near = sorted(str(p.parent) for p in path.parent.glob("*/config.yaml"))[:3]
+    beside = {p.parent.name: str(p.parent) for p in sorted(path.parent.glob("*/config.yaml"))}
+    near = [beside[n] for n in get_close_matches(path.name, beside, 3) or list(beside)[:3]]
     hint = f" Beside it: {', '.join(near)}." if near else ""
     if any(path.glob("*/config.yaml")):
         hint = f" It holds runs; say runs={path}, or which of them."

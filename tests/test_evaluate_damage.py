@@ -63,6 +63,12 @@ def encoder(run):
     Run(run).write("config.yaml", config | {"model": config["model"] | {"causal": False}})
 
 
+def of_a_norm_that_left(run):
+    """As where a norm of one's own lies on another branch."""
+    config = Run(run).read("config.yaml")
+    Run(run).write("config.yaml", config | {"norm": {"type": "gone"}})
+
+
 BAD = {
     "no-card": (lambda r: changed(r, CARD, None), "unreadable: .*card"),
     "half-card": (lambda r: changed(r, CARD, '{"k'), "unreadable: .*card"),
@@ -78,6 +84,7 @@ BAD = {
     "empty-metrics": (
         lambda r: changed(r, "checkpoints/2/metrics/metrics", ""), "unreadable: checkpoint .*best"
     ),
+    "norm": (of_a_norm_that_left, "unreadable: unknown norm 'gone'"),
     "encoder": (encoder, "an encoder, which has no perplexity"),
 }  # fmt: skip
 
@@ -95,7 +102,7 @@ def test_a_damaged_or_half_made_run_is_a_row_and_the_others_go_on(runs, tmp_path
     assert (found["whole"].status, found["young"].status) == ("ok", "unfinished")
     for name, (_, said) in BAD.items():
         assert re.match(said, found[name].status), found[name].status
-        assert found[name].norm == (None if name == "config" else "rmsnorm")
+        assert found[name].norm == {"config": None, "norm": "gone"}.get(name, "rmsnorm")
     with pytest.raises(ValueError, match="is an encoder, which has no perplexity"):
         evaluate(ask(tmp_path / "out", checkpoint=str(tmp_path / "runs" / "encoder")))
 

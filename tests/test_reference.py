@@ -29,6 +29,7 @@ def functions_in(path):
     ("kind", "name", "about"), [pytest.param(*m, id="-".join(m[:2])) for m in methods()]
 )
 def test_every_method_says_all_of_itself_and_its_test_exists(kind, name, about):
+    assert about is not None, f"{kind} {name} has no `about`: docs/howto/add-a-norm.md"
     for field in dataclasses.fields(about):
         assert getattr(about, field.name).strip(), f"{kind} {name} has no {field.name}"
     path, _, test = about.test.partition("::")

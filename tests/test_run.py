@@ -35,3 +35,11 @@ def test_what_is_no_run_directory_is_refused_and_the_ones_beside_it_named(tmp_pa
     with pytest.raises(FileNotFoundError, match=r"is no run directory .*rmsnorm-pre-1"):
         open_run(tmp_path / "rmsnorm-pre-2")
     assert open_run(tmp_path / "rmsnorm-pre-1").directory.name == "rmsnorm-pre-1"
+
+
+def test_the_nearest_runs_are_named(tmp_path):
+    for name in ("dyt-pre-1", "dyt-pre-2", "dyt-pre-3", "rmsnorm-pre-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    with pytest.raises(FileNotFoundError, match=r"Beside it: \S*rmsnorm-pre-1"):
+        open_run(tmp_path / "rmsnorm-pre-HASH")

@@ -174,3 +174,10 @@ def test_a_scale_for_a_site_that_is_none_is_refused(tokens):
     with pytest.raises(UnknownNameError, match=found):
         model(tokens, Context(scales={"norm_finale": 2.0}))
     assert model(tokens, Context(scales={"norm_final": 2.0})).shape == (2, 16, 97)
+
+
+def test_tokens_are_a_batch_of_sequences():
+    model = tiny_model(layers=1, width=8)
+    for shape in ((8,), (1, 1, 8)):
+        with pytest.raises(ValueError, match=r"tokens of shape .*: expected \[batch, length\]"):
+            model(np.zeros(shape, np.int32))

@@ -101,7 +101,7 @@ class Transformer(nnx.Module):
         """Logits of the token after each position.
 
         Raises:
-            ValueError: a sequence longer than `max_length`.
+            ValueError: tokens that are not [b, l], or a sequence longer than `max_length`.
             UnknownNameError: a scale for a site that the model doesn't have.
         """
         context = context or Context()
@@ -120,6 +120,8 @@ class Transformer(nnx.Module):
 
     def stem(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
         """The residual stream before the first block."""
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens of shape {list(tokens.shape)}: expected [batch, length]")
         length = tokens.shape[1]
         if length > self.config.max_length:
             raise ValueError(

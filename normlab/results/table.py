@@ -67,8 +67,10 @@ def number(value: float) -> str:
 
 def difference(delta: float, stderr: float | None) -> str:
     """A difference with as many decimals as its error has meaningful ones."""
-    if stderr is None or not math.isfinite(stderr) or stderr <= 0:
-        return f"{delta:+.3g}" + ("" if stderr is None else f" ± {stderr:.2g}")
+    if stderr is None or math.isnan(stderr):  # one window has none
+        return f"{delta:+.3g}"
+    if not math.isfinite(stderr) or stderr <= 0:
+        return f"{delta:+.3g} ± {stderr:.2g}"
     return with_error(delta, stderr, "+")
 
 
