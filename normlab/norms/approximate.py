@@ -106,12 +106,11 @@ class MaxRescaleConfig(LayerNormConfig):
 class MaxRescale(LayerNorm):
     """LayerNorm or RMSNorm (arXiv:1910.07467) of x/m with ε/m², where m = max|x|.
 
-    y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m, and no
-    square is larger than 1 (LayerNorm: 4), so Σ ≤ d (4d) in any format (16 times that for |x| above
-    2^126, where m stays: 1/m would be subnormal). That is how LAPACK takes a
-    Euclidean norm (Blue 1978). It needs one more pass over the row, and ε has to follow:
-    apple/coremltools#2821 left it as it was. Where ε/m² leaves float32, y (below 1e-18) comes out
-    as 0.
+    y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m, and
+    Σ ≤ d, centred or not (16 times that for |x| above 2^126, where m stays: 1/m would be
+    subnormal). That is how LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over
+    the row, and ε has to follow: apple/coremltools#2821 left it as it was. Where ε/m² leaves
+    float32, y (below 1e-18) comes out as 0.
     """
 
     Config: ClassVar[type[NormConfig]] = MaxRescaleConfig

@@ -19,7 +19,7 @@ def sqrt_d(model: Transformer) -> dict[str, float]:
 
 
 def largest(x: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
-    """max|x| of each row, 1 for a row of zeros: 1 ≤ Σ ≤ d (if centred, 0 ≤ Σ ≤ 4d)."""
+    """max|x| of each row, 1 for a row of zeros: 1 ≤ Σ ≤ d (if centred, 0 ≤ Σ ≤ d)."""
     top = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     return jnp.where(top > 0, top, 1.0)
 
