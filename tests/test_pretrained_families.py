@@ -8,7 +8,7 @@ from small_checkpoints import CONFIGS, HEAD, LAYERS, tensors, write_gguf
 
 from normlab.model import ModelConfig
 from normlab.norms import norms
-from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs
+from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs, text_config
 from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.source import CheckpointError
 
@@ -87,6 +87,26 @@ def test_an_unsaid_rope_theta_is_the_familys(tmp_path):
     bare = {k: v for k, v in CONFIGS["gemma3"].items() if k != "rope_theta"}
     write_gguf(tmp_path / "m.gguf", "gemma3", bare, {})
     assert gguf_config(GGUF(tmp_path / "m.gguf"))["rope_theta"] == 1e4  # llama.cpp's, of all
+
+
+def test_the_text_part_of_a_gemma3_that_sees():
+    """As google/gemma-3-4b-it's config.json has it, which leaves unsaid what is the default."""
+    rope = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+    size = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    config = {
+        "model_type": "gemma3",
+        "eos_token_id": [1, 106],
+        "text_config": {**size, **rope, "model_type": "gemma3_text"},
+        "vision_config": {"hidden_size": 1152},
+    }
+    text = text_config(config)
+    family, found = configs(text, "config.json")
+    assert (family, found.vocab_size, text["eos_token_id"]) == ("gemma3_text", 262_208, [1, 106])
+    m = found.model
+    assert (m.width, m.layers, m.heads, m.kv, m.head_size) == (2560, 34, 8, 4, 256)
+    assert (m.window, m.global_every, m.rope_theta, m.local_rope_theta) == (1024, 6, 1e6, 1e4)
+    assert (m.rope_divisors[0], m.attention_scale, m.tied) == (8.0, 1 / 16, True)
+    assert text_config(CONFIGS["gemma3"]) is CONFIGS["gemma3"]
 
 
 def test_a_gguf_file_says_which_blocks_are_local(tmp_path):
@@ -179,7 +199,7 @@ def local_rope(**fields):
         ("llama", {"attention_bias": True}, "attention_bias = True and mlp_bias = False"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq: expected"),
-        ("gemma3", {"model_type": "gemma3", "text_config": {"a": 1}}, "multimodal .*gemma3_text"),
+        ("llama", {"model_type": "llava", "text_config": {"a": 1}}, "multimodal .*gemma3_text"),
         ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type .* 'yarn'"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "the linear rope scaling .* no 'factor'"),
         (

@@ -121,6 +121,22 @@ def test_log_probabilities_equal_transformers(case: str, shards: str, tmp_path: 
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
+def test_a_gemma3_that_sees_reads_text_as_transformers_do(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    text = {**CASES["gemma3"][1], "vocab_size": 300}
+    settings = {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4}
+    ids = {"image_token_index": 299, "boi_token_index": 298, "eoi_token_index": 297}
+    model = make("Gemma3", settings | ids, "ForConditionalGeneration")
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    tokens = random_tokens(290)
+    theirs = their_log_probs(model, tokens)
+    ours = log_probs(pretrained.load(f"hf:{tmp_path}"), tokens)
+    print(f"gemma3 that sees: largest |Δ log p| {np.abs(ours - theirs).max():.2e}")
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
 def our_hidden(spec: str, tokens: np.ndarray) -> np.ndarray:
     """The stream behind the last block, which is all that an encoder gives."""
     model, context = pretrained.load(spec).model, Context()

@@ -306,6 +306,31 @@ del GGUF_TYPES["gemma3_text"]
 """`general.architecture` of a GGUF file → `model_type`."""
 
 
+_GEMMA3_UNSAID = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+_OUTSIDE = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config")
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the text model: the config itself, or the text part of a Gemma 3 that sees.
+
+    What such a part does not say is as in transformers' `Gemma3TextConfig`.
+    """
+    if config.get("model_type") != "gemma3" or not isinstance(config.get("text_config"), dict):
+        return config
+    shared = {key: config[key] for key in _OUTSIDE if key in config}
+    return {**_GEMMA3_UNSAID, **shared, **config["text_config"], "model_type": "gemma3_text"}
+
+
 def configs(config: Mapping[str, Any], where: str) -> tuple[str, Configs]:
     """The family and the configs that a config.json (or what stands for it) describes.
 
@@ -316,7 +341,7 @@ def configs(config: Mapping[str, Any], where: str) -> tuple[str, Configs]:
     if config.get("text_config"):
         raise CheckpointError(
             f"{where} is of a multimodal checkpoint ({model_type!r}, with a text_config): only "
-            f"text models are read ({', '.join(FAMILIES)})"
+            f"text models are read ({', '.join(FAMILIES)}), and the text part of gemma3"
         )
     try:
         name = choice("architecture", model_type, FAMILIES)

@@ -18,7 +18,7 @@ from normlab.config import to_dict
 from normlab.data.tokenizer import PretrainedTokenizer
 from normlab.language_model import LanguageModel
 from normlab.model import Transformer
-from normlab.pretrained.families import FAMILIES, Configs, configs
+from normlab.pretrained.families import FAMILIES, Configs, configs, text_config
 from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.huggingface import Safetensors, read_json
 from normlab.pretrained.names import Names, Stored
@@ -200,7 +200,7 @@ def _folder(folder: Path) -> Checkpoint:
             f"{folder}: there is no such directory (hf:DIR is one of this machine that holds a "
             "model's config.json, tokenizer.json and safetensors, as the hub has them)"
         )
-    config = read_json(folder / "config.json")
+    config = text_config(read_json(folder / "config.json"))
     family, found = configs(config, str(folder / "config.json"))
     name = folder.resolve().name
     return Checkpoint(name, family, found, Safetensors(folder), FAMILIES[family].folder, config)

@@ -64,7 +64,7 @@ class Names:
         gain_offset: added to every stored gain.
         paired: queries and keys are stored in rotary pairs of neighbours.
         plus_row: our module → a stored tensor whose row 0 is added to it.
-        prefix: may stand before every name.
+        prefixes: the first of them that stands before a name is no part of it.
         endings: other endings that a name may have → those that it has here.
         ignored: stored tensors that hold nothing that we need (a pattern).
     """
@@ -74,7 +74,7 @@ class Names:
     gain_offset: float = 0.0
     paired: bool = False
     plus_row: Mapping[str, str] | None = None
-    prefix: str = ""
+    prefixes: tuple[str, ...] = ()
     endings: tuple[tuple[str, str], ...] = ()
     ignored: str = "$^"
 
@@ -102,11 +102,11 @@ class Names:
         return replace(stored, transposed=leaf == "kernel" and transposed)
 
     def in_file(self, names: Iterable[str]) -> dict[str, str]:
-        """Our spelling of each stored name (without the prefix, one ending) → the file's."""
+        """Our spelling of each stored name (without a prefix, one ending) → the file's."""
         return {self._spelled(name): name for name in names}
 
     def _spelled(self, name: str) -> str:
-        name = name.removeprefix(self.prefix)
+        name = name.removeprefix(next(filter(name.startswith, self.prefixes), ""))
         for old, new in self.endings:
             if name.endswith(old):
                 return name.removesuffix(old) + new
@@ -134,16 +134,16 @@ _LLAMA = {
 }
 _BUFFERS = r".*rotary_emb\.inv_freq$"
 
-LLAMA = Names(_LLAMA, prefix="model.", ignored=_BUFFERS)
+LLAMA = Names(_LLAMA, prefixes=("model.",), ignored=_BUFFERS)
 """Llama, Qwen 2 and 3, OLMo 2 in Hugging Face's names."""
 
 GEMMA = Names(
     {**_LLAMA, "mlp.norm_in": f"{_LAYER}pre_feedforward_layernorm"},
     gain_offset=1.0,
-    prefix="model.",
-    ignored=_BUFFERS,
+    prefixes=("language_model.model.", "model.language_model.", "language_model.", "model."),
+    ignored=rf"{_BUFFERS}|(vision_tower|multi_modal_projector)\.",
 )
-"""Gemma 2 and 3 in Hugging Face's names, whose gains are 1 + w."""
+"""Gemma 2 and 3 in Hugging Face's names, whose gains are 1 + w; of what sees, the text part."""
 
 GPT2 = Names(
     {
@@ -161,7 +161,7 @@ GPT2 = Names(
         "mlp.branch.down": "h.{i}.mlp.c_proj",
     },
     transposed=False,
-    prefix="transformer.",
+    prefixes=("transformer.",),
     ignored=r"h\.\d+\.attn\.(masked_)?bias$",
 )
 """GPT-2 in Hugging Face's names: maps stored [in, out], one for queries, keys and values."""
@@ -181,7 +181,7 @@ BERT = Names(
         "mlp.norm_skip": "encoder.layer.{i}.output.LayerNorm",
     },
     plus_row={"positions": "embeddings.token_type_embeddings.weight"},
-    prefix="bert.",
+    prefixes=("bert.",),
     endings=(("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")),
     ignored=r"(pooler|cls|classifier|qa_outputs)\.|embeddings\.position_ids$",
 )
