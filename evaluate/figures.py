@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(str(error))
     if not written:
         sys.exit(
-            f"nothing to draw in {out}: expected two learning rates, or runs with watch_every=N"
+            f"nothing to draw in {out}: expected a record with a perplexity beside fp32's, runs of "
+            "two learning rates or more, or runs with watch_every=N"
         )
     print(f"written to {out / 'figures'}: {', '.join(path.name for path in written)}")
 

@@ -196,7 +196,7 @@ def test_a_directory_without_records_is_refused(tmp_path):
     RecordFile(tmp_path / "records.jsonl").add(
         dataclasses.replace(RECORDS[0], key="n", status="n/a", perplexity=None)
     )
-    with pytest.raises(SystemExit, match="nothing to draw in .*: expected two learning rates"):
+    with pytest.raises(SystemExit, match="nothing to draw in .*: expected a record with"):
         main([str(tmp_path)])
     (tmp_path / "records.jsonl").unlink()
     with pytest.raises(SystemExit, match="holds no records"):
