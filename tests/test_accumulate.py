@@ -53,7 +53,15 @@ def test_a_mean_stays_in_range_where_the_sum_does_not():
 
 
 @pytest.mark.parametrize(
-    "text", ["fp16", "bf16:sequential", "fp8_e4m3:lanes(8)", "fp16.stochastic(1)", "e5m9.mean"]
+    "text",
+    [
+        "fp16",
+        "bf16:sequential",
+        *(
+            pytest.param(text, marks=pytest.mark.slow)
+            for text in ("fp8_e4m3:lanes(8)", "fp16.stochastic(1)", "e5m9.mean")
+        ),
+    ],
 )
 def test_what_is_held_already_is_not_rounded_again(text):
     rows = extreme_rows(0, 64, 4)

@@ -296,7 +296,7 @@ def differing(text, center, n=64, d=150) -> int:
 @pytest.mark.parametrize(
     ("text", "center"),
     [
-        ("fp16.onepass:lanes(8)", True),
+        pytest.param("fp16.onepass:lanes(8)", True, marks=pytest.mark.slow),
         ("fp16.stochastic(3):sequential", True),
         ("fp32.onepass.mean:sequential", True),
     ],

@@ -37,8 +37,15 @@ def signalled(monkeypatch, step, number):
     monkeypatch.setattr(Trainer, "_note", noted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [5, 8])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (signal.SIGTERM, 5),
+        (signal.SIGINT, 8),
+        pytest.param(signal.SIGTERM, 8, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_leaves_and_the_same_command_goes_on(
     alone, tmp_path, monkeypatch, capsys, number, step
 ):
@@ -99,7 +106,15 @@ def emptied(where):
         file.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, unlisted, emptied])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(truncated, marks=pytest.mark.slow),
+        flipped,
+        unlisted,
+        pytest.param(emptied, marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
     alone, tmp_path, capsys, damage
 ):
@@ -218,6 +233,7 @@ def test_a_record_that_cannot_be_written_hides_no_error(tmp_path):
         raise MemoryError("the cause")
 
 
+@pytest.mark.slow
 def test_a_text_file_that_changes_under_a_run(tmp_path, monkeypatch):
     monkeypatch.delitem(wikitext.FACTS, ("wikitext2-raw", "valid"))  # so that any text will do
     for split in ("train", "valid"):

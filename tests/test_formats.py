@@ -210,10 +210,13 @@ def test_trap_the_undone_magic_constant_is_caught():
     "flags",
     [
         "--xla_allow_excess_precision=true",
-        "--xla_allow_excess_precision=false",
+        pytest.param("--xla_allow_excess_precision=false", marks=pytest.mark.slow),
         pytest.param(
             "--xla_cpu_max_isa=AVX2 --xla_allow_excess_precision=true",
-            marks=pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 only"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 only"),
+            ],
         ),
     ],
 )

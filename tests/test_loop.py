@@ -74,7 +74,9 @@ def test_the_loaded_model_is_the_best_one(finished):
     assert loaded.tokenizer.vocab_size == 300
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_stopping_and_going_on_gives_the_same_bits(finished, tmp_path, stop):
     config = tiny_config(tmp_path)
     run = train(config, stop_after=stop)
@@ -89,6 +91,7 @@ def test_stopping_and_going_on_gives_the_same_bits(finished, tmp_path, stop):
         }
 
 
+@pytest.mark.slow
 def test_dropout_too_goes_on_with_the_same_bits(tmp_path):
     model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64, "dropout": 0.3}
     alone = train(tiny_config(tmp_path / "a", model=model, steps=6))
@@ -198,7 +201,9 @@ def test_every_norm_and_every_placement_learns(norm, placement, tmp_path):
     assert valid[0] == pytest.approx(math.log(300), abs=1.0)
 
 
-@pytest.mark.parametrize(("norm", "placement"), [("none", "pre"), ("dyt", "post")])
+@pytest.mark.parametrize(
+    ("norm", "placement"), [pytest.param("none", "pre", marks=pytest.mark.slow), ("dyt", "post")]
+)
 def test_norms_without_a_statistic_learn(norm, placement, tmp_path):
     placed = {"norm": {"type": norm}, "placement": {"type": placement}}
     run = train(tiny_config(tmp_path, steps=60, eval_every=60, **placed))

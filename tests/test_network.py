@@ -76,6 +76,7 @@ def no_namespaces():
 needs_namespaces = pytest.mark.skipif(no_namespaces(), reason="`unshare -rn` is not allowed here")
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_ask_no_network(tmp_path):
     run = f"run={tmp_path}/run"
     heard, done = watched(tmp_path, "train", "data=embedded", "data.vocab_size=300", run, *SMALL)
@@ -87,6 +88,7 @@ def test_training_and_evaluation_ask_no_network(tmp_path):
     assert heard == []
 
 
+@pytest.mark.slow
 @REAL
 def test_a_text_that_is_on_the_machine_is_not_asked_for(tmp_path):
     text = os.environ["NORMLAB_DATA"]

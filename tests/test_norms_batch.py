@@ -104,6 +104,7 @@ def test_gradients_in_training_against_float64_differences():
     assert np.abs(gradient - slopes).max() < 1e-4 * np.abs(slopes).max()
 
 
+@pytest.mark.slow
 def test_a_run_carries_its_state_and_goes_on_with_the_same_bits(tmp_path):
     model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64}
 

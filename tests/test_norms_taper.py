@@ -124,6 +124,7 @@ def test_the_anchor_pulls_rows_to_the_size_that_they_had(keep):
     assert make("tapernorm", **fields).penalty() is None  # inside the blocks
 
 
+@pytest.mark.slow
 def test_the_anchor_is_part_of_the_loss(tokens):
     """One step, halfway: the loss is the cross-entropy and λ·E[(r − r₀)²], and is descended."""
     model = tiny_model("tapernorm", norm_fields={"anchor": 3.0, "keep_final": False})

@@ -10,7 +10,6 @@ from small_checkpoints import CONFIGS, tensors, write_folder
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-QUICK = ("first_look", "norms_tour")
 
 SMALL = {
     "slanc": "MODEL, WINDOWS, WINDOW = {model!r}, 2, 32",
@@ -38,11 +37,8 @@ def test_there_are_notebooks_and_their_texts():
     assert {f.stem for f in NOTEBOOKS} == {f.stem for f in FOLDER.glob("*.py")} - {"build"}
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(f, marks=[] if f.stem in QUICK else pytest.mark.slow) for f in NOTEBOOKS],
-    ids=lambda p: p.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook machinery itself
 def test_it_runs(file, tmp_path):
     notebook = shrunk(nbformat.read(file, as_version=4), file.stem, tmp_path)

@@ -11,6 +11,7 @@ from normlab.numerics import Accumulator
 from normlab.numerics.orders import ALL_ORDERS
 
 ORDERS = [o.replace("(k)", "(16)") for o in ALL_ORDERS]
+QUICK = ("sequential", "pairwise")
 ROWS, D = 256, 768
 
 
@@ -24,7 +25,10 @@ def norm(text, center, scale=3.0):
     return lambda x: Accumulator(text, scale).normalize(x, 1e-5, center=center)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param(o, marks=[] if o in QUICK else pytest.mark.slow) for o in ORDERS],
+)
 @pytest.mark.parametrize(
     ("options", "center"),
     [("", False), ("", True), (".onepass", True), (".input", True), (".mean.stochastic(1)", False)],

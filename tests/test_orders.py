@@ -166,7 +166,10 @@ def test_without_jit(order):
     assert wrong(lambda x: sum_of_squares(x, text), x, text) == 0
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param(o, marks=[] if o == "pairwise" else pytest.mark.slow) for o in ORDERS],
+)
 def test_under_vmap_and_inside_scan(order):
     x, text = extreme_rows(5, 70, 3.0, 6), f"fp16:{order}"
     assert wrong(jax.jit(jax.vmap(lambda row: sum_of_squares(row, text))), x, text) == 0

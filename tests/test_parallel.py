@@ -53,6 +53,7 @@ def same(run, other):
         np.testing.assert_allclose(values, others[name], rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_four_devices_begin_and_one_ends_is_what_one_does_alone(tmp_path, alone):
     mesh = LAYOUTS["all"]
     job = {"directory": str(tmp_path), "stop_after": 3, "mesh": mesh}

@@ -50,6 +50,7 @@ RECORDS = [
 ]
 
 
+@pytest.mark.slow
 def test_all_figures_of_a_directory_are_written(tmp_path, capsys):
     for r in RECORDS:
         RecordFile(tmp_path / "records.jsonl").add(r)

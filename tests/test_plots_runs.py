@@ -309,6 +309,7 @@ def test_models_without_norms_have_neither_sites_nor_gains_to_show(runs, tmp_pat
     assert names == {"loss-lr", "depth", "training", "gradients"}
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_directory_of_runs(runs, tmp_path):
     main([str(tmp_path)])
     files = {p.stem for p in (tmp_path / "figures").iterdir()}

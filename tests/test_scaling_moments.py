@@ -113,7 +113,13 @@ def test_centring_takes_the_common_mean_away():
     np.testing.assert_allclose(left, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("placement", placements)
+@pytest.mark.parametrize(
+    "placement",
+    [
+        pytest.param(name, marks=[] if name in ("pre", "post", "peri") else pytest.mark.slow)
+        for name in placements
+    ],
+)
 def test_rows_of_uneven_models_keep_their_precision(placement):
     """No sum overflows; of 100 rows at most 1 is so small, ε added, that its squares are lost.
 

@@ -46,6 +46,12 @@ def shallow(placement):
     return uneven(norm, placement, sites=EVERYWHERE | also, **KINDS[kind], layers=layers)
 
 
+EACH_PLACEMENT = [
+    pytest.param(name, marks=[] if name in ("pre", "post", "peri") else pytest.mark.slow)
+    for name in placements
+]
+
+
 @pytest.fixture(scope="module")
 def models():
     """A model for each placement; plain and gated, LayerNorm and RMSNorm take turns."""
@@ -53,19 +59,19 @@ def models():
 
 
 @pytest.mark.parametrize("rule", scale_rules)
-def test_every_rule_has_a_scale_for_every_site(models, rule):
-    for key, model in models.items():
-        sites, given = inputs(model), found(model, rule)
-        assert given.keys() == sites.keys(), key
-        for site, x in sites.items():
-            if callable(given[site]):
-                shape = jax.eval_shape(given[site], x).shape
-                assert shape == (*x.shape[:-1], 1)
-            else:
-                assert given[site].dtype == jnp.float32
-                assert given[site].shape in ((), (x.shape[-2], 1)), (key, site)
-                assert np.all(np.isfinite(given[site])), (key, site)
-                assert np.all(np.asarray(given[site]) > 0), (key, site)
+@pytest.mark.parametrize("placement", EACH_PLACEMENT)
+def test_every_rule_has_a_scale_for_every_site(models, placement, rule):
+    sites, given = inputs(models[placement]), found(models[placement], rule)
+    assert given.keys() == sites.keys()
+    for site, x in sites.items():
+        if callable(given[site]):
+            shape = jax.eval_shape(given[site], x).shape
+            assert shape == (*x.shape[:-1], 1)
+        else:
+            assert given[site].dtype == jnp.float32
+            assert given[site].shape in ((), (x.shape[-2], 1)), site
+            assert np.all(np.isfinite(given[site])), site
+            assert np.all(np.asarray(given[site]) > 0), site
 
 
 @pytest.mark.parametrize("norm", [name for name in norms if name not in STATISTICS])
@@ -74,19 +80,19 @@ def test_norms_without_a_statistic_get_no_scale(norm):
     assert all(found(model, rule) == {} for rule in scale_rules)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def logits(graphdef, precision, params, scale):
-    context = Context(Precision.parse(precision), scale, observe=True)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def outcome(graphdef, precision, observe, params, scale):
+    context = Context(Precision.parse(precision), scale, observe=observe)
     return nnx.merge(graphdef, params)(TOKENS, context), context.observed
 
 
-def run(model, scale, precision="fp32"):
-    """A jitted pass, the scales among its arguments: logits, what the norms observed."""
+def run(model, scale, precision="fp32", observe=False):
+    """A jitted pass, the scales among its arguments: logits, what the norms observed if asked."""
     graphdef, params = nnx.split(model)
-    return logits(graphdef, precision, params, scale)
+    return outcome(graphdef, precision, observe, params, scale)
 
 
-@pytest.mark.parametrize("placement", placements)
+@pytest.mark.parametrize("placement", EACH_PLACEMENT)
 def test_a_power_of_two_changes_no_bit(models, placement):
     model = models[placement]
     scale = found(model, "moments", pow2=True)
@@ -105,15 +111,16 @@ def test_any_scale_changes_only_rounding(rule):
 
 def test_a_dynamic_scale_rounded_to_a_power_of_two_goes_through_jit():
     model = uneven("rmsnorm", "pre", **KINDS["gated"], layers=1)
-    plain = run(model, {})[0]
-    np.testing.assert_array_equal(run(model, found(model, "row_max", pow2=True))[0], plain)
+    plain = run(model, {}, "fp32:sequential")[0]
+    scale = found(model, "row_max", pow2=True)
+    np.testing.assert_array_equal(run(model, scale, "fp32:sequential")[0], plain)
 
 
 @pytest.mark.parametrize("rule", ["slanc", "moments", "bound", "calibrated", "row_max"])
 def test_scales_bring_an_overflowing_model_into_the_range_of_fp16(rule):
     model = uneven("rmsnorm", "pre", **KINDS["gated"], layers=1)
     model.embed.embedding[...] *= 1000
-    count = lambda s: sum(int(o.overflowed) for o in run(model, s, "fp16")[1].values())  # noqa: E731
+    count = lambda s: sum(int(o.overflowed) for o in run(model, s, "fp16", True)[1].values())  # noqa: E731
     assert count({}) > 0
     assert count(found(model, rule)) == 0
 

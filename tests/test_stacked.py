@@ -18,8 +18,8 @@ from train.step import learned, make_step
 CASES = [
     ("rmsnorm", "pre", {}, False),
     ("layernorm", "peri", {"dropout": 0.3, "bias": True}, True),
-    ("batchnorm", "post", {}, True),
-    ("rmsnorm", "keel", {"tied": False, "window": 4}, False),
+    pytest.param("batchnorm", "post", {}, True, marks=pytest.mark.slow),
+    pytest.param("rmsnorm", "keel", {"tied": False, "window": 4}, False, marks=pytest.mark.slow),
 ]
 
 
@@ -59,6 +59,7 @@ def size(layers, scan):
     return len(lowered(layers, scan).as_text())
 
 
+@pytest.mark.slow
 def test_remat_of_a_stack_needs_less_memory():
     """Outside of a loop XLA's CPU backend computes once what is written twice."""
     kept, again = (

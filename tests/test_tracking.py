@@ -51,6 +51,7 @@ def test_a_tracker_is_told_what_the_log_is_told(fake, tmp_path):
         assert {"step": step, "seconds": row["seconds"], **values} == row
 
 
+@pytest.mark.slow
 def test_a_tracker_is_told_what_is_seen_inside_too(fake, tmp_path):
     run = train(tiny_config(tmp_path, tracking=["fake"], watch_every=2, **SMALL))
     logged = fake[1:-1]
@@ -180,6 +181,7 @@ def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
     assert [json.loads(values)[SEEN] for _, _, values in rows] == [1, 2, 3, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_the_tracker_of_the_documentation_tracks(tmp_path, monkeypatch):
     page = Path(__file__).parent.parent / "docs" / "tracking.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)

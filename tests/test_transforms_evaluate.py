@@ -65,6 +65,7 @@ def test_a_second_call_reuses_every_row(spec, tmp_path, capsys):
     assert len(RecordFile(Path(tmp_path) / "records.jsonl").read()) == len(first)
 
 
+@pytest.mark.slow
 def test_a_rule_that_does_not_apply_is_no_end_of_the_table(spec, tmp_path, capsys):
     asked = {"transform": ("prmsnorm", "none"), "precision": ("fp32", "fp16+bound")}
     config = ask(spec, tmp_path, compare=True, **asked)

@@ -61,7 +61,7 @@ def test_the_steps_are_the_same_bits_with_and_without(watched, tmp_path):
     assert all(a.get("loss") == b.get("loss") for a, b in pairs)
 
 
-@pytest.mark.parametrize("stop", [4, 7])
+@pytest.mark.parametrize("stop", [4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_has_the_same_lines(watched, tmp_path, stop):
     config = tiny_config(tmp_path, watch_every=5)
     run = train(config, stop_after=stop)
@@ -148,6 +148,7 @@ def test_attention_scores_are_those_of_pairs_that_attend(fields):
     assert float(context.scores[0]) == pytest.approx(most / math.sqrt(q.shape[-1]), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", norms)
 def test_every_norm_can_be_watched(norm):
     line = seen_uncompiled(tiny_model(norm, "pre", layers=1))
@@ -159,6 +160,7 @@ def test_every_norm_can_be_watched(norm):
     everything_is_a_number(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", placements)
 def test_every_placement_can_be_watched(placement):
     model = tiny_model("layernorm", placement)

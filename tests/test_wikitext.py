@@ -234,6 +234,7 @@ def test_a_hub_with_another_text_is_refused(tmp_path):
     assert "CorpusDamagedError: the train split of wikitext2" in result.stderr
 
 
+@pytest.mark.slow
 @REAL
 def test_the_hubs_rows_are_the_files_and_serve_offline_afterwards(tmp_path):
     assert ROOT is not None
