@@ -204,6 +204,7 @@ def test_remat_changes_what_is_kept_and_nothing_else(norm, dropout):
     assert marks[1] >= 1
 
 
+@pytest.mark.slow
 def test_a_pass_that_looks_inside_may_ask_for_remat(tokens):
     context = Context(observe=True, capture=True, compute=ComputeConfig(remat=True))
     plain = Context(observe=True, capture=True)

@@ -273,6 +273,7 @@ def test_the_calibration_text_is_cut_once(runs, tmp_path, monkeypatch):
     assert len(cuts) == 1
 
 
+@pytest.mark.slow
 def test_a_word_level_model_is_read_by_the_word_protocol(word_run, tmp_path):
     (record,) = evaluate(ask(tmp_path, checkpoint=str(word_run), precision=("fp32",)))
     assert record.protocol == "word"
@@ -389,6 +390,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(runs, tmp_path, monkeypatch, cap
     assert not list((tmp_path / "cut" / "unfinished").iterdir())
 
 
+@pytest.mark.slow
 def test_other_columns_do_not_go_on(runs, tmp_path, monkeypatch):
     """What was cut off is one set of columns at one batch size."""
     made = []

@@ -191,6 +191,7 @@ def test_two_processes_on_one_directory(alone, tmp_path):
     assert same_ends(train(config), alone, config)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(alone, tmp_path):
     config, _ = stopped(tmp_path, steps=5)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

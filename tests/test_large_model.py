@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from large_model import CONFIG, PRECISIONS, measure, shapes, write
 
 
@@ -13,6 +14,7 @@ def test_the_shape_is_that_of_llama_2_7b():
     assert count(CONFIG) == 6_738_415_616
 
 
+@pytest.mark.slow
 def test_a_small_one_is_written_loaded_and_scored(tmp_path):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     size = {"hidden_size": 32, "intermediate_size": 86, "num_hidden_layers": 2, "vocab_size": 260}

@@ -171,6 +171,7 @@ def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path):
     assert all(bool((abs(x) < 1e9).all()) for x in jax.tree.leaves(nnx.state(loaded.model)))
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_high_stops_early(tmp_path):
     optimizer = {"lr": 3.0, "warmup": 0, "clip": 1e9}
     run = train(tiny_config(tmp_path, optimizer=optimizer, steps=60, eval_every=1, patience=2))

@@ -157,6 +157,7 @@ def test_an_estimated_statistic_is_not_of_the_row_that_it_divides():
         apply(estimated(), "fold")
 
 
+@pytest.mark.slow
 def test_the_estimate_reaches_the_model(tokens):
     """Float64 of the formula at a model's MLP, whose first norm is an ordinary BHyT."""
     model, context = tiny_model("bhyt-estimated", heads=4, kv_heads=2), Context(capture=True)

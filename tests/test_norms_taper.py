@@ -153,6 +153,7 @@ def test_a_training_too_short_for_the_gate_to_reach_zero_is_refused(tmp_path):
     tiny_config(tmp_path, norm=norm, steps=20)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_norms_that_fold(tmp_path):
     model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64}
     norm = {"type": "tapernorm", "start": 0.2, "end": 0.7}

@@ -95,7 +95,8 @@ def test_sums_are_those_of_an_independent_float64_computation():
     assert scores.nonfinite_windows == 0
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 5, None])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 5, None])
 def test_the_size_of_a_batch_changes_no_count_and_hardly_a_sum(batch):
     reference = score(build(), windows(), parse("fp16:sequential"), batch=2)
     scores = score(build(), windows(), parse("fp16:sequential"), batch=batch)

@@ -301,6 +301,7 @@ def test_what_norms_read_is_shown_by_kind_over_depth_and_over_training(runs):
     assert not any(np.all(np.array(n.get_ydata()) == 65504) for n in axes[2].get_lines())
 
 
+@pytest.mark.slow
 def test_models_without_norms_have_neither_sites_nor_gains_to_show(runs, tmp_path):
     for run in runs:
         bare = [look | {"sites": {}, "vectors": {}} for look in run.watched]

@@ -45,6 +45,7 @@ def assert_mean(samples, expected, sigmas=6):
     assert np.all(np.abs(samples.mean(0) - expected) <= sigmas * error + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("activation", FUNCTIONS)
 def test_hidden_units_have_the_moments_of_a_gaussian_input(activation, gated):

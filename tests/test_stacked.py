@@ -17,7 +17,7 @@ from train.step import learned, make_step
 
 CASES = [
     ("rmsnorm", "pre", {}, False),
-    ("layernorm", "peri", {"dropout": 0.3, "bias": True}, True),
+    pytest.param("layernorm", "peri", {"dropout": 0.3, "bias": True}, True, marks=pytest.mark.slow),
     pytest.param("batchnorm", "post", {}, True, marks=pytest.mark.slow),
     pytest.param("rmsnorm", "keel", {"tied": False, "window": 4}, False, marks=pytest.mark.slow),
 ]
@@ -98,6 +98,7 @@ def test_the_layers_axis_makes_no_matrix_of_a_gain():
         groups(whole)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_stack_loads_layer_by_layer_and_the_other_way_round(tmp_path):
     fields = {"steps": 3, "eval_every": 3}
     run = train(tiny_config(tmp_path, **fields, compute={"scan_layers": True}))

@@ -68,6 +68,7 @@ def test_parts_of_a_batch_add_up_to_the_batch():
     assert abs(lone - losses[0]) > 1e-3, "a part is not the batch: one that is lost would be seen"
 
 
+@pytest.mark.slow
 def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
     """A step of two parts, by hand: the batch's even rows, then its odd ones."""
     model = small("batchnorm", dropout=0.5)

@@ -85,7 +85,7 @@ def test_a_refused_config_does_not_hold_its_directory(tmp_path):
     assert run.record["state"] == "finished"
 
 
-@pytest.mark.parametrize("corpus", ["embedded", "auto"])
+@pytest.mark.parametrize("corpus", [pytest.param("embedded", marks=pytest.mark.slow), "auto"])
 def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monkeypatch, corpus):
     def gone(*_):
         raise CorpusUnavailableError("no text")

@@ -61,7 +61,8 @@ def test_the_steps_are_the_same_bits_with_and_without(watched, tmp_path):
     assert all(a.get("loss") == b.get("loss") for a, b in pairs)
 
 
-@pytest.mark.parametrize("stop", [4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [4, 7])
 def test_a_run_that_was_stopped_has_the_same_lines(watched, tmp_path, stop):
     config = tiny_config(tmp_path, watch_every=5)
     run = train(config, stop_after=stop)
@@ -103,6 +104,7 @@ def fresh(config, tokens):
     return Transformer(config.model, config.norm, config.placement, size, config.seed)
 
 
+@pytest.mark.slow
 def test_the_update_ratio_is_that_of_the_training_step(tmp_path):
     config = tiny_config(tmp_path, steps=3, eval_every=3, watch_every=1)
     run = train(config)

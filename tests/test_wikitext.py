@@ -252,6 +252,7 @@ def test_the_hubs_rows_are_the_files_and_serve_offline_afterwards(tmp_path):
     assert gone.stdout.split() == expected
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch, no_network):
     import huggingface_hub
 
