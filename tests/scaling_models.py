@@ -5,6 +5,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from normlab.model import ModelConfig, PlacementConfig, Transformer, placements
@@ -15,6 +16,10 @@ VOCAB = 61
 PLAIN = {"gated": False, "activation": "gelu", "positions": "learned", "bias": True}
 GATED = {"kv_heads": 2, "head_dim": 6}
 KINDS = {"plain": PLAIN, "gated": GATED}
+EACH_PLACEMENT = [
+    pytest.param(name, marks=[] if name in ("pre", "post", "peri") else pytest.mark.slow)
+    for name in placements
+]
 
 
 @cache

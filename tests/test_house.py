@@ -1,38 +1,39 @@
 """docs/house.md has a line for every file, the file's own; what README shows is a part of it."""
 
 import ast
+import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
-FILES = [f for d in ("normlab", "train", "evaluate") for f in sorted((ROOT / d).rglob("*.py"))]
+PACKAGES = ("normlab", "train", "evaluate")
 
 
 def tree(page):
-    """The lines of a page, spaces made one."""
-    return [" ".join(line.split()) for line in (ROOT / page).read_text().splitlines()]
+    """What a page's tree says of each path."""
+    found, folders = {}, []
+    for line in (ROOT / page).read_text().splitlines():
+        if match := re.fullmatch(r"( *)(\w+/|\w+\.py)  +(.*)", line):
+            folders = folders[: len(match[1]) // 2]
+            found["/".join([*folders, match[2].rstrip("/")])] = match[3]
+            folders.append(match[2].rstrip("/"))
+    return {path: said for path, said in found.items() if path.partition("/")[0] in PACKAGES}
 
 
-HOUSE = tree("docs/house.md")
+def own_lines():
+    """What each file says of itself, a package by its `__init__.py`."""
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            doc = ast.get_docstring(ast.parse(file.read_text()))
+            assert doc, f"{file} has no docstring"
+            path = file.parent if file.name == "__init__.py" else file
+            yield path.relative_to(ROOT).as_posix(), doc.split("\n")[0].rstrip(".")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_every_file_has_its_line(file):
-    doc = ast.get_docstring(ast.parse(file.read_text()))
-    assert doc, f"{file} has no docstring"
-    name = f"{file.parent.name}/" if file.name == "__init__.py" else file.name
-    assert " ".join([name, doc.split("\n")[0].rstrip(".")]) in HOUSE
-
-
-def test_no_line_is_of_a_file_that_is_gone():
-    names = {f.name for f in FILES}
-    listed = {line.split()[0] for line in HOUSE if line}
-    assert {name for name in listed if name.endswith(".py")} <= names
+def test_every_file_has_its_line_and_every_line_its_file():
+    assert tree("docs/house.md") == dict(own_lines())
 
 
 def test_the_readme_shows_packages_by_the_same_lines():
-    packages = [f"{f.parent.name}/" for f in FILES if f.name == "__init__.py"]
-    shown = [line for line in tree("README.md") if line.partition(" ")[0] in packages]
-    assert {line.partition(" ")[0] for line in shown} >= {"normlab/", "scaling/", "train/"}
-    assert set(shown) <= set(HOUSE)
+    shown = tree("README.md")
+    assert {"normlab", "normlab/scaling", "train"} <= shown.keys()
+    assert shown.items() <= tree("docs/house.md").items()

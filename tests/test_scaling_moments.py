@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scaling_models import GATED, KINDS, PLAIN, kernel, observed, uneven
+from scaling_models import EACH_PLACEMENT, GATED, KINDS, PLAIN, kernel, observed, uneven
 
-from normlab.model import Context, placements
+from normlab.model import Context
 from normlab.model.mlp import FUNCTIONS
 from normlab.norms import Site, norms
 from normlab.numerics import Accumulator
@@ -114,13 +114,7 @@ def test_centring_takes_the_common_mean_away():
     np.testing.assert_allclose(left, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "placement",
-    [
-        pytest.param(name, marks=[] if name in ("pre", "post", "peri") else pytest.mark.slow)
-        for name in placements
-    ],
-)
+@pytest.mark.parametrize("placement", EACH_PLACEMENT)
 def test_rows_of_uneven_models_keep_their_precision(placement):
     """No sum overflows; of 100 rows at most 1 is so small, ε added, that its squares are lost.
 

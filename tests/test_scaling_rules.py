@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scaling_models import EVERYWHERE, KINDS, random_tokens, uneven
+from scaling_models import EACH_PLACEMENT, EVERYWHERE, KINDS, random_tokens, uneven
 
 from normlab.model import Context, placements
 from normlab.norms import norms
@@ -44,12 +44,6 @@ def shallow(placement):
     kind, norm = (("gated", "rmsnorm"), ("plain", "layernorm"))[turn]
     layers = 2 if placement == "mix-ln" else 1
     return uneven(norm, placement, sites=EVERYWHERE | also, **KINDS[kind], layers=layers)
-
-
-EACH_PLACEMENT = [
-    pytest.param(name, marks=[] if name in ("pre", "post", "peri") else pytest.mark.slow)
-    for name in placements
-]
 
 
 @pytest.fixture(scope="module")
