@@ -1,15 +1,19 @@
 # Two commands need nothing but python3 and a package index:
 #   make table    train ten small models and print the table of their perplexities
-#   make test     the tests
+#   make test     the unit tests, in less than five minutes
+# make test-system runs what goes end to end, make test-all everything, make test-slice today's part of the
+# extended tests (one in PARTS, in turn by date). make check looks at style, types and documents.
 # make parity installs PyTorch and transformers too, and compares with them what make test skips.
 # make extras installs the trackers and the launchers of sweeps too, and runs their tests.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
+PARTS  ?= 12
 ASK    ?=
 EXTRAS := test,tensorboard,wandb,trackio,slurm,ray
 
-.PHONY: table test parity extras check docs clean
+.PHONY: table test test-system test-all test-slice parity extras check docs clean
 
 table: $(VENV)/.core
 	$(RUN) -m train experiment=table $(ASK)
@@ -18,19 +22,29 @@ table: $(VENV)/.core
 	$(RUN) -m evaluate model=smollm2-135m out=results/smollm2-135m max_windows=8
 
 test: $(VENV)/.test
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+test-system: $(VENV)/.test
+	$(PYTEST) -m system
+
+test-all: $(VENV)/.test
+	$(PYTEST) -m "not documents"
+
+test-slice: $(VENV)/.extras
+	$(PYTEST) -m extended --slice $(PARTS)
 
 parity: $(VENV)/.parity
-	$(RUN) -m pytest -m "slow or not slow" tests/test_accumulate.py tests/test_pretrained_parity.py
+	$(RUN) -m pytest -m "not documents" tests/numerics/test_accumulate.py tests/pretrained/test_parity.py
 
 extras: $(VENV)/.extras
-	$(RUN) -m pytest -rs -m "slow or not slow" -k "track or launcher" \
-		tests/test_tracking.py tests/test_network.py tests/test_sweep.py
+	$(RUN) -m pytest -rs -m "not documents" -k "track or launcher" \
+		tests/training/test_tracking.py tests/system/test_network.py tests/system/test_sweep.py
 
 check: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m pytest -m documents tests/documents
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict

@@ -13,7 +13,7 @@ class About:
         source: authors and year, arXiv id, and equation or section; "unconfirmed: …" where a fact
             of it was read in no primary text.
         property: what distinguishes a right implementation from a wrong one, in one sentence.
-        test: the test of that property: "tests/test_norms.py::test_name".
+        test: the test of that property: "tests/norms/test_walk.py::test_name".
     """
 
     title: str

@@ -168,7 +168,7 @@ def _row(name: str, wire: Callable[[At], Wiring], about: About) -> None:
 
 
 def _tests(name: str) -> str:
-    return f"tests/test_placement_rows.py::{name}"
+    return f"tests/model/test_placement_rows.py::{name}"
 
 
 _PERI = ("norm_in", "norm_out")
@@ -236,7 +236,7 @@ _row(
         formula="N(αx + F(x)), α = (2M)^¼; initial values, output map and MLP times β = (8M)^−¼",
         source="Wang et al. 2022, arXiv:2203.00555, Fig. 2 (decoder-only); torchscale decoder.py",
         property="12 layers give α = 2.2134 and β = 0.3195; α = β = 1 is Post-LN",
-        test="tests/test_placement.py::test_the_constants_of_twelve_layers",
+        test="tests/model/test_placement.py::test_the_constants_of_twelve_layers",
     ),
 )
 _row(

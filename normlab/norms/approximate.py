@@ -49,7 +49,7 @@ class L1LayerNorm(LayerNorm):
         source="Lin et al. 2020, arXiv:2009.08034; unconfirmed: the constant √(π/2), and ε",
         property="equals LayerNorm in the mean over Gaussian rows, whatever their shift and scale, "
         "and not on rows of another shape",
-        test="tests/test_norms_approximate.py::test_l1_is_layernorm_on_gaussian_rows_only",
+        test="tests/norms/test_approximate.py::test_l1_is_layernorm_on_gaussian_rows_only",
     )
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
@@ -84,7 +84,7 @@ class DroppedMean(LayerNorm):
         source="Hardware-oriented algorithms for softmax and layer normalization, Sci. China Inf. "
         "Sci. 67:200404 (2024), abstract; unconfirmed: its joint root and division, left out here",
         property="is LayerNorm times √((σ² + ε) / (σ² + μ² + ε))",
-        test="tests/test_norms_approximate.py::test_dropped_mean_shrinks_by_its_factor",
+        test="tests/norms/test_approximate.py::test_dropped_mean_shrinks_by_its_factor",
     )
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
@@ -120,7 +120,7 @@ class MaxRescale(LayerNorm):
         source="Blue 1978 (doi:10.1145/355769.355771), LAPACK; for norms apple/coremltools#2821",
         property="equals the exact norm, with ε, on rows of any size that float32 holds, and in "
         "fp16 where the plain sum overflows",
-        test="tests/test_norms_approximate.py::test_max_rescale_is_exact_and_does_not_overflow",
+        test="tests/norms/test_approximate.py::test_max_rescale_is_exact_and_does_not_overflow",
     )
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
@@ -168,7 +168,7 @@ class Doubled(LayerNorm):
         formula="y = LayerNorm([x, −x])[:d] ⊙ γ + β",
         source="Anemll/Anemll (RMSNorm on the Apple neural engine); no paper",
         property="equals RMSNorm, ε included, within 1 ulp of the statistic",
-        test="tests/test_norms_approximate.py::test_doubled_is_rmsnorm",
+        test="tests/norms/test_approximate.py::test_doubled_is_rmsnorm",
     )
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
@@ -227,7 +227,7 @@ class FastRsqrt(ByInverseRoot):
         source="Quake III Arena (1999); in norms PIM-GPT, Wu et al. 2023, arXiv:2310.09385; "
         "unconfirmed: PIM-GPT's number of steps",
         property="relative error of 1/√v at most 1.752e-3 after one step, for every v",
-        test="tests/test_norms_approximate.py::test_fast_rsqrt_error_after_each_step",
+        test="tests/norms/test_approximate.py::test_fast_rsqrt_error_after_each_step",
     )
 
     def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
@@ -302,7 +302,7 @@ class IterL2Norm(ByInverseRoot):
         "2^(−(e+1)/2), and ε",
         property="relative error of 1/√m at most 3.5e-3 after 5 steps and 1.1e-4 after 8, "
         "over all m",
-        test="tests/test_norms_approximate.py::test_iterl2_worst_error_after_so_many_steps",
+        test="tests/norms/test_approximate.py::test_iterl2_worst_error_after_so_many_steps",
     )
 
     def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
@@ -347,7 +347,7 @@ class Dyadic(ByInverseRoot):
         formula="y = (x − μ)·b / 2^c ⊙ γ + β, b/2^c ≈ 1/√(σ² + ε)",
         source="Yao et al. 2020, arXiv:2011.10680, and batch_frexp of its code",
         property="|b/2^c − r| ≤ 2^(−c−1); on integer rows y is the integer product and shift",
-        test="tests/test_norms_approximate.py::test_dyadic_on_integers_is_a_product_and_a_shift",
+        test="tests/norms/test_approximate.py::test_dyadic_on_integers_is_a_product_and_a_shift",
     )
 
     def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:

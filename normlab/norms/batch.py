@@ -56,7 +56,7 @@ class BatchNorm(Norm):
         "are ours",
         property="in training it ignores each channel's shift and scale and sees no later "
         "position; outside it is the linear map that it folds to",
-        test="tests/test_norms_batch.py::test_no_position_sees_a_later_one",
+        test="tests/norms/test_batch.py::test_no_position_sees_a_later_one",
     )
 
     def __init__(self, width: int, site: Site, config: Any):

@@ -59,7 +59,7 @@ class SeeDNorm(Norm):
         source="Cai et al. 2025, arXiv:2510.22777; unconfirmed: initial values and the multi-head "
         "form (read in two summaries of the paper that agree), ε",
         property="starts as RMSNorm bit for bit; later its gain lies within |γ| + |α|",
-        test="tests/test_norms_dynamic.py::test_seednorm_starts_as_rmsnorm_and_its_gain_is_bounded",
+        test="tests/norms/test_dynamic.py::test_seednorm_starts_as_rmsnorm_and_its_gain_is_bounded",
     )
 
     def __init__(self, width: int, site: Site, config: Any):

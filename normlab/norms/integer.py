@@ -59,7 +59,7 @@ class IBertLayerNorm(LayerNorm):
         source="Kim et al. 2021, arXiv:2101.01321, section 3.6 and Alg. 4; its code in Hugging "
         "Face transformers, models/ibert/quant_modules.py",
         property="equals the same steps in unbounded integers bit for bit: nothing overflows",
-        test="tests/test_norms_integer.py::test_i_bert_is_the_same_in_unbounded_integers",
+        test="tests/norms/test_integer.py::test_i_bert_is_the_same_in_unbounded_integers",
     )
 
     def __init__(self, width: int, site: Site, config: Any):
@@ -188,7 +188,7 @@ class AILayerNorm(LayerNorm):
         "other ≫ 1), table of 1/√",
         property="truncating makes 1/σ 5.5 to 6.5 % too large on Gaussian rows of 8 bits without "
         "factors, alike for all; rounding less than 1 %",
-        test="tests/test_norms_integer.py::test_ai_layernorm_truncation_is_a_nearly_constant_gain",
+        test="tests/norms/test_integer.py::test_ai_layernorm_truncation_is_a_nearly_constant_gain",
     )
 
     def __init__(self, width: int, site: Site, config: Any):

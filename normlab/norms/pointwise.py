@@ -68,7 +68,7 @@ class DyT(Norm):
         formula="y = γ ⊙ tanh(αx) + β, α a scalar",
         source="Zhu et al. 2025, arXiv:2503.10622, Eq. 2; initial values of section 7",
         property="is odd (β = 0), within |γ| + |β|, and each element knows only its own input",
-        test="tests/test_norms.py::test_dyt_is_odd_bounded_and_elementwise",
+        test="tests/norms/test_walk.py::test_dyt_is_odd_bounded_and_elementwise",
     )
 
     def __init__(self, width: int, site: Site, config: Any):
@@ -118,7 +118,7 @@ class Derf(Norm):
         source="arXiv:2512.10938; zlab-princeton/Derf, language model/model_derf.patch; "
         "unconfirmed: α of the published language models",
         property="within |γ| + |β|, elementwise, and of slope 2γα/√π where αx + s = 0",
-        test="tests/test_norms_pointwise.py::test_derf_is_bounded_and_elementwise",
+        test="tests/norms/test_pointwise.py::test_derf_is_bounded_and_elementwise",
     )
 
     def __init__(self, width: int, site: Site, config: Any):
@@ -178,7 +178,7 @@ class BHyT(Norm):
         "unconfirmed: λ = 1 at the start (an argument in the code, whose sweeps try 1 to 5)",
         property="at ε = 0 it ignores the size of the row; a share of at most κ⁻² of a row has an "
         "argument beyond λ",
-        test="tests/test_norms_pointwise.py::test_bhyt_ignores_size_and_obeys_chebyshev",
+        test="tests/norms/test_pointwise.py::test_bhyt_ignores_size_and_obeys_chebyshev",
     )
 
     def __init__(self, width: int, site: Site, config: Any):
@@ -225,7 +225,7 @@ class EstimatedBHyT(BHyT):
         "update_scaler",
         property="where attention averages uncorrelated values evenly, the estimate is the mean "
         "square of the sum",
-        test="tests/test_norms_pointwise.py::test_the_estimate_is_the_sums_mean_square",
+        test="tests/norms/test_pointwise.py::test_the_estimate_is_the_sums_mean_square",
     )
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
@@ -308,7 +308,7 @@ class NoNorm(Norm):
         "and hongyi-zhang/Fixup, transformer_zero.py; Huang et al. 2020 (ICML), "
         "layer6ai-labs/T-Fixup, transformer_layer.py",
         property="with ReZero and Fixup every block is the identity at the start",
-        test="tests/test_norms_pointwise.py::test_without_norms_blocks_start_as_the_identity",
+        test="tests/norms/test_pointwise.py::test_without_norms_blocks_start_as_the_identity",
     )
 
     def __init__(self, width: int, site: Site, config: Any):

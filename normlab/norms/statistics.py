@@ -72,7 +72,7 @@ class LayerNorm(Norm):
         formula="y = (x − μ) / √(σ² + ε) ⊙ γ + β",
         source="Ba, Kiros, Hinton 2016, arXiv:1607.06450, Eqs. 3-4",
         property="at ε = 0 it ignores a shift of the row and any positive factor on it",
-        test="tests/test_norms.py::test_layernorm_ignores_shift_and_positive_scale",
+        test="tests/norms/test_walk.py::test_layernorm_ignores_shift_and_positive_scale",
     )
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
@@ -96,7 +96,7 @@ class RMSNorm(LayerNorm):
         formula="y = x / √(mean x² + ε) ⊙ γ; also x / (√(mean x²) + ε), and γ = 1 + w",
         source="Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4; bzhangGo/rmsnorm for ε",
         property="at ε = 0 it ignores the size of the row, but not a shift",
-        test="tests/test_norms.py::test_rmsnorm_ignores_scale_but_not_shift",
+        test="tests/norms/test_walk.py::test_rmsnorm_ignores_scale_but_not_shift",
     )
 
 
@@ -129,7 +129,7 @@ class PartialRMSNorm(LayerNorm):
         "bzhangGo/rmsnorm; unconfirmed: p = 6.25 % as the paper's value (a summary says so)",
         property="p = 1 is RMSNorm bit for bit; coordinates behind the first k don't move the "
         "divisor",
-        test="tests/test_norms_statistics.py::test_prmsnorm_divides_by_its_first_coordinates",
+        test="tests/norms/test_statistics.py::test_prmsnorm_divides_by_its_first_coordinates",
     )
 
     @property
@@ -175,7 +175,7 @@ class ScaleNorm(Norm):
         source="Nguyen and Salazar 2019, arXiv:1910.05895; initial g and ε as in "
         "tnq177/transformers_without_tears, layers.py",
         property="every row that is not tiny comes out with length |g|",
-        test="tests/test_norms_statistics.py::test_scalenorm_gives_every_row_the_same_length",
+        test="tests/norms/test_statistics.py::test_scalenorm_gives_every_row_the_same_length",
     )
 
     def __init__(self, width: int, site: Site, config: Any):
@@ -235,7 +235,7 @@ class FixNorm(ScaleNorm):
         source="Nguyen and Salazar 2019, arXiv:1910.05895 (after Nguyen and Chiang 2018, "
         "arXiv:1710.01329); tnq177/transformers_without_tears, model.py, where ℓ = √d is fixed",
         property="all embedding rows have one length, and tied logits are g · cos(h, e)",
-        test="tests/test_norms_statistics.py::test_fixnorm_gives_cosines",
+        test="tests/norms/test_statistics.py::test_fixnorm_gives_cosines",
     )
 
     @classmethod
@@ -274,7 +274,7 @@ class GroupNorm(Norm):
         formula="y = (x − μ_g) / √(σ_g² + ε) ⊙ γ + β, g one of G groups of channels",
         source="Wu and He 2018, arXiv:1803.08494, section 3; on one token's channels",
         property="G = 1 is LayerNorm, and a factor on one group changes no other",
-        test="tests/test_norms_statistics.py::test_groupnorm_is_layernorm_in_each_group",
+        test="tests/norms/test_statistics.py::test_groupnorm_is_layernorm_in_each_group",
     )
 
     def __init__(self, width: int, site: Site, config: Any):

@@ -82,7 +82,7 @@ class TaperNorm(Norm):
         "formulas of c and of the loss (two summaries of the paper agree), λ, the rate of the "
         "running means and the shares of the schedule",
         property="at g = 1 it is RMSNorm bit for bit; at the end g is exactly 0 and it is linear",
-        test="tests/test_norms_taper.py::test_it_goes_from_rmsnorm_to_a_linear_map",
+        test="tests/norms/test_taper.py::test_it_goes_from_rmsnorm_to_a_linear_map",
     )
 
     def __init__(self, width: int, site: Site, config: Any):

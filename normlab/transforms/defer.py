@@ -76,7 +76,7 @@ class Defer(Transform):
         source="Graef, Clapp, Wasielewski 2024, arXiv:2407.09577, section 1 (deferred)",
         property="in float64 the logits stay the same to 1e-12, while the products aW* scale with "
         "the stream",
-        test="tests/test_transforms_defer.py::test_deferring_is_exact",
+        test="tests/transforms/test_defer.py::test_deferring_is_exact",
     )
 
     def __call__(self, model: Transformer) -> Transformer:
@@ -127,7 +127,7 @@ class Cancel(Transform):
         formula="RMSNorm(RMSNorm(a) W*) = RMSNorm(a W*) at ε = 0",
         source="Graef, Clapp, Wasielewski 2024, arXiv:2407.09577, section 4.1",
         property="with ε = 0 in the query and key norms, the logits stay the same to 1e-12",
-        test="tests/test_transforms_defer.py::test_cancelling_is_exact_without_eps",
+        test="tests/transforms/test_defer.py::test_cancelling_is_exact_without_eps",
     )
 
     def __call__(self, model: Transformer) -> Transformer:

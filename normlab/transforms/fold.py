@@ -50,7 +50,7 @@ class Fold(Transform):
         source="Graef, Clapp, Wasielewski 2024, arXiv:2407.09577, section 1 (weightless)",
         property="in float64 the logits stay the same to 1e-12; bit for bit in float32 where every "
         "gain is a power of two and there is no bias",
-        test="tests/test_transforms_fold.py::test_folding_is_exact",
+        test="tests/transforms/test_fold.py::test_folding_is_exact",
     )
 
     def __call__(self, model: Transformer) -> Transformer:

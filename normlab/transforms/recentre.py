@@ -54,7 +54,7 @@ class Recentre(Transform):
         source="Jiang, Gu, Zhu, Pan 2023, arXiv:2305.14858 (Pre-RMSNorm)",
         property="the residual stream's mean stays 0 and in float64 the logits stay the same to "
         "1e-12",
-        test="tests/test_transforms_recentre.py::test_recentring_is_exact",
+        test="tests/transforms/test_recentre.py::test_recentring_is_exact",
     )
 
     def __call__(self, model: Transformer) -> Transformer:

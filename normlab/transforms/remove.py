@@ -45,7 +45,7 @@ class Frozen(Norm):
         source="Heimersheim 2024, arXiv:2409.13710, section 2; Baroni et al. 2025, "
         "arXiv:2507.02559; there the average is of σ",
         property="with a frozen statistic the norm is linear and folds into its readers exactly",
-        test="tests/test_transforms_remove.py::test_a_frozen_norm_folds_away",
+        test="tests/transforms/test_remove.py::test_a_frozen_norm_folds_away",
     )
     has_statistic: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False

@@ -63,7 +63,7 @@ class Rescale(Transform):
         source="gau-nernst 2025, huggingface/transformers pull request 37226; ε ← c²ε is ours",
         property="with c = 2ᵏ the float32 logits are the same bit for bit and the stream's peak is "
         "c times as large",
-        test="tests/test_transforms_rescale.py::test_a_power_of_two_changes_no_bit",
+        test="tests/transforms/test_rescale.py::test_a_power_of_two_changes_no_bit",
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,83 @@
+"""`python -m evaluate transform=[…]`: rows of their own, and what can't be done says n/a."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluate.__main__ import main
+from evaluate.config import EvaluateConfig, TextConfig
+from evaluate.job import evaluate
+from normlab.results import RecordFile
+from normlab.results.record import NOT_APPLICABLE, Record
+from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
+
+ASKED = ("none", "rescale(0.25)", "recentre", "doubled")
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    """A tiny Llama: RMSNorm, pre-norm."""
+    return write_folder(tmp_path_factory.mktemp("m"), CONFIGS["llama"], tensors("llama"))
+
+
+def ask(spec, out, **fields):
+    given = {"precision": ("fp32",), "transform": ASKED, "out": str(out)}
+    return EvaluateConfig(
+        model=spec, window=32, max_windows=2, data=TextConfig(corpus="embedded"), **given | fields
+    )
+
+
+def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
+    main(ask(spec, tmp_path))
+    lines = (tmp_path / "records.jsonl").read_text().splitlines()
+    records = [Record.from_json(line) for line in lines]
+    found = {(r.transform, r.precision): r for r in records}
+    assert len(found) == len(records) == len(ASKED)
+    plain = found["none", "fp32"]
+    for text in ASKED[1:]:
+        assert found[text, "fp32"].model == f"{plain.model} ({text})"
+        assert found[text, "fp32"].key != plain.key
+    small, swapped = found["rescale(0.25)", "fp32"], found["doubled", "fp32"]
+    assert small.perplexity == plain.perplexity
+    assert small.weights_sha256 != plain.weights_sha256
+    assert small.sites["norm_final"]["max_abs"] == plain.sites["norm_final"]["max_abs"] / 4
+    assert swapped.norm == "doubled"
+    assert swapped.perplexity == pytest.approx(plain.perplexity, rel=1e-5)
+    assert found["recentre", "fp32"].status == NOT_APPLICABLE
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    names = [plain.model, *(f"{plain.model} ({text})" for text in ASKED[1:])]
+    assert [row["model"] for row in rows] == names
+    for name in ("table.md", "table.tex"):
+        assert "(rescale(0.25))" in (tmp_path / name).read_text()
+
+
+def test_a_second_call_reuses_every_row(spec, tmp_path, capsys):
+    config = ask(spec, tmp_path, transform=("none", "rescale(.5)", "rescale(0.5)", "recentre"))
+    first = [r.to_json() for r in evaluate(config)]
+    assert len(first) == 3  # one of them was asked for twice
+    written = (tmp_path / "records.jsonl").read_bytes()
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "recentre: expected a LayerNorm before every branch" in said
+    assert [r.to_json() for r in evaluate(config)] == first
+    assert (tmp_path / "records.jsonl").read_bytes() == written
+    assert len(RecordFile(Path(tmp_path) / "records.jsonl").read()) == len(first)
+
+
+@pytest.mark.system
+def test_a_rule_that_does_not_apply_is_no_end_of_the_table(spec, tmp_path, capsys):
+    asked = {"transform": ("prmsnorm", "none"), "precision": ("fp32", "fp16+bound")}
+    config = ask(spec, tmp_path, compare=True, **asked)
+    records = evaluate(config)
+    assert [r.status for r in records] == ["ok", NOT_APPLICABLE, "ok", "ok"]
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert said.count("doesn't promise; take another") == 1
+    assert [r.to_json() for r in evaluate(config)] == [r.to_json() for r in records]
+
+
+def test_records_from_before_transforms_are_still_read():
+    record = Record(key="k", model="m", norm=None, placement=None, precision="fp32")
+    values = json.loads(record.to_json())
+    del values["transform"]
+    assert Record.from_json(json.dumps(values)).transform == "none"

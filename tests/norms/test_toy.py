@@ -1,0 +1,65 @@
+"""Adding a norm touches one file: the one written here, and nothing else in the house."""
+
+import importlib.util
+import sys
+
+import pytest
+
+import normlab.run
+from normlab.norms import norms
+from tests.support.runs import tiny_config
+from train.loop import train
+
+TOY = '''
+"""One file with one registered class."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from normlab.config import knob
+from normlab.norms import Norm, NormConfig, norms
+
+
+@dataclass(frozen=True)
+class ToyConfig(NormConfig):
+    """What the toy can be told."""
+
+    type: str = knob("toy", "norm type")
+    scale: bool = knob(True, "a gain")
+    power: float = knob(1.0, "exponent of the divisor")
+
+
+@norms.register("toy")
+class Toy(Norm):
+    """x over a power of its mean absolute value."""
+
+    Config = ToyConfig
+
+    def __call__(self, x, acc):
+        size = jnp.abs(x).mean(-1, keepdims=True) + 1e-6
+        return self.affine(x / size**self.config.power)
+'''
+
+
+@pytest.fixture
+def toy(tmp_path):
+    file = tmp_path / "toy.py"
+    file.write_text(TOY)
+    spec = importlib.util.spec_from_file_location("toy", file)
+    sys.modules["toy"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    norms.remove("toy")
+    del sys.modules["toy"]
+
+
+def test_one_file_trains_is_saved_and_comes_back(toy, tmp_path):
+    config = tiny_config(tmp_path / "runs", norm={"type": "toy", "power": 0.9}, steps=30)
+    run = train(config)
+    valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
+    assert valid[-1] < valid[0] - 0.5
+    assert run.directory.name.startswith("toy-pre-")
+    loaded = normlab.run.load(run.directory).model
+    assert isinstance(loaded.norm_final, toy.Toy)
+    assert loaded.norm == toy.ToyConfig(power=0.9)

@@ -1,0 +1,154 @@
+"""The traps of low precision, planted: each in real jitted code where a CPU walks into it."""
+
+import platform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from normlab.numerics import Accumulator, FloatFormat, Precision, round_to, sum_of_squares
+from normlab.numerics.exact import once, separate
+from tests.support.numerics_reference import cast, hard_values, same, squares, summed
+
+EPS = 1e-5
+rows = np.float32(np.float16(np.random.default_rng(0).normal(1, 1, (128, 600))))
+
+
+def wrong_sums(sums, x=rows, text="fp16:sequential") -> int:
+    """In how many rows a sum of squares differs from the reference's."""
+    precision = Precision.parse(text)
+    want = summed(squares(x, precision.format), precision)
+    return int((~same(jax.jit(sums)(x), want)).sum())
+
+
+def halves(x):
+    return jnp.float16(x * x)
+
+
+def left_to_right(add, start):
+    """A jitted loop that adds the squares one by one."""
+    return lambda x: lax.fori_loop(
+        0, x.shape[1], lambda i, c: add(c, x[:, i]), jnp.full(len(x), start)
+    )
+
+
+SUMS = {
+    "jnp.sum": lambda x: jnp.sum(halves(x), axis=-1),
+    "jnp.sum, dtype": lambda x: jnp.sum(halves(x), axis=-1, dtype=jnp.float16),
+    "lax.reduce": lambda x: lax.reduce(halves(x), np.float16(0), lax.add, (1,)),
+    "jnp.dot": lambda x: jnp.einsum("nd,nd->n", jnp.float16(x), jnp.float16(x)),
+    "cumsum": lambda x: jnp.cumsum(halves(x), axis=-1)[:, -1],
+    "no rounding of the square": left_to_right(lambda c, v: round_to(c + v * v, "fp16"), 0.0),
+    "no rounding of the sum": left_to_right(lambda c, v: c + round_to(v * v, "fp16"), 0.0),
+}
+
+
+@pytest.mark.parametrize("trap", SUMS)
+def test_a_planted_sum_is_caught(trap):
+    assert wrong_sums(lambda x: sum_of_squares(x, "fp16:sequential")) == 0
+    assert wrong_sums(SUMS[trap]) > 16
+
+
+def test_two_roundings_are_not_one():
+    def twice(x):
+        return left_to_right(
+            lambda c, v: round_to(c + round_to(v * v, "e8m13"), "e8m13"), jnp.float32(0)
+        )(x)
+
+    x = np.float32(np.random.default_rng(1).normal(size=(256, 600)))
+    assert wrong_sums(lambda x: sum_of_squares(x, "e8m13:sequential"), x, "e8m13:sequential") == 0
+    assert wrong_sums(twice, x, "e8m13:sequential") > 0
+
+
+def test_the_magic_constant_rounds_no_subnormal_under_jit():
+    x = np.abs(hard_values("fp16"))
+    x = x[x < 2.0**-14]
+    added = lambda x: (x + 0.75) - 0.75  # noqa: E731
+    assert same(added(x), cast(x, "fp16")).all()
+    assert not same(jax.jit(added)(x), cast(x, "fp16")).all()
+    assert same(jax.jit(round_to, static_argnums=1)(x, "fp16"), cast(x, "fp16")).all()
+
+
+def test_a_native_half_sum_of_wide_rows_never_overflows_in_jnp_sum():
+    """Where fp16 gives infinity, a half `jnp.sum` is a float32 sum and gives its mean."""
+    big = np.full((2, 1024), 16.0, np.float32)
+    assert np.isinf(jax.jit(sum_of_squares, static_argnums=1)(big, "fp16")).all()
+    mean = jax.jit(lambda x: jnp.mean(halves(x), axis=-1))(big)
+    assert (np.asarray(mean) == 256).all()
+
+
+@pytest.mark.parametrize("norm", [nnx.RMSNorm, nnx.LayerNorm])
+def test_flax_norms_compute_in_float32_whatever_their_dtype(norm):
+    """Rows whose FP16 sum of squares overflows: Flax's half norm normalizes them, a unit gives 0.
+
+    Its result is the float32 norm's, rounded at the end.
+    """
+    made = norm(600, dtype=jnp.float16, epsilon=EPS, rngs=nnx.Rngs(0))
+    center = norm is nnx.LayerNorm
+    x = rows * 32
+    flax = np.float32(jax.jit(made)(jnp.float16(x)))
+    wide = Accumulator("fp32").normalize(x, EPS, center=center)
+    assert np.abs(flax - wide).max() < 2e-3
+    call = jax.jit(lambda x: Accumulator("fp16").normalize(x, EPS, center=center))
+    assert (np.asarray(call(x)) == 0).all()
+
+
+def test_an_epsilon_that_is_not_scaled_is_a_change_of_epsilon():
+    """Rows of 1/128, so that ε = 1e-5 counts, and a scale of 1/64 that moves their squares up."""
+    small, s = rows * np.float32(2.0**-7), np.float32(2.0**-6)
+    exact = np.asarray(Accumulator("fp32").normalize(small, EPS))
+
+    @jax.jit
+    def both(x, s):
+        acc = Accumulator("fp16", s)
+        z, mean_square = acc.moments(x)
+        return z * acc.inverse_rms(mean_square, EPS), z * lax.rsqrt(mean_square + EPS)
+
+    scaled, unscaled = (np.abs(y - exact).max() / exact.max() for y in both(small, s))
+    assert scaled < 1e-3
+    assert unscaled > 0.02
+
+
+def test_what_is_not_kept_apart_is_contracted():
+    """What is x·(1/s) − μ in one fused operation under jit, on most machines, is two here."""
+    third, mean = np.float32(1 / 3), rows[:, :1] / 7
+    want = rows * third - mean
+    bare = jax.jit(lambda x, m: x * third - m)(rows, mean)
+    apart = jax.jit(lambda x, m: separate(x * third) - m)(rows, mean)
+    assert same(apart, want).all()
+    if platform.machine() == "x86_64":
+        assert not same(bare, want).all()
+
+
+@pytest.mark.parametrize("step", [once, separate])
+def test_a_step_of_its_own_changes_no_value(step):
+    x = np.float32(hard_values("fp16"))
+    assert same(jax.jit(step)(x), x).all()
+
+
+def test_a_division_by_a_constant_is_a_product_under_jit():
+    """So the multiplier is written out: x/s would differ by the compiler."""
+    divided = lambda x: x / 3.0  # noqa: E731
+    multiplied = lambda x: x * (1.0 / jnp.float32(3.0))  # noqa: E731
+    assert not same(jax.jit(divided)(rows), divided(rows)).all()
+    assert same(jax.jit(multiplied)(rows), multiplied(rows)).all()
+
+
+def test_a_left_to_right_sum_stalls_at_every_scale():
+    """Powers of two move nothing: what a static scale cannot cure."""
+    x = np.float32(np.random.default_rng(3).normal(size=(16, 4096)))
+    total = jax.jit(sum_of_squares, static_argnums=1)
+    exact = (np.float64(x) ** 2).sum(-1)
+    for s in (4.0, 64.0):
+        assert (np.asarray(total(x / s, "fp16:sequential")) * s**2 / exact).mean() < 0.95
+        assert abs((np.asarray(total(x / s, "fp16:rounded")) * s**2 / exact).mean() - 1) < 1e-4
+
+
+def test_formats_that_one_rounding_cannot_reach_are_refused():
+    """22 bits: float32 keeps no bit for rounding to odd. No bits, or one of exponent: no format."""
+    for text in ("e5m22", "e5m0", "e1m3", "e9m3", "e8m24"):
+        with pytest.raises(ValueError, match="expected"):
+            FloatFormat.parse(text)

@@ -1,0 +1,325 @@
+"""Figures of training runs: what is drawn is what the runs logged."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from evaluate.figures import main
+from normlab.plots import (
+    depth_figure,
+    gradient_figure,
+    loss_figure,
+    run_figures,
+    series,
+    sites_figure,
+    sites_training_figure,
+    training_figure,
+    vectors_figure,
+    vectors_training_figure,
+)
+from normlab.plots.series import last_loss
+from normlab.plots.sites import site_kinds
+from normlab.plots.vectors import _ends, _vectors, vector_kinds
+from normlab.run import Run
+
+pytest.importorskip("matplotlib")
+RNG = np.random.default_rng(0)
+
+
+def size(x):
+    return {"mean_square": x, "max_abs": 3 * x, "max_square": 32 * x}
+
+
+def line(step, scale):
+    return {
+        "step": step,
+        "sites": {f"blocks.{i}.mlp.norm_in": size(scale * (i + 1)) for i in range(2)}
+        | {"blocks.1.attention.branch.query.norm_qk": size(0.5), "norm_final": size(5 * scale)},
+        "stream": [size(scale * (1 + i)) for i in range(3)],
+        "blocks": [{"attention_score": scale}, {"attention_score": 2 * scale}],
+        "parts": {
+            "embed": {"grad_norm": 9.0},
+            "blocks.0": {"grad_norm": 0.5 * scale} | ({"update_ratio": 0.1} if step else {}),
+            "blocks.1": {"grad_norm": 0.25 * scale} | ({"update_ratio": 0.3} if step else {}),
+        },
+        "vectors": {
+            f"blocks.{i}.{kind}": {"mean": 1.0 + i, "min": 0.5, "max": 3.0, "std": 0.1}
+            for i in range(2)
+            for kind in ("mlp.norm_in.gain", "attention.branch.query.norm_qk.gain", "mlp.up.bias")
+        }
+        | {"norm_final.gain": {"mean": scale, "min": -1.0, "max": 2 * scale, "std": 0.1}},
+    }
+
+
+def make(directory, placement, rate, seed, loss, state="finished", scale=1.0):
+    """A run directory as `train` leaves it, as far as figures read it."""
+    run = Run(directory / f"{placement}-{rate}-{seed}")
+    config = {
+        "norm": {"type": "rmsnorm"},
+        "placement": {"type": placement, "norm_embed": False},
+        "optimizer": {"lr": rate},
+        "seed": seed,
+    }
+    run.write("config.yaml", config)
+    run.write("record.json", {"state": state, "best_valid_loss": loss})
+    rows = [{"step": 0, "valid_loss": 9.0}, {"step": 4, "valid_loss": loss}]
+    run["metrics.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    looks = [line(0, 1.0), line(4, scale)]
+    run["watch.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in looks))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two placements, two rates, two seeds; the higher rate is better for one of them."""
+    made = []
+    for placement, losses in {"pre": (5.0, math.inf), "peri": (6.0, 4.0)}.items():
+        for rate, loss in zip((1e-3, 1e-2), losses, strict=True):
+            for seed in (0, 1):
+                state = (
+                    "diverged" if placement == "pre" and (rate, seed) == (1e-2, 1) else "finished"
+                )
+                shown = 4.5 if loss == math.inf else loss
+                scale = 1000.0 if placement == "pre" else 2.0
+                made.append(make(tmp_path, placement, rate, seed, shown + seed, state, scale))
+    return made
+
+
+def drawn(ax):
+    """The lines of an axis by label."""
+    return {text.get_label(): text for text in ax.get_lines()}
+
+
+def test_runs_that_differ_in_rate_and_seed_belong_together(runs, tmp_path):
+    found = series(reversed(runs))
+    assert [s.label for s in found] == ["peri", "pre"]
+    assert [list(s.runs) for s in found] == [[1e-3, 1e-2]] * 2
+    assert [r.read("config.yaml")["seed"] for r in found[0].runs[1e-2]] == [0, 1]
+    assert found[0].best == 1e-2
+    assert found[1].best == 1e-3  # the other one diverged
+    under_way = make(tmp_path, "post", 1e-3, 0, 5.0, state="running")
+    assert [s.label for s in series([*runs, under_way])] == ["pre", "peri"]
+    assert [s.label for s in series(runs[:4])] == ["rmsnorm pre"]
+
+
+def test_the_best_rate_is_that_of_the_best_validation_loss_as_in_the_table(runs):
+    """Whatever became of it behind that."""
+    for run in runs[4:6]:
+        run.write("record.json", run.record | {"best_valid_loss": 3.0})
+    (peri,) = (s for s in series(runs) if s.label == "peri")
+    assert peri.best == 1e-3
+
+
+def test_switches_of_one_name_in_two_groups_are_told_apart(tmp_path):
+    made = []
+    for i, (norm, model) in enumerate([(True, False), (False, True), (True, True), (False, False)]):
+        run = make(tmp_path, "pre", 1e-3, i, 5.0)
+        config = run.read("config.yaml") | {"model": {"bias": model}, "seed": 0}
+        run.write("config.yaml", config | {"norm": {"type": "rmsnorm", "bias": norm}})
+        made.append(run)
+    found = {
+        s.label: [run.directory for held in s.runs.values() for run in held] for s in series(made)
+    }
+    names = ["norm.bias", "model.bias", "norm.bias model.bias", "rmsnorm pre"]
+    assert found == {name: [run.directory] for name, run in zip(names, made, strict=True)}
+
+
+def test_what_only_one_type_has_sets_its_runs_apart(runs, tmp_path):
+    for i, alpha in enumerate((0.5, 1.0)):
+        run = make(tmp_path, "pre", 1e-3, i, 5.0)
+        run.write(
+            "config.yaml", run.read("config.yaml") | {"norm": {"type": "dyt", "alpha": alpha}}
+        )
+        runs.append(run)
+    labels = {s.label: s for s in series(runs)}
+    assert set(labels) == {"rmsnorm pre", "rmsnorm peri", "dyt pre alpha=0.5", "dyt pre alpha=1.0"}
+
+
+def test_a_run_that_nobody_watched_has_no_sum_of_squares_and_did_not_diverge(runs):
+    for run in runs[4:]:
+        run["watch.jsonl"].unlink()
+    made = loss_figure(series(runs[:2] + runs[4:]))
+    assert "diverged" not in made.get_suptitle()
+    assert not [line for line in made.axes[1].get_lines() if line.get_marker() == "x"]
+
+
+def test_loss_against_rate_marks_what_diverged(runs):
+    ax = loss_figure(series(runs)).axes[0]
+    assert drawn(ax)["peri"].get_ydata().tolist() == [6.5, 4.5]
+    mean = drawn(ax)["pre"].get_ydata()
+    assert mean[0] == 5.5
+    assert math.isnan(mean[1])
+    largest = loss_figure(series(runs)).axes[1]
+    assert drawn(largest)["pre"].get_ydata().tolist() == [96000.0, 96000.0]  # 3 · 32 · 1000
+    crosses = [made for made in ax.get_lines() if made.get_marker() == "x"]
+    assert len(crosses) == 1
+    assert crosses[0].get_xdata()[0] == pytest.approx(1e-2, rel=0.1)
+    assert last_loss(runs[3]) == math.inf
+
+
+def test_what_frequencies_alone_give_is_a_line_where_all_runs_read_the_same_text(runs):
+    for run in runs:
+        run.write("record.json", run.record | {"unigram_valid_loss": 6.25})
+    ax = loss_figure(series(runs)).axes[0]
+    assert [n for n in ax.get_lines() if list(n.get_ydata()) == [6.25, 6.25]]
+    runs[0].write("record.json", runs[0].record | {"unigram_valid_loss": 6.0})
+    ax = loss_figure(series(runs)).axes[0]
+    assert not [n for n in ax.get_lines() if n.get_linestyle() == "--"]
+
+
+def test_depth_shows_the_stream_and_half_precisions_edge(runs):
+    axes = depth_figure(series(runs)).axes
+    assert drawn(axes[0])["pre"].get_ydata().tolist() == [1.0, 2.0, 3.0]
+    assert drawn(axes[1])["pre"].get_ydata().tolist() == [1000.0, 2000.0, 3000.0]
+    assert drawn(axes[5])["peri"].get_ydata().tolist() == [64.0, 128.0, 192.0]
+    edges = [any(np.all(np.array(n.get_ydata()) == 65504) for n in ax.get_lines()) for ax in axes]
+    assert edges == [False, False, True, True, True, True]
+
+
+def labels(axis):
+    return [t.get_text() for t in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]
+
+
+def test_blocks_are_whole_and_names_stay_inside(runs):
+    found = series(runs)
+    for made in (depth_figure(found), gradient_figure(found), vectors_figure(found)):
+        made.draw_without_rendering()
+        for ax in made.axes:
+            low, high = ax.get_xlim()
+            shown = [x for x in ax.get_xticks() if low <= x <= high]
+            assert shown
+            assert all(x == int(x) for x in shown)
+    ax = (made := depth_figure(found)).axes[5]
+    made.draw_without_rendering()
+    (name,) = ax.texts
+    box, written = ax.get_window_extent(), name.get_window_extent()
+    assert box.x0 < written.x0
+    assert written.y1 <= box.y1
+
+
+def test_a_short_logarithmic_axis_has_plain_numbers(runs):
+    found = series(runs)
+    made = training_figure(found)
+    made.axes[3].set_ylim(0.0008, 0.007)
+    made.axes[0].set_ylim(1, 1e5)
+    made.draw_without_rendering()
+    assert {"0.001", "0.002", "0.006"} <= set(labels(made.axes[3].yaxis))
+    assert not any("times" in text for text in labels(made.axes[3].yaxis))
+    assert any("10^{4}" in text for text in labels(made.axes[0].yaxis))
+
+
+def test_a_best_rate_is_named_where_there_were_several(runs):
+    draws = [depth_figure, training_figure, gradient_figure, sites_figure, sites_training_figure]
+    draws += [vectors_figure, vectors_training_figure]
+    several, one = series(runs), series([runs[0], runs[4]])
+    for draw in draws:
+        assert "at its best learning rate" in draw(several).get_suptitle()
+        assert "best" not in draw(one).get_suptitle()
+
+
+def test_the_title_explains_the_marks_that_are_there(runs):
+    title = "bars: seeds; line: their mean"
+    crossed = f"{title}; × on the edge: a seed diverged or failed"
+    assert loss_figure(series(runs)).get_suptitle() == crossed
+    assert loss_figure(series(runs[4:])).get_suptitle() == title
+    assert loss_figure(series(runs[4::2])).get_suptitle() == ""
+
+
+def test_training_shows_each_look(runs):
+    axes = training_figure(series(runs)).axes
+    assert drawn(axes[0])["peri"].get_xdata().tolist() == [0, 4]
+    assert drawn(axes[0])["peri"].get_ydata().tolist() == [3.0, 6.0]
+    assert drawn(axes[1])["peri"].get_ydata().tolist() == [9.0, 18.0]
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, 4.0]
+    np.testing.assert_allclose(drawn(axes[3])["peri"].get_ydata(), [np.nan, 0.2])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_no_number_is_not_hidden_behind_a_smaller_one(runs, first):
+    """Whichever of the blocks it is in."""
+    for run in runs[4:]:
+        look = line(4, 2.0)
+        at = 0 if first else -1
+        look["stream"][at]["max_abs"] = look["blocks"][at]["attention_score"] = None
+        look["sites"][f"blocks.{-at}.mlp.norm_in"]["max_abs"] = None
+        look["vectors"][f"blocks.{-at}.mlp.norm_in.gain"]["min"] = None
+        run["watch.jsonl"].write_text(json.dumps(line(0, 1.0)) + "\n" + json.dumps(look) + "\n")
+    found = series(runs)
+    axes = training_figure(found).axes
+    assert drawn(axes[1])["peri"].get_ydata().tolist() == [9.0, math.inf]
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, math.inf]
+    (made := sites_training_figure(found)).draw_without_rendering()
+    assert drawn(made.axes[3])["peri"].get_ydata().tolist() == [6.0, math.inf]
+    ends = [_ends(_vectors(look)["mlp.norm_in.gain"]) for look in found[1].watched]
+    assert [math.isnan(low) for _, low, _ in ends] == [False, True]
+
+
+def test_gradients_are_those_of_blocks(runs):
+    first, last = gradient_figure(series(runs)).axes
+    assert drawn(first)["pre"].get_ydata().tolist() == [0.5, 0.25]
+    assert drawn(last)["pre"].get_ydata().tolist() == [500.0, 250.0]
+
+
+def test_gains_are_shown_by_kind_and_biases_are_not(runs):
+    found = series(runs)
+    inside = ["attention.query.norm_qk.gain", "mlp.norm_in.gain"]
+    assert vector_kinds(found) == [*inside, "norm_final.gain"]
+    axes = vectors_figure(found).axes
+    assert [ax.get_title() for ax in axes] == inside
+    assert "least to largest" in axes[0].get_ylabel()
+    (bars, *_) = axes[1].containers
+    assert bars[0].get_ydata().tolist() == [1.0, 2.0]
+
+
+def test_gains_over_training_are_the_blocks_mean_and_all_their_values(runs):
+    found = series(runs)
+    axes = {ax.get_title(): ax for ax in vectors_training_figure(found).axes}
+    assert drawn(axes["mlp.norm_in.gain"])["pre"].get_ydata().tolist() == [1.5, 1.5]
+    final = axes["norm_final.gain"]
+    assert drawn(final)["peri"].get_xdata().tolist() == [0, 4]
+    assert drawn(final)["peri"].get_ydata().tolist() == [1.0, 2.0]
+    band = final.collections[[s.label for s in found].index("peri")].get_paths()[0]
+    assert band.get_extents().extents.tolist() == [0.0, -1.0, 4.0, 4.0]
+
+
+def test_what_norms_read_is_shown_by_kind_over_depth_and_over_training(runs):
+    found = series(runs)
+    inside = ["attention.query.norm_qk", "mlp.norm_in"]
+    assert site_kinds(found) == [*inside, "norm_final"]
+    axes = sites_figure(found).axes
+    assert [ax.get_title() for ax in axes[::2]] == [f"{kind}: mean x²" for kind in inside]
+    assert drawn(axes[0])["peri"].get_xdata().tolist() == [1]  # block 0 has none
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, 4.0]
+    assert drawn(axes[3])["peri"].get_ydata().tolist() == [6.0, 12.0]
+    axes = sites_training_figure(found).axes
+    assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, 4.0]  # the largest of two blocks
+    assert drawn(axes[5])["peri"].get_ydata().tolist() == [15.0, 30.0]  # norm_final's largest |x|
+    edges = [np.all(np.array(n.get_ydata()) == 65504) for n in axes[3].get_lines()]
+    assert any(edges)  # 6,000 lies within 2⁵ of half precision's largest number
+    assert not any(np.all(np.array(n.get_ydata()) == 65504) for n in axes[2].get_lines())
+
+
+@pytest.mark.system
+def test_models_without_norms_have_neither_sites_nor_gains_to_show(runs, tmp_path):
+    for run in runs:
+        bare = [look | {"sites": {}, "vectors": {}} for look in run.watched]
+        run["watch.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in bare))
+    names = {path.stem for path in run_figures(runs, tmp_path / "out")}
+    assert names == {"loss-lr", "depth", "training", "gradients"}
+
+
+@pytest.mark.system
+def test_the_command_draws_a_directory_of_runs(runs, tmp_path):
+    main([str(tmp_path)])
+    files = {p.stem for p in (tmp_path / "figures").iterdir()}
+    seen = {"depth", "training", "gradients", "sites", "sites-training", "gains", "gains-training"}
+    assert files == {"loss-lr", *seen}
+
+
+def test_runs_that_nobody_watched_give_a_loss_alone(runs, tmp_path):
+    for run in runs:
+        run["watch.jsonl"].unlink()
+    assert [p.name for p in run_figures(runs, tmp_path / "out")] == ["loss-lr.svg", "loss-lr.png"]
+    assert run_figures(runs[:2], tmp_path / "out") == []

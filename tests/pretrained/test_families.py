@@ -1,0 +1,300 @@
+"""Configs of checkpoints in our terms: what is read, what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from normlab.model import ModelConfig
+from normlab.norms import norms
+from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs, text_config
+from normlab.pretrained.gguf import GGUF, gguf_config
+from normlab.pretrained.source import CheckpointError
+from tests.support.small_checkpoints import CONFIGS, HEAD, LAYERS, tensors, write_gguf
+
+
+def read(family, **changes):
+    return configs({**CONFIGS[family], **changes}, "config.json")[1]
+
+
+def model(family, **changes):
+    return read(family, **changes).model
+
+
+SITES = {
+    "llama": {"norm_in", "norm_final"},
+    "qwen2": {"norm_in", "norm_final"},
+    "qwen3": {"norm_in", "norm_final", "norm_qk"},
+    "olmo2": {"norm_out", "norm_final", "norm_qk"},
+    "gemma2": {"norm_in", "norm_out", "norm_final"},
+    "gemma3": {"norm_in", "norm_out", "norm_final", "norm_qk"},
+    "gpt2": {"norm_in", "norm_final"},
+}
+
+
+@pytest.mark.parametrize("family", SITES)
+def test_where_norms_sit(family):
+    found = read(family)
+    assert found.placement.sites(found.model.layers) == SITES[family]
+    assert found.norm == norms["layernorm" if family == "gpt2" else "rmsnorm"].Config(eps=1e-5)
+    assert found.placement.norm_qk_full == (family == "olmo2")
+
+
+def test_what_each_family_adds():
+    assert model("llama").tied is False
+    assert model("qwen2").qkv_bias is True
+    assert model("gemma3").tied is True
+    assert model("gemma3").embed_factor == math.sqrt(24)
+    assert model("gemma3", query_pre_attn_scalar=4).attention_scale == 0.5
+    assert model("gemma2").attention_softcap == 2.0
+    assert model("gemma2").logit_softcap == 3.0
+    assert model("gpt2").hidden == 96
+    assert model("gpt2", n_inner=50).hidden == 50
+
+
+def test_gemma_reads_hidden_activation_where_both_are_given():
+    both = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}
+    assert model("gemma3", **both).activation == model("gemma3").activation
+    only = {"hidden_act": "silu", "hidden_activation": None}
+    assert model("gemma3", **only).activation == model("llama").activation
+
+
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+@pytest.mark.parametrize("none", [None, 0.0])
+@pytest.mark.parametrize(("family", "unsaid"), [("gemma2", (50.0, 30.0)), ("gemma3", (None, None))])
+def test_a_soft_cap_of_null_or_0_is_none_and_an_unsaid_one_the_familys(
+    family, unsaid, none, tmp_path
+):
+    bare = {k: v for k, v in CONFIGS[family].items() if k not in CAPS}
+    found = configs(bare, "config.json")[1].model
+    assert (found.attention_softcap, found.logit_softcap) == unsaid
+    uncapped = model(family, **dict.fromkeys(CAPS, none))
+    assert (uncapped.attention_softcap, uncapped.logit_softcap) == (None, None)
+    write_gguf(tmp_path / "m.gguf", family, bare, {})
+    file = GGUF(tmp_path / "m.gguf")
+    in_gguf = {"vocab_size": 260, "tie_word_embeddings": True}
+    found = configs({**gguf_config(file), **in_gguf}, "m.gguf")[1].model
+    assert (found.attention_softcap, found.logit_softcap) == unsaid
+
+
+def test_an_unsaid_rope_theta_is_the_familys(tmp_path):
+    assert model("llama", rope_theta=None).rope_theta == 1e4
+    assert model("gemma2", rope_theta=None).rope_theta == 1e4
+    three = model("gemma3", rope_theta=None)
+    assert (three.rope_theta, three.local_rope_theta) == (1e6, 1e4)
+    bare = {k: v for k, v in CONFIGS["gemma3"].items() if k != "rope_theta"}
+    write_gguf(tmp_path / "m.gguf", "gemma3", bare, {})
+    assert gguf_config(GGUF(tmp_path / "m.gguf"))["rope_theta"] == 1e4  # llama.cpp's, of all
+
+
+def test_the_text_part_of_a_gemma3_that_sees():
+    """As google/gemma-3-4b-it's config.json has it, which leaves unsaid what is the default."""
+    rope = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+    size = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    config = {
+        "model_type": "gemma3",
+        "eos_token_id": [1, 106],
+        "text_config": {**size, **rope, "model_type": "gemma3_text"},
+        "vision_config": {"hidden_size": 1152},
+    }
+    text = text_config(config)
+    family, found = configs(text, "config.json")
+    assert (family, found.vocab_size, text["eos_token_id"]) == ("gemma3_text", 262_208, [1, 106])
+    m = found.model
+    assert (m.width, m.layers, m.heads, m.kv, m.head_size) == (2560, 34, 8, 4, 256)
+    assert (m.window, m.global_every, m.rope_theta, m.local_rope_theta) == (1024, 6, 1e6, 1e4)
+    assert (m.rope_divisors[0], m.attention_scale, m.tied) == (8.0, 1 / 16, True)
+    assert text_config(CONFIGS["gemma3"]) is CONFIGS["gemma3"]
+
+
+def test_a_gguf_file_says_which_blocks_are_local(tmp_path):
+    said = {"attention.sliding_window_pattern": 2, "rope.freq_base_swa": 77.0}
+    said = {f"gemma3.{key}": value for key, value in said.items()}
+    write_gguf(tmp_path / "m.gguf", "gemma3", CONFIGS["gemma3"], {}, **said)
+    unsaid = {"vocab_size": 260, "tie_word_embeddings": True}
+    found = {**gguf_config(GGUF(tmp_path / "m.gguf")), **unsaid}
+    three = configs(found, "m.gguf")[1].model
+    assert (three.global_every, three.local_rope_theta) == (2, 77.0)
+    with pytest.raises(CheckpointError, match=r"sliding_window_pattern = \[True\]: expected n ≥ 1"):
+        configs({**found, "sliding_window_pattern": [True]}, "m.gguf")
+
+
+@pytest.mark.parametrize(("family", "expected"), [("gemma2", (4096, 2)), ("gemma3", (None, None))])
+def test_a_gguf_file_that_names_no_window_has_llama_cpps(family, expected, tmp_path):
+    bare = {k: v for k, v in CONFIGS[family].items() if k != "sliding_window"}
+    write_gguf(tmp_path / "m.gguf", family, bare, {})
+    unsaid = {"vocab_size": 260, "tie_word_embeddings": True}
+    found = configs({**gguf_config(GGUF(tmp_path / "m.gguf")), **unsaid}, "m.gguf")[1].model
+    assert (found.window, found.global_every) == expected
+
+
+def test_a_part_of_a_gguf_file_says_so(tmp_path):
+    write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], {}, **{"split.count": 2})
+    with pytest.raises(CheckpointError, match=r"m\.gguf is one of 2 parts: expected one file"):
+        gguf_config(GGUF(tmp_path / "m.gguf"))
+
+
+def test_local_and_global_blocks():
+    two, three = model("gemma2"), model("gemma3", num_hidden_layers=12)
+    assert [two.local(i) for i in range(LAYERS)] == [True, False, True]
+    assert [i for i in range(12) if not three.local(i)] == [5, 11]
+    assert (three.window, three.rope_theta, three.local_rope_theta) == (5, 500.0, 10000.0)
+    types = ["sliding_attention", "sliding_attention", "full_attention"]
+    assert model("gemma3", layer_types=types).global_every == 3
+    assert model("gemma3", layer_types=["full_attention"] * 3).window is None
+    assert model("gemma3", layer_types=["sliding_attention"] * 3).global_every is None
+    with pytest.raises(CheckpointError, match="not every n-th layer global"):
+        model("gemma3", layer_types=["full_attention", *types[:2]])
+
+
+def test_llama3_stretches_slow_turns_only():
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    for given in ({"rope_scaling": rope}, {"rope_parameters": {**rope, "rope_theta": 500.0}}):
+        found = model("llama", **given).rope_divisors
+        assert len(found) == HEAD // 2
+        for i, divisor in enumerate(found):
+            wave = 2 * math.pi * 500.0 ** (2 * i / HEAD)
+            if wave < 64 / 4:
+                expected = 1.0
+            elif wave > 64 / 1:
+                expected = 8.0
+            else:
+                kept = (64 / wave - 1) / (4 - 1)
+                expected = 1 / ((1 - kept) / 8 + kept)
+            assert divisor == pytest.approx(expected, rel=1e-12)
+        assert found[0] == 1.0
+        assert found[-1] == 8.0
+
+
+def test_products_that_were_sharded_in_training_are_the_same_products():
+    assert model("llama", pretraining_tp=2) == model("llama")
+
+
+def test_linear_scaling():
+    linear = {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert model("llama", **linear).rope_divisors == (4.0,) * 4
+
+
+def local_rope(**fields):
+    return {"rope_parameters": {"sliding_attention": fields}}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama", {"model_type": "lama"}, "unknown architecture 'lama'. Did you mean 'llama'"),
+        ("llama", {"model_type": None}, "unknown architecture"),
+        ("llama", {"hidden_size": None}, "config.json has no 'hidden_size'"),
+        ("llama", {"hidden_size": "24"}, "model.width = '24': expected int, got str"),
+        ("llama", {"hidden_act": "gelu_nw"}, "unknown activation .*'gelu_new'"),
+        ("llama", {"attention_bias": True, "mlp_bias": False}, "mlp_bias = False"),
+        ("llama", {"attention_bias": True}, "attention_bias = True and mlp_bias = False"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq: expected"),
+        ("llama", {"model_type": "llava", "text_config": {"a": 1}}, "multimodal .*gemma3_text"),
+        ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type .* 'yarn'"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "the linear rope scaling .* no 'factor'"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "llama3", "factor": 2.0}},
+            "the llama3 rope scaling of config.json has no 'low_freq_factor'",
+        ),
+        ("llama", {"num_key_value_heads": 3}, "the nearest number of key/value heads"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window = True"),
+        ("qwen3", {"attention_bias": True}, "attention_bias = True"),
+        ("olmo2", {"attention_bias": True}, "attention_bias = True"),
+        ("olmo2", {"sliding_window": 4096}, "sliding_window = 4096"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", local_rope(rope_type="linear", factor=8.0), "positions in local layers: .*8.0"),
+        ("gemma3", local_rope(partial_rotary_factor=0.5), "partial rotary positions in .*0.5"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"is_causal": False}, "is_causal = False, which is not supported"),
+        ("qwen2", {"is_causal": False}, "is_causal = False, which is not supported"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(family, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        read(family, **changes)
+
+
+@pytest.mark.parametrize("family", SITES)
+def test_gguf_metadata_says_the_same(family, tmp_path):
+    write_gguf(tmp_path / "m.gguf", family, CONFIGS[family], tensors(family))
+    found = configs(gguf_config(GGUF(tmp_path / "m.gguf")), "m.gguf")[1]
+    expected = read(family)
+    same = {f: getattr(found.model, f) for f in ModelConfig.__dataclass_fields__}
+    assert found.norm.eps == np.float32(expected.norm.eps)
+    for field, value in same.items():
+        assert value == pytest.approx(getattr(expected.model, field)), field
+    assert (found.placement, found.vocab_size) == (expected.placement, expected.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("said", "divisors"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 2.0}, (2.0,) * 4),
+        ({"scaling.factor": 2.0}, (2.0,) * 4),
+        ({"scale_linear": 2.0}, (2.0,) * 4),
+        ({"scale_linear": 2.0, "scaling.factor": 4.0}, (4.0,) * 4),
+        ({"scaling.type": "none", "scaling.factor": 2.0}, ()),
+        ({"scaling.type": "linear"}, ()),
+        ({"scaling.factor": 0.0}, ()),
+        ({"scaling.factor": 1.0}, ()),
+    ],
+)
+def test_gguf_scaled_positions(said, divisors, tmp_path):
+    rope = {f"llama.rope.{key}": value for key, value in said.items()}
+    write_gguf(tmp_path / "a.gguf", "llama", CONFIGS["llama"], tensors("llama"), **rope)
+    found = configs(gguf_config(GGUF(tmp_path / "a.gguf")), "a.gguf")[1]
+    assert found.model.rope_divisors == divisors
+
+
+def test_gguf_positions_are_scaled_in_one_way(tmp_path):
+    path, freqs = tmp_path / "a.gguf", np.full(HEAD // 2, 2.0, np.float32)
+    write_gguf(path, "llama", CONFIGS["llama"], {"rope_freqs.weight": freqs})
+    file = GGUF(path)
+    assert gguf_config(file)["rope_scaling"]["divisors"] == [2.0] * 4
+    file.metadata["llama.rope.scaling.factor"] = 8.0
+    with pytest.raises(CheckpointError, match=r"rope_freqs.* linear rope scaling by 8\.0"):
+        gguf_config(file)
+
+
+def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
+    """llama.cpp's only departure from the head size as the queries' scale."""
+    write_gguf(tmp_path / "a.gguf", "gemma2", CONFIGS["gemma2"], {})
+    file = GGUF(tmp_path / "a.gguf")
+    assert gguf_config(file)["query_pre_attn_scalar"] == HEAD
+    file.metadata["gemma2.block_count"] = 46
+    assert gguf_config(file)["query_pre_attn_scalar"] == 24 // 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "qwen4"}, "unknown architecture 'qwen4'. Did you mean"),
+        ({"llama.embedding_length": None}, "expected one number each"),
+        ({"llama.attention.causal": False}, "llama.attention.causal = False"),
+        ({"llama.rope.scaling.type": "yarn"}, "unknown rope_type .* 'yarn'"),
+        ({"llama.rope.scaling.attn_factor": 1.19}, "attn_factor = 1.19, which is not supported"),
+        ({"llama.rope.dimension_count": 4}, "rotary positions on 4 of 8 elements"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, "has no 'rms_norm_eps'"),
+    ],
+)
+def test_broken_metadata(changes, message, tmp_path):
+    write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], {})
+    file = GGUF(tmp_path / "m.gguf")
+    file.metadata.update(changes)
+    with pytest.raises(CheckpointError, match=message):
+        configs(gguf_config(file), "m.gguf")
+
+
+def test_every_family_that_gguf_knows_has_names():
+    assert set(GGUF_TYPES.values()) == {n for n, family in FAMILIES.items() if family.gguf}

@@ -1,0 +1,297 @@
+import errno
+import gc
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tests.conftest import same_trees, tiny_model
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+from normlab.checkpoint import Checkpoints, from_names, to_names
+from normlab.damage import CorruptCheckpointError
+
+
+def trees(seed=0):
+    params = nnx.split(tiny_model(seed=seed))[1]
+    return params, optax.adam(1e-3).init(params)
+
+
+def test_names_are_paths_and_lead_back():
+    params, state = trees()
+    names = to_names(params)
+    assert "blocks.0.attention.branch.query.kernel" in names
+    assert "norm_final.gain" in names
+    assert same_trees(from_names(names, params), params)
+    assert same_trees(from_names(to_names(state), state), state)
+    assert len(to_names(state)) == 2 * len(names) + 1
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+    params, state = trees(seed=3)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() is None
+        assert checkpoints.best() is None
+        checkpoints.save(5, params, state, valid_loss=2.0)
+    like_params, like_state = trees(seed=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        loaded = checkpoints.load(5, params=like_params, optimizer=like_state)
+        weights = checkpoints.load(5, params=like_params)
+    assert same_trees(loaded["params"], params)
+    assert same_trees(loaded["optimizer"], state)
+    assert same_trees(weights["params"], params)
+
+
+def test_the_two_newest_and_the_best_are_kept(tmp_path):
+    params, state = {"w": jnp.arange(3.0)}, {"m": jnp.zeros(3)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 2.0, 2.5, 2.6]):
+            checkpoints.save(step, params, state, valid_loss=loss)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 4
+        assert checkpoints.best() == 1
+    assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == {"1", "3", "4"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+def test_many_saves_keep_no_more_files_and_threads_than_a_few(tmp_path):
+    """Orbax's background save keeps its event loop, three files and a thread, until it is asked."""
+
+    def kept(saves):
+        """Open files and threads behind so many saves, none of which is under way."""
+        params, state = {"w": jnp.arange(3.0)}, {"m": jnp.zeros(3)}
+        with Checkpoints(tmp_path / str(saves)) as checkpoints:
+            for step in range(saves):
+                checkpoints.save(step, params, state, valid_loss=1.0)
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    files, threads = (after - before for before, after in zip(kept(2), kept(10), strict=True))
+    assert files < 12, "of eight more saves that nobody asks it is 24"
+    assert threads < 4, "and here 8"
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    params, state = {"w": np.arange(3.0)}, {"m": np.zeros(3)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, state, valid_loss=1.0)
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, params, state, valid_loss=0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 2
+
+
+@pytest.mark.parametrize("late", [0.1, 0.3])
+def test_what_a_failed_save_still_writes_is_swept_away_too(tmp_path, monkeypatch, late):
+    params, state = {"w": np.arange(3.0)}, {"m": np.zeros(3)}
+    part = tmp_path / "2.orbax-checkpoint-tmp" / "optimizer.orbax-checkpoint-tmp"
+    came = threading.Timer(late, part.mkdir, kwargs={"parents": True})
+
+    def failing(*args, **kwargs):
+        part.mkdir(parents=True)
+        came.start()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpoints(tmp_path, writer=True) as checkpoints:
+        checkpoints.save(1, params, state, valid_loss=1.0)
+        monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", failing)
+        with pytest.raises(OSError, match="could not be written"):
+            checkpoints.save(2, params, state, valid_loss=1.0)
+    came.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def test_saving_a_step_twice_is_an_error_and_not_a_silence(tmp_path):
+    params, state = {"w": np.arange(3.0)}, {"m": np.zeros(3)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, state, valid_loss=1.0)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(Exception, match="1"):
+        checkpoints.save(1, params, state, valid_loss=1.0)
+
+
+W = {"w": np.random.default_rng(0).random((64, 64), np.float32), "b": {"c": np.float32([1, 2])}}
+M = {"m": np.ones(64, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """A folder with one checkpoint, which others may enter, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        with Checkpoints(Path(folder)) as checkpoints:
+            checkpoints.save(4, W, M, valid_loss=1.0)
+        yield Path(folder)
+
+
+def outcome(directory):
+    """What becomes of step 4 where a run goes on: its bits, told as damaged, or set aside."""
+    with Checkpoints(directory, writer=True) as checkpoints:
+        if not checkpoints.steps():
+            return "set aside" if checkpoints.set_aside_first else "lost"
+        try:
+            loaded = checkpoints.load(4, params=W, optimizer=M)
+        except CorruptCheckpointError:
+            return "told"
+        same = same_trees(loaded["params"], W) and same_trees(loaded["optimizer"], M)
+        return "the bits" if same else "other bits"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"null", b"{}", b"\xff"])
+def test_metrics_that_cannot_be_read_are_told_as_damage(stored, tmp_path, content):
+    """To a reader, which sets nothing aside."""
+    copy = shutil.copytree(stored, tmp_path / "copy")
+    metrics = copy / "4" / "metrics" / "metrics"
+    metrics.unlink() if content is None else metrics.write_bytes(content)
+    with (
+        pytest.raises(CorruptCheckpointError, match="copy/4: its metrics can't be read"),
+        Checkpoints(copy) as checkpoints,
+    ):
+        checkpoints.best()
+    assert outcome(copy) == "set aside"
+
+
+def noise(file):
+    file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
+
+
+DAMAGES = {
+    "missing": Path.unlink,
+    "emptied": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "noise": noise,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_file_is_damaged_no_other_bits_come_back(stored, tmp_path, damage):
+    found = {}
+    for file in [f.relative_to(stored) for f in stored.rglob("*") if f.is_file()]:
+        copy = shutil.copytree(stored, tmp_path / "copy")
+        DAMAGES[damage](copy / file)
+        found[str(file)] = outcome(copy)
+        shutil.rmtree(copy)
+    assert set(found.values()) <= {"the bits", "told", "set aside"}, found
+    assert found["4/metrics/metrics"] == "set aside"
+    heaviest = max(found, key=lambda file: (stored / file).stat().st_size)
+    assert "/d/" in heaviest
+    assert found[heaviest] == "told"
+
+
+def test_whatever_bit_flips_no_other_bits_come_back(stored, tmp_path):
+    random, found = np.random.default_rng(0), []
+    files = sorted((f for f in stored.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    files += files[-1:] * len(files)  # half of the flips in the weights
+    for file in [files[i].relative_to(stored) for i in random.integers(len(files), size=60)]:
+        copy = shutil.copytree(stored, tmp_path / "copy")
+        raw = bytearray((copy / file).read_bytes() or b"0")
+        raw[random.integers(len(raw))] ^= 1 << random.integers(8)
+        (copy / file).write_bytes(raw)
+        found.append(outcome(copy))
+        shutil.rmtree(copy)
+    assert set(found) <= {"the bits", "told", "set aside"}
+    assert "told" in found
+
+
+def refused(directory, words):
+    """Loading step 4 is refused in the system's words, and nothing is touched for it."""
+    before = sorted(directory.rglob("*"))
+    with (
+        Checkpoints(directory) as checkpoints,
+        pytest.raises(OSError, match=f"{words}.*left as it is"),
+    ):
+        checkpoints.load(4, params=W)
+    assert sorted(directory.rglob("*")) == before
+
+
+@contextmanager
+def nobody():
+    """As a user who is no root, to whom nothing is forbidden."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "part", ["params", "params/d", "params/manifest.ocdbt", "params/_METADATA"]
+)
+def test_what_may_not_be_read_now_is_not_damaged(stored, part):
+    where = stored / "4" / part
+    mode = where.stat().st_mode
+    with Checkpoints(stored) as checkpoints:
+        where.chmod(0)
+        try:
+            with nobody(), pytest.raises(OSError, match="Permission denied.*left as it is"):
+                checkpoints.load(4, params=W)
+        finally:
+            where.chmod(mode)
+        assert same_trees(checkpoints.load(4, params=W)["params"], W)
+
+
+def test_too_many_open_files_are_no_damage(stored, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # an event loop that never opened
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Checkpoints(stored) as checkpoints:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files.*left as it is"):
+                checkpoints.load(4, params=W)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            gc.collect()
+        assert same_trees(checkpoints.load(4, params=W)["params"], W)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that fails to be read")
+@pytest.mark.parametrize("pattern", ["_METADATA", "d/*", "ocdbt.process_0/d/*"])
+def test_a_file_that_the_disk_fails_to_read_is_no_damage(stored, tmp_path, pattern):
+    copy = shutil.copytree(stored, tmp_path / "copy")
+    files = list((copy / "4" / "params").glob(pattern))
+    assert files
+    for file in files:
+        file.unlink()
+        file.symlink_to("/proc/self/mem")  # opens, and answers a read with EIO
+    refused(copy, "Input/output error")
+
+
+MACHINE = [
+    MemoryError("Unable to allocate 64.0 MiB for an array"),
+    OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+    OSError(errno.EIO, os.strerror(errno.EIO)),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."),
+    RuntimeError("can't start new thread"),
+    # TensorStore 0.1 in its own words, where read() was made to fail with EIO, ESTALE and ENOMEM:
+    ValueError("UNKNOWN: Error reading shard entry: Input/output error [os_error_code='5']"),
+    ValueError("ABORTED: Error reading shard entry: Stale file handle [os_error_code='116']"),
+    ValueError("RESOURCE_EXHAUSTED: Failed to read: Cannot allocate memory [os_error_code='12']"),
+]
+
+
+@pytest.mark.parametrize("cause", MACHINE, ids=repr)
+def test_what_this_machine_runs_out_of_is_no_damage(stored, monkeypatch, cause):
+    def failed(*_):
+        try:
+            raise cause
+        except Exception as error:
+            raise KeyError("Failed to load checkpointable: params, incompatible handler") from error
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "load_checkpointables", failed)
+    refused(stored, str(cause).partition(" [os")[0].replace("[", "\\[").replace("]", "\\]"))

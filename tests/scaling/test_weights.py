@@ -1,0 +1,93 @@
+"""What the scale rules read of a model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from normlab.model import Context
+from normlab.norms import Site, norms
+from normlab.scaling import weights
+from tests.support.scaling_models import KINDS, random_tokens, uneven
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([(8, 8), (5, 17), (17, 5), (1, 6)]),
+    st.floats(0, 3),
+    st.floats(-12, 12),
+    st.integers(0, 999),
+)
+def test_the_spectral_norm_is_met_from_above(shape, spread, size, seed):
+    rng = np.random.default_rng(seed)
+    rows = np.exp(rng.normal(0, spread, shape[0]))
+    matrix = np.float32(10**size * rows[:, None] * rng.normal(size=shape))
+    exact = np.linalg.norm(matrix.astype(np.float64), 2)
+    found = weights.spectral_norm(jnp.asarray(matrix))
+    assert exact * (1 - 1e-5) <= found <= exact * 1.001
+
+
+def test_the_spectral_norm_of_two_equal_singular_values():
+    """Where power iteration has no gap to work with."""
+    assert weights.spectral_norm(3 * jnp.eye(64)) == pytest.approx(3, rel=1e-3)
+
+
+def test_the_spectral_norm_of_zero_is_zero():
+    assert weights.spectral_norm(jnp.zeros((3, 4))) == 0.0
+
+
+def test_each_value_head_stands_beside_its_queries():
+    """The values that the weights give are those that attention of a token to itself passes on."""
+    model = uneven(bias=True, **KINDS["gated"])
+    branch = model.blocks[0].attention.branch
+    x = np.random.default_rng(0).normal(size=(5, 1, 24)).astype(np.float32)
+    w, b = weights.values(branch)
+    expected = (x @ w + b) @ np.asarray(branch.out.kernel[...]) + branch.out.bias[...]
+    np.testing.assert_allclose(branch(x, Context()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tables_add_up_to_the_stem(kind):
+    model = uneven("dyt", embed_factor=3.0, **KINDS[kind])
+    tokens = random_tokens(1)
+    rows = [
+        np.float64(table)[: 16 if i else None] * c
+        for i, (c, table) in enumerate(weights.tables(model))
+    ]
+    expected = rows[0][tokens] + (rows[1] if len(rows) > 1 else 0)
+    np.testing.assert_allclose(model.stem(tokens, Context()), expected, rtol=1e-5)
+
+
+def test_every_norm_is_found_by_its_site():
+    model = uneven(placement="peri", sites={"norm_qk": True, "norm_embed": True})
+
+    def inputs(tokens):
+        context = Context(capture=True)
+        model(tokens, context)
+        return context.inputs
+
+    seen, found = jax.eval_shape(inputs, random_tokens(1)), weights.norms_by_site(model)
+    assert found.keys() == seen.keys()
+    assert all(norm.width == seen[site].shape[-1] for site, norm in found.items())
+
+
+def test_what_a_norm_lacks_is_neutral():
+    model = uneven(norm="rmsnorm", placement="pre")
+    model.norm_final.gain = None
+    assert np.array_equal(weights.gain(model.norm_final), np.ones(24))
+    assert np.array_equal(weights.shift(model.norm_final), np.zeros(24))
+    assert not model.norm_final.centres
+
+
+def test_what_a_scale_is_capped_by_and_what_a_statistic_is_centred_on():
+    def made(name, **fields):
+        return norms[name](16, Site("norm_in", "norm_in"), norms[name].Config(**fields))
+
+    assert made("rmsnorm", eps=1e-6).least_rms() == pytest.approx(1e-3)
+    assert made("rmsnorm", eps=1e-6, eps_form="added").least_rms() == 1e-6
+    assert made("scalenorm", eps=1e-6).least_rms() == 2.5e-7
+    assert made("layernorm").centres
+    assert not made("dropped-mean").centres
+    assert made("scalenorm").eps_form == "floor"

@@ -1,0 +1,257 @@
+"""What can go wrong with a run while it trains: said clearly, nothing lost, the same bits after."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from normlab.checkpoint import Checkpoints
+from normlab.damage import CorruptCheckpointError
+from normlab.data import embedded, load_tokens, wikitext
+from normlab.run import Run
+from tests.support.runs import tiny_config
+from tests.training.test_trainer import same_ends
+from train.identity import LINE, noting_failure, reason
+from train.loop import Trainer, train
+from train.metrics import StepLines
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One run of 12 steps, validated every 4, left alone."""
+    return train(tiny_config(tmp_path_factory.mktemp("alone")))
+
+
+def signalled(monkeypatch, step, number):
+    """The process gets a signal while step `step` is noted."""
+    note = Trainer._note
+
+    def noted(self, progress, done, metrics):
+        if done == step:
+            signal.raise_signal(number)
+        note(self, progress, done, metrics)
+
+    monkeypatch.setattr(Trainer, "_note", noted)
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (signal.SIGTERM, 5),
+        (signal.SIGINT, 8),
+        pytest.param(signal.SIGTERM, 8, marks=pytest.mark.system),
+        pytest.param(signal.SIGINT, 5, marks=pytest.mark.system),
+    ],
+)
+def test_a_signal_saves_leaves_and_the_same_command_goes_on(
+    alone, tmp_path, monkeypatch, capsys, number, step
+):
+    config, before = tiny_config(tmp_path), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signalled(patch, step, number)
+        with pytest.raises(SystemExit) as left:
+            train(config)
+    assert left.value.code == 128 + number
+    assert "saved" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+    run = train(config)
+    assert [r["step"] for r in run.metrics if "loss" in r] == list(range(1, 13))
+    sessions = run.read("provenance.json")["sessions"]
+    assert step <= sessions[1]["from_step"] <= step + 1
+    assert same_ends(run, alone, config)
+
+
+def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(alone, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    signalled(monkeypatch, config.steps, signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:  # so that a sweep begins no other run
+        train(config)
+    assert left.value.code == 128 + signal.SIGTERM
+    (run,) = map(Run, tmp_path.iterdir())
+    assert run.record["state"] == "finished"
+    assert same_ends(run, alone, config)
+
+
+def stopped(directory, steps=9):
+    """A run that was stopped after `steps`, with checkpoints of steps 4 and 8."""
+    config = tiny_config(directory)
+    return config, train(config, stop_after=steps)
+
+
+def largest(where):
+    return max((f for f in where.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def truncated(where):
+    file = largest(where / "params")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(where, tree="optimizer"):
+    file = largest(where / tree)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(bytes(raw))
+
+
+def unlisted(where):
+    (where / "metrics" / "metrics").write_text('{"valid_')
+
+
+def emptied(where):
+    for file in (f for f in where.rglob("*") if f.is_file()):
+        file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(truncated, marks=pytest.mark.system),
+        flipped,
+        unlisted,
+        pytest.param(emptied, marks=pytest.mark.system),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
+    alone, tmp_path, capsys, damage
+):
+    config, run = stopped(tmp_path)
+    damage(run["checkpoints"] / "8")
+    train(config)
+    said = capsys.readouterr().out
+    assert "goes on from step 4" in said
+    assert "corrupt.8" in said
+    assert (run["checkpoints"] / "corrupt.8").is_dir()
+    assert same_ends(run, alone, config)
+
+
+@pytest.mark.parametrize(("damage", "aside"), [(flipped, ""), (unlisted, "corrupt.")])
+def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(tmp_path, damage, aside):
+    config, run = stopped(tmp_path)
+    there = sorted(p.name for p in run["checkpoints"].iterdir() if p.name.isdigit())
+    logged = run["metrics.jsonl"].read_text()
+    for step in there:
+        damage(run["checkpoints"] / step)
+    for _ in range(2):  # the second time as the first
+        with pytest.raises(ValueError, match="no checkpoint can be read"):
+            train(config)
+    left = sorted(p.name for p in run["checkpoints"].iterdir())
+    assert left == sorted(aside + step for step in there)
+    assert run["metrics.jsonl"].read_text() == logged
+
+
+def test_what_the_system_says_of_a_file_is_no_damage(tmp_path, monkeypatch):
+    _, run = stopped(tmp_path)
+
+    def stale(path, *more):
+        raise OSError(116, "Stale file handle", str(path))
+
+    there = sorted(p.name for p in run["checkpoints"].iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", stale)
+        with pytest.raises(OSError, match="Stale"):
+            Checkpoints(run["checkpoints"], writer=True)
+    assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
+
+
+def test_what_the_machine_lacks_sets_no_checkpoint_aside(alone, tmp_path, monkeypatch):
+    cause = MemoryError("Unable to allocate 64.0 MiB for an array")
+    config, run = stopped(tmp_path)
+    there = sorted(p.name for p in run["checkpoints"].iterdir())
+
+    def failed(*_):
+        raise KeyError("Failed to load checkpointable: incompatible handler") from cause
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.training.Checkpointer, "load_checkpointables", failed)
+        with pytest.raises(OSError, match="8 can't be read now .*left as it is"):
+            train(config)
+    assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
+    assert run.record["state"] == "failed"
+    assert str(cause) in run.record["reason"]
+    assert same_ends(train(config), alone, config)
+    assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 8]
+
+
+def test_a_flipped_bit_is_no_model(tmp_path):
+    config, run = stopped(tmp_path)
+    flipped(run["checkpoints"] / "8", "params")
+    like = Trainer(config, load_tokens(config.data), run)
+    with Checkpoints(run["checkpoints"]) as checkpoints, pytest.raises(CorruptCheckpointError):
+        checkpoints.load(8, params=like.params)
+
+
+def test_two_processes_on_one_directory(alone, tmp_path):
+    config, run = stopped(tmp_path)
+    with run.locked(), pytest.raises(ValueError, match=f"another process .*{os.getpid()} on"):
+        train(config)
+    assert same_ends(train(config), alone, config)
+
+
+@pytest.mark.system
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(alone, tmp_path):
+    config, _ = stopped(tmp_path, steps=5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # as a disk with 10 kB left
+    try:
+        with pytest.raises(OSError, match="could not be written.*File too large"):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert same_ends(train(config), alone, config)
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_anything_is_trained():
+    target = Path("/sys/normlab") if Path("/sys").is_dir() else Path("/dev/null/normlab")
+    with pytest.raises(OSError, match=str(target)):
+        train(tiny_config(target))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_without_room_is_named():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        StepLines(Path("/dev/full")).append({"step": 1})
+
+
+def test_a_reason_keeps_what_failed_and_the_cause():
+    error = OSError(
+        f"a checkpoint in {'/long' * 200} could not be written: No space left on device"
+    )
+    said = reason(error)
+    assert len(said) < LINE + 5
+    assert said.startswith("OSError: a checkpoint in")
+    assert said.endswith("No space left on device")
+    assert reason(OSError("short")) == "OSError: short"
+
+
+def test_a_record_that_cannot_be_written_hides_no_error(tmp_path):
+    run = Run(tmp_path / "a file")
+    run.directory.write_text("where the directory should be")
+    with pytest.raises(MemoryError, match="the cause"), noting_failure(run):
+        raise MemoryError("the cause")
+
+
+@pytest.mark.system
+def test_a_text_file_that_changes_under_a_run(tmp_path, monkeypatch):
+    monkeypatch.delitem(wikitext.FACTS, ("wikitext2-raw", "valid"))  # so that any text will do
+    for split in ("train", "valid"):
+        text = embedded.read(split)[:60_000] + "\n"
+        (tmp_path / f"wiki.{split}.raw").write_text(text)
+    data = {"corpus": "wikitext2-raw", "root": str(tmp_path), "vocab_size": 300}
+    config = tiny_config(tmp_path / "runs", data=data)
+    undisturbed = train(tiny_config(tmp_path / "alone", data=data))
+    run = train(config, stop_after=5)
+    logged, file = run["metrics.jsonl"].read_text(), tmp_path / "wiki.train.raw"
+    text = file.read_text()
+    file.write_text(text.replace("the", "a", 1))
+    with pytest.raises(ValueError, match=r"the text has changed .*wikitext2-raw.*put it back"):
+        train(config)
+    file.unlink()
+    with pytest.raises(OSError, match=rf"the train split .* is not in {tmp_path}"):
+        train(config)
+    assert run["metrics.jsonl"].read_text() == logged
+    file.write_text(text)
+    assert same_ends(train(config), undisturbed, config)

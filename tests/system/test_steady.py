@@ -1,0 +1,98 @@
+"""What a long run must not do: wait for the device after every step, or grow."""
+
+import ctypes
+import gc
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from normlab.data import load_tokens
+from normlab.run import Run
+from tests.support.runs import tiny_config
+from train.loop import Trainer
+
+STATM = Path("/proc/self/statm")
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""glibc's: what earlier tests freed goes back to the system, so that no leak can hide in it."""
+sized = pytest.mark.skipif(not (STATM.exists() and TRIM), reason="needs Linux and glibc")
+LIMIT = 16 << 20
+"""Bytes that 250 steps may add; one copy of this model and its optimizer's state has 0.5 MB."""
+
+
+class Metric:
+    """A device's number that notes when it is fetched."""
+
+    def __init__(self, log, step):
+        self.log, self.step = log, step
+
+    def __float__(self):
+        self.log.append(("fetched", self.step))
+        return 1.0
+
+
+def trainer(tmp_path, **fields):
+    config = tiny_config(
+        tmp_path, **{"eval_every": 1000, "eval_windows": 4, "run": str(tmp_path)} | fields
+    )
+    run = Run(tmp_path)
+    run.write("provenance.json", {"sessions": []})
+    run.write("record.json", {"state": "running"})
+    return Trainer(config, load_tokens(config.data), run)
+
+
+def test_a_step_is_under_way_before_the_numbers_of_the_one_before_are_asked_for(tmp_path):
+    made, log = trainer(tmp_path, steps=5), []
+
+    def step(params, state, number, inputs, targets):
+        log.append(("begun", int(number)))
+        return params, state, {"loss": Metric(log, int(number))}
+
+    made.step, made.validate_batch = step, lambda *_: 1.0
+    made.fit()
+    begun = [("begun", i) for i in range(5)]
+    fetched = [("fetched", i) for i in range(5)]
+    assert log == [begun[0], *(e for i in range(4) for e in (begun[i + 1], fetched[i])), fetched[4]]
+
+
+def resident():
+    """Bytes that the process holds: neither garbage nor what malloc keeps for later use."""
+    gc.collect()
+    TRIM(0)
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def grown(tmp_path, leak=False, **fields):
+    """Bytes that the process gains between steps 50 and 300 of a run."""
+    made, sizes = trainer(tmp_path, steps=300, optimizer={"warmup": 2}, **fields), {}
+    step, note, kept = made.step, made._note, []
+
+    def leaking(params, state, *rest):
+        out = step(params, state, *rest)
+        if leak:
+            kept.append(jax.tree.map(jnp.copy, out[:2]))
+        return out
+
+    def noting(progress, number, metrics):
+        note(progress, number, metrics)
+        if number in (50, 300):
+            sizes[number] = resident()
+
+    made.step, made._note = leaking, noting
+    made.fit()
+    return sizes[300] - sizes[50]
+
+
+@pytest.mark.system
+@sized
+def test_memory_stays_flat(tmp_path):
+    assert grown(tmp_path / "kept", leak=True) > LIMIT, "a leak must be seen"
+    assert grown(tmp_path / "freed") < LIMIT
+
+
+@pytest.mark.system
+@sized
+def test_memory_stays_flat_over_validations_checkpoints_and_looks(tmp_path):
+    assert grown(tmp_path, eval_every=10, watch_every=10) < LIMIT

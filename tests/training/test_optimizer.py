@@ -1,0 +1,99 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from normlab.checkpoint import to_names
+from normlab.model import placements
+from normlab.norms import norms
+from tests.conftest import tiny_model
+from train.optimizer import OptimizerConfig, groups, make_optimizer
+from train.step import learned
+
+
+@pytest.mark.parametrize(
+    ("norm", "placement"),
+    [(norm, "pre" if norm == "bhyt-estimated" else "peri") for norm in norms]
+    + [("rmsnorm", row) for row in placements],
+)
+def test_every_parameter_falls_in_one_group_and_only_matrices_decay(norm, placement):
+    model = tiny_model(norm, placement, bias=True, tied=False, positions="learned")
+    params = learned(nnx.split(model)[1])
+    shapes = to_names(params)
+    found = groups(params)
+    assert found.keys() == shapes.keys()
+    for path, name in found.items():
+        assert name == ("decay" if shapes[path].ndim == 2 else "no_decay"), path
+
+
+def test_gains_biases_alphas_and_scales_stand_still_without_a_gradient():
+    params = nnx.split(tiny_model("dyt", bias=True))[1]
+    params = jax.tree.map(lambda p: p + 1.0, params)
+    optimizer = make_optimizer(OptimizerConfig(warmup=0, weight_decay=0.5), 10, params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    for path, update in to_names(updates).items():
+        moved = bool(np.abs(update).max() > 0)
+        assert moved == path.endswith((".kernel", ".embedding")), path
+    assert {p.rsplit(".", 1)[-1] for p in to_names(params)} == {
+        "kernel", "embedding", "gain", "bias", "alpha", "embed_scale"
+    }  # fmt: skip
+
+
+def test_a_matrix_of_another_name_falls_in_no_group():
+    with pytest.raises(ValueError, match=r"norm.mixing of shape \(2, 2\) falls in no optimizer gr"):
+        groups({"norm": {"mixing": jnp.ones((2, 2))}})
+
+
+def rates(config, steps):
+    """Learning rate at each step, read off AdamW's step for a constant gradient."""
+    params = {"gain": jnp.zeros(1)}
+    optimizer = make_optimizer(config, steps, params)
+    state, found = optimizer.init(params), []
+    for _ in range(steps + 1):
+        updates, state = optimizer.update({"gain": jnp.full(1, 1e-3)}, state, params)
+        found.append(-float(updates["gain"][0]))
+    return found
+
+
+def test_the_rate_warms_up_and_falls_to_its_share():
+    found = rates(OptimizerConfig(lr=0.1, warmup=4, final_lr=0.2, eps=1e-30), 20)
+    np.testing.assert_allclose(found[:5], [0, 0.025, 0.05, 0.075, 0.1], rtol=1e-3)
+    assert found[20] == pytest.approx(0.02, rel=1e-3)
+    assert all(a >= b for a, b in itertools.pairwise(found[4:]))
+
+
+CHANGES = {"lr": 0.5, "final_lr": 0.9, "warmup": 3, "weight_decay": 0.9, "beta1": 0.1,
+           "beta2": 0.1, "eps": 1.0, "clip": 1e-3}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", OptimizerConfig.__dataclass_fields__)
+def test_every_field_changes_the_steps(field):
+    def after(config):
+        params = {"kernel": jnp.ones((2, 2))}
+        optimizer = make_optimizer(config, 10, params)
+        state = optimizer.init(params)
+        for gradient in (1.0, -0.5, 2.0, 0.1):
+            updates, state = optimizer.update({"kernel": jnp.full((2, 2), gradient)}, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        return float(params["kernel"][0, 0])
+
+    base = {"lr": 0.1, "warmup": 1, "eps": 1e-3}
+    changed = OptimizerConfig(**(base | {field: CHANGES[field]}))
+    assert after(OptimizerConfig(**base)) != after(changed)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"lr": 0.0}, "optimizer.lr = 0.0"), ({"lr": math.inf}, "optimizer.lr = inf: expected a fin"),
+     ({"beta2": 1.0}, "optimizer.beta2 = 1.0: expected 0 ≤ β"),
+     ({"clip": -1.0}, "optimizer.clip"), ({"eps": 0.0}, "optimizer.eps = 0.0"),
+     ({"final_lr": 2.0}, "optimizer.final_lr = 2.0")],
+)  # fmt: skip
+def test_bad_values_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**fields)

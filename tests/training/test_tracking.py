@@ -1,0 +1,194 @@
+"""Trackers: told what metrics.jsonl is told, closed however a run ends, and asked for by name."""
+
+import importlib.util
+import json
+import re
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from normlab.run import Run
+from tests.support.runs import tiny_config
+from train.loop import Trainer, train
+from train.tracking import known_as, scalars, tracked, trackers
+
+SMALL = {
+    "model": {"layers": 1, "width": 16, "heads": 1, "max_length": 32},
+    "steps": 4, "eval_every": 2, "batch": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def fake():
+    """A tracker that remembers: its calls."""
+    calls = []
+
+    @trackers.register("fake")
+    class Fake:
+        def open(self, run, config, step):
+            calls.append(("open", run.directory.name, config["seed"], step))
+
+        def log(self, step, values):
+            calls.append((step, dict(values)))
+
+        def close(self):
+            calls.append("closed")
+
+    yield calls
+    trackers.remove("fake")
+
+
+def test_a_tracker_is_told_what_the_log_is_told(fake, tmp_path):
+    run = train(tiny_config(tmp_path, tracking=["fake"], seed=3, **SMALL))
+    opened, *logged, closed = fake
+    assert opened == ("open", run.directory.name, 3, 0)
+    assert closed == "closed"
+    rows = [{k: v for k, v in row.items() if v is not None} for row in run.metrics]
+    assert [step for step, _ in logged] == [row["step"] for row in rows]
+    for (step, values), row in zip(logged, rows, strict=True):
+        assert {"step": step, "seconds": row["seconds"], **values} == row
+
+
+@pytest.mark.system
+def test_a_tracker_is_told_what_is_seen_inside_too(fake, tmp_path):
+    run = train(tiny_config(tmp_path, tracking=["fake"], watch_every=2, **SMALL))
+    logged = fake[1:-1]
+    looks = [(step, values) for step, values in logged if "stream/0/mean_square" in values]
+    assert [step for step, _ in looks] == [0, 2, 4]
+    for (_, values), row in zip(looks, run.watched, strict=True):
+        assert values["sites/norm_final/max_abs"] == row["sites"]["norm_final"]["max_abs"]
+        assert values["blocks/0/attention_score"] == row["blocks"][0]["attention_score"]
+    assert [step for step, _ in logged] == sorted(step for step, _ in logged)  # wandb asks for it
+
+
+def test_nested_values_have_paths_and_null_has_none():
+    values = {"a": {"b.c": [1, None, {"d": 3}]}, "e": None, "f": 2.5}
+    assert scalars(values) == {"a/b.c/0": 1.0, "a/b.c/2/d": 3.0, "f": 2.5}
+
+
+def test_tracking_is_no_part_of_a_runs_name_and_goes_on_where_the_run_does(fake, tmp_path):
+    run = train(tiny_config(tmp_path, **SMALL), stop_after=3)
+    assert train(tiny_config(tmp_path, tracking=["fake"], **SMALL)).directory == run.directory
+    assert fake[0][-1] == 2  # the step of the newest checkpoint
+    assert fake[1][0] == 3
+
+
+def test_runs_of_one_directory_name_are_told_apart(tmp_path):
+    names = []
+    for place, seed in (("a", 0), ("a", 0), ("b", 1)):
+        directory = tmp_path / place / "mine"
+        names.append(known_as(Run(directory), {"seed": seed, "run": str(directory)}))
+    assert names[0] == names[1] != names[2]
+    assert all(name.startswith("mine-") for name in names)
+    assert known_as(Run("runs/rmsnorm-pre-0123456789"), {"run": None}).endswith("-0123456789")
+
+
+def test_a_tracker_is_closed_when_the_run_fails(fake, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(Trainer, "_steps", fails)
+    with pytest.raises(RuntimeError, match="no more"):
+        train(tiny_config(tmp_path, tracking=["fake"], **SMALL))
+    assert fake[-1] == "closed"
+
+
+def test_an_unknown_tracker_is_refused_with_the_nearest_one(tmp_path):
+    with pytest.raises(ValueError, match="Did you mean 'tensorboard'"):
+        tiny_config(tmp_path, tracking=["tensor-board"])
+
+
+@pytest.mark.parametrize("name", sorted(set(trackers)))
+def test_a_package_that_is_missing_is_an_extra_by_name(name, tmp_path, monkeypatch):
+    def refuse(package, *more):
+        raise ImportError(package)
+
+    monkeypatch.setattr("importlib.import_module", refuse)
+    with (
+        pytest.raises(ValueError, match=rf"tracking=\[{name}\] needs .*normlab\[{name}\]"),
+        tracked([name], Run(tmp_path), 0),
+    ):
+        pass
+
+
+SEEN = "sites/blocks.0.mlp.norm_in/max_abs"
+
+
+def logged_twice(name, directory):
+    """A run's directory after two sessions, the second from step 2 on."""
+    run = Run(directory / "run")
+    run.write("config.yaml", {"seed": 0, "norm": {"type": "rmsnorm"}})
+    for start in (0, 2):
+        with tracked([name], run, start) as (tracker,):
+            for step in range(start + 1, start + 4):
+                tracker.log(step, {"loss": 1.0 / (start + step), SEEN: float(step)})
+    return run
+
+
+def missing(package):
+    return pytest.mark.skipif(
+        importlib.util.find_spec(package) is None, reason=f"{package} is not installed"
+    )
+
+
+@missing("tensorboardX")
+@missing("tensorboard")
+def test_tensorboard_reads_what_was_logged(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = logged_twice("tensorboard", tmp_path)
+    found = EventAccumulator(str(run["tensorboard"]))
+    found.Reload()
+    points = {event.step: event.value for event in found.Scalars("loss")}
+    assert points == pytest.approx({1: 1.0, 2: 1 / 2, 3: 1 / 5, 4: 1 / 6, 5: 1 / 7})
+    assert len(found.Scalars("loss")) == 5
+    assert [event.value for event in found.Scalars(SEEN)] == [1, 2, 3, 4, 5]
+
+
+@missing("wandb")
+@pytest.mark.filterwarnings("ignore")  # of its own code
+def test_wandb_writes_offline_runs(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    run = logged_twice("wandb", tmp_path)
+    files = sorted(run["wandb"].glob("offline-run-*/*.wandb"))
+    assert [file.name for file in files] == ["run-run.wandb"] * 2
+    names = ("loss", SEEN, "normlab", "rmsnorm")  # values, project, config
+
+    def lacking():
+        return [
+            (f.parent.name, n) for f in files for n in names if n.encode() not in f.read_bytes()
+        ]
+
+    deadline = time.monotonic() + 60  # its other process writes on behind `finish`
+    while lacking() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert lacking() == []
+
+
+@missing("trackio")
+@pytest.mark.filterwarnings("ignore")  # of its own code
+def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
+    logged_twice("trackio", tmp_path)
+    database = sqlite3.connect(tmp_path / "normlab.db")
+    rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
+    database.close()
+    assert {name for name, _, _ in rows} == {"run"}
+    assert [step for _, step, _ in rows] == [1, 2, 3, 3, 4, 5]
+    assert [json.loads(values)[SEEN] for _, _, values in rows] == [1, 2, 3, 3, 4, 5]
+
+
+@pytest.mark.system
+def test_the_tracker_of_the_documentation_tracks(tmp_path, monkeypatch):
+    page = Path(__file__).parent.parent.parent / "docs" / "tracking.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(compile(example, str(page), "exec"), {})
+    finally:
+        trackers.remove("plain")
+    (lines,) = tmp_path.glob("runs/*/losses.txt")
+    assert [line.split()[0] for line in lines.read_text().splitlines()] == ["10", "20"]

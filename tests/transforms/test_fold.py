@@ -1,0 +1,160 @@
+"""Folding: exact in float64, bit for bit where gains are powers of two, nothing else touched."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from normlab.model import placements
+from normlab.norms import all_norms, norms
+from normlab.transforms import DoesNotApply, apply
+from normlab.transforms.fold import absorb
+from normlab.transforms.surgery import read_by_maps
+from tests.conftest import same_trees, tiny_model
+from tests.support.transform_models import SMALL, bits, logits, moved, same, small
+
+UNFOLDED = {"none", "seednorm", "tapernorm", "bhyt-estimated"}
+"""Types whose gain is no factor behind everything else, or is reckoned with, or that have none."""
+
+FLOAT32 = {"fast-rsqrt"}
+"""Types that are made of float32's bits."""
+
+
+def params():
+    """Every type that can be folded; those that approximate LayerNorm take long to compile."""
+    for norm in sorted(set(norms) - UNFOLDED - FLOAT32):
+        slow = norms[norm].__module__.rpartition(".")[2] in ("approximate", "integer")
+        yield pytest.param(norm, marks=[pytest.mark.system] * slow)
+
+
+@pytest.mark.parametrize("norm", list(params()))
+def test_folding_is_exact(norm):
+    with jax.enable_x64(True):
+        folds(small(norm, tied=False, bias=True, layers=1), 1e-12)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("norm", sorted(FLOAT32))
+def test_folding_is_exact_up_to_rounding(norm):
+    fields = SMALL | {"vocab_size": 31, "tied": False, "layers": 1}
+    folds(moved(tiny_model(norm, **fields), dtype=jnp.float32), 2e-6)
+
+
+def folds(model, limit):
+    before = bits(model)
+    folded = apply(model, "fold")
+    assert same(model, folded, limit)
+    assert bits(model) == before
+    for owner, name, _ in read_by_maps(folded):
+        left = getattr(owner, name)
+        assert left is None or (left.gamma() is None and left.beta() is None) or left.gamma() == 1
+
+
+@pytest.mark.parametrize("placement", placements)
+def test_folding_is_exact_in_every_placement(placement):
+    with jax.enable_x64(True):
+        fields = {"norm_embed": True}
+        model = small("layernorm", placement, tied=False, gated=False, placement_fields=fields)
+        if placement in ("post", "deepnorm"):  # every norm writes to the stream
+            with pytest.raises(DoesNotApply, match=f"no gain.*{placement}"):
+                apply(model, "fold")
+        else:
+            assert same(model, apply(model, "fold"))
+
+
+def test_powers_of_two_change_no_bit():
+    model = moved(tiny_model(layers=1, width=16, tied=False), dtype=jnp.float32)
+    rng = np.random.default_rng(0)
+    for norm in all_norms(model):
+        norm.gain[...] = jnp.float32(2.0 ** rng.integers(-3, 4, norm.width))
+    assert np.array_equal(logits(model), logits(apply(model, "fold")))
+
+
+def test_a_stored_one_plus_w_is_folded_as_it_acts():
+    with jax.enable_x64(True):
+        fields = {"one_plus": True}
+        model = small("rmsnorm", norm_fields=fields, tied=False)
+        assert np.abs(model.norm_final.gain[...]).mean() < 0.5  # w, around 0
+        assert same(model, apply(model, "fold"))
+
+
+def test_a_tied_head_and_its_norm_stay_as_they_are():
+    with jax.enable_x64(True):
+        model = small("layernorm")
+        folded = apply(model, "fold")
+        assert same(model, folded)
+    assert folded.head is None
+    assert same_trees(nnx.state(folded.norm_final), nnx.state(model.norm_final))
+    assert folded.embed.embedding[...] is model.embed.embedding[...]
+
+
+def test_a_bias_behind_the_gain_becomes_the_maps_bias():
+    """c* = c + βW, by hand."""
+    linear = small_linear()
+    kernel = np.asarray(linear.kernel[...])
+    a, b = np.array([2.0, -1.0, 0.5]), np.array([1.0, 0.0, 4.0])
+    absorb(linear, a, b)
+    np.testing.assert_array_equal(linear.kernel[...], a[:, None] * kernel)
+    np.testing.assert_allclose(linear.bias[...], kernel[0] + 4 * kernel[2], rtol=1e-6)
+
+
+def small_linear():
+    from normlab.model.linear import Linear
+
+    return Linear(3, 2, bias=False, std=1.0, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("placement", ["pre", "peri"])
+def test_a_linear_norm_folds_away(placement):
+    """A fixed map at inference: into the map behind it, and behind a branch into the one before."""
+    with jax.enable_x64(True):
+        model = small("batchnorm", placement, tied=False)
+        for norm in all_norms(model):
+            norm.variance[...] = norm.variance[...] ** 2
+        folded = apply(model, "fold")
+        assert same(model, folded)
+    assert all_norms(model)
+    assert not all_norms(folded)
+
+
+def test_a_tapernorm_folds_away_once_its_gate_is_shut():
+    with jax.enable_x64(True):
+        model = small("tapernorm", tied=False, norm_fields={"keep_final": False})
+        for norm in all_norms(model):
+            norm.gate[...] = jnp.float64(0.0)
+        folded = apply(model, "fold")
+        assert same(model, folded)
+    assert not all_norms(folded)
+
+
+@pytest.mark.parametrize("shut", [True, False])
+def test_a_norm_that_stays_does_not_keep_the_others_from_being_folded(shut):
+    """TaperNorm keeps its final norm, whose gain does not act last."""
+    with jax.enable_x64(True):
+        model = small("tapernorm", tied=False)
+        inner = [norm for norm in all_norms(model) if norm is not model.norm_final]
+        for norm in inner[: len(inner) if shut else 1]:
+            norm.gate[...] = jnp.float64(0.0)
+        folded = apply(model, "fold")
+        assert same(model, folded)
+    assert len(all_norms(folded)) == len(all_norms(model)) - (len(inner) if shut else 1)
+
+
+@pytest.mark.parametrize(
+    ("norm", "placement", "fields", "message"),
+    [
+        ("rmsnorm", "post", {}, "no gain, bias or linear norm.*placement post"),
+        ("rmsnorm", "reordered", {}, "no gain, bias or linear norm.*placement reordered"),
+        ("seednorm", "pre", {}, "the gain of seednorm doesn't act last"),
+    ],
+)
+def test_what_cannot_be_folded_is_refused(norm, placement, fields, message):
+    with pytest.raises(DoesNotApply, match=message):
+        apply(tiny_model(norm, placement, layers=1, width=8), "fold")
+
+
+def test_a_folded_model_has_nothing_left_to_fold():
+    model = tiny_model(layers=1, width=8)
+    with pytest.raises(DoesNotApply, match="no gain"):
+        apply(model, "fold+fold")

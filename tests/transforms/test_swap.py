@@ -1,0 +1,152 @@
+"""Swapping every norm of a model for another type with the same parameters."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from normlab.model import Context
+from normlab.norms import Norm
+from normlab.numerics import Precision
+from normlab.registry import UnknownNameError
+from normlab.transforms.remove import freeze
+from normlab.transforms.swap import swap
+from tests.conftest import tiny_model
+
+
+def logits(model, tokens, precision="fp32"):
+    graph, state = nnx.split(model)
+    context = Context(Precision.parse(precision))
+    return np.asarray(jax.jit(lambda s: nnx.merge(graph, s)(tokens, context))(state))
+
+
+def kinds(model):
+    return {n.config.type for _, n in nnx.iter_graph(model) if isinstance(n, Norm)}
+
+
+def arrays(model):
+    return jax.tree.leaves(nnx.state(model))
+
+
+@pytest.fixture(scope="module")
+def layernorm():
+    """A post-norm LayerNorm model whose gains and biases are not what they start at."""
+    model = tiny_model("layernorm", "post", norm_fields={"eps": 1e-3}, layers=1)
+    rng = np.random.default_rng(1)
+    for _, norm in nnx.iter_graph(model):
+        if isinstance(norm, Norm):
+            norm.gain[...] = norm.gain[...] + rng.normal(0, 0.3, 32).astype(np.float32)
+            norm.bias[...] = norm.bias[...] + rng.normal(0, 0.3, 32).astype(np.float32)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "limit"),
+    [
+        ("max-rescale", {}, 1e-5),
+        ("iterl2", {"steps": 10}, 1e-4),
+        ("i-bert", {"bits": 16}, 1e-2),
+    ],
+)
+def test_a_good_approximation_computes_the_same(layernorm, tokens, name, knobs, limit):
+    swapped = swap(layernorm, name, **knobs)
+    assert kinds(swapped) == {name}
+    assert swapped.norm.type == name
+    assert swapped.norm.eps == 1e-3
+    a, b = logits(layernorm, tokens), logits(swapped, tokens)
+    assert 0 < np.abs(a - b).max() < limit * np.abs(a).max() or name == "max-rescale"
+
+
+def test_weights_are_shared_and_the_model_is_left_as_it_is(layernorm, tokens):
+    before = logits(layernorm, tokens)
+    swapped = swap(layernorm, "i-bert", bits=4)
+    pairs = zip(arrays(layernorm), arrays(swapped), strict=True)
+    assert all(a is b for a, b in pairs)
+    assert kinds(layernorm) == {"layernorm"}
+    assert np.array_equal(logits(layernorm, tokens), before)
+    assert np.abs(logits(swapped, tokens) - before).max() > 0.05
+
+
+def test_back_again_is_the_same_model(layernorm, tokens):
+    back = swap(swap(layernorm, "dyadic", bits=4), "layernorm")
+    assert back.norm == layernorm.norm
+    assert np.array_equal(logits(back, tokens), logits(layernorm, tokens))
+
+
+def test_a_knob_of_one_type_is_no_knob_of_the_next(layernorm):
+    assert swap(swap(layernorm, "i-bert", bits=20), "dyadic").norm.bits == 8
+
+
+def test_an_rmsnorm_is_not_centred_and_every_site_is_swapped(tokens):
+    model = tiny_model("rmsnorm", "peri", layers=1)
+    same = swap(model, "doubled")
+    np.testing.assert_allclose(logits(same, tokens), logits(model, tokens), atol=1e-5)
+    assert not swap(model, "i-bert").norm.center
+    sites = [n.site.name for _, n in nnx.iter_graph(model) if isinstance(n, Norm)]
+    assert sites == [n.site.name for _, n in nnx.iter_graph(same) if isinstance(n, Norm)]
+    assert "blocks.0.mlp.norm_out" in sites
+
+
+def test_what_a_config_says_is_not_lost():
+    added = tiny_model("rmsnorm", layers=1, norm_fields={"eps_form": "added"})
+    assert swap(added, "doubled").norm.eps_form == "added"
+    with pytest.raises(ValueError, match="'i-bert' .* has eps_form = 'added': 'i-bert' has none"):
+        swap(added, "i-bert")
+    stored = tiny_model("rmsnorm", layers=1, norm_fields={"one_plus": True})
+    assert swap(stored, "i-bert").norm.one_plus
+
+
+def test_a_norm_of_another_meaning_is_not_taken_for_layernorms_kin():
+    for name in ("l1", "i-bert", "dyadic", "layernorm"):  # four statistics, or one
+        with pytest.raises(ValueError, match=f"'{name}' .* norm 'groupnorm' .*LayerNorm's kin"):
+            swap(tiny_model("groupnorm", layers=1, width=8), name)
+    partial = tiny_model("prmsnorm", layers=1, width=8, norm_fields={"share": 0.5})
+    for name in ("rmsnorm", "doubled"):
+        with pytest.raises(ValueError, match=f"has share = 0.5: '{name}' has none"):
+            swap(partial, name)
+    assert swap(partial, "prmsnorm").norm.share == 0.5
+    whole = tiny_model("prmsnorm", layers=1, width=8, norm_fields={"share": 1.0})
+    assert swap(whole, "doubled").norm.type == "doubled"
+
+
+def test_a_layernorm_does_not_become_what_can_not_centre(layernorm):
+    with pytest.raises(ValueError, match="'doubled' can't take the place .* can't centre"):
+        swap(layernorm, "doubled")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "message"),
+    [
+        ("dyt", "i-bert", r"'i-bert' can't take the place of norm 'dyt' at .*: .*alpha"),
+        ("rmsnorm", "dyt", r"'dyt' can't take the place of norm 'rmsnorm' at .*: .*alpha"),
+        ("rmsnorm", "none", "'none' can't take the place of norm 'rmsnorm'"),
+        ("rmsnorm", "layernorm", "the same norm under another name"),
+    ],
+)
+def test_names_the_parameters_that_do_not_fit(model, name, message):
+    with pytest.raises(ValueError, match=message):
+        swap(tiny_model(model, layers=1), name)
+
+
+def test_a_norm_that_another_transform_rewrote_is_refused():
+    frozen = freeze(tiny_model("rmsnorm", layers=1), {"norm_final": 2.0})
+    with pytest.raises(ValueError, match="rewritten by another transform: swap before it"):
+        swap(frozen, "i-bert")
+
+
+def test_names_the_knob_and_the_type_that_there_is_not():
+    model = tiny_model("rmsnorm", layers=1)
+    with pytest.raises(ValueError, match="'i-bert' has no knob 'steps'; it has bias, bits, center"):
+        swap(model, "i-bert", steps=2)
+    with pytest.raises(ValueError, match="norm.bits = 30: expected 2 to 24"):
+        swap(model, "i-bert", bits=30)
+    with pytest.raises(UnknownNameError, match="Did you mean 'i-bert'"):
+        swap(model, "ibert")
+
+
+def test_a_swapped_norm_obeys_a_precision(tokens):
+    model = tiny_model("rmsnorm", layers=1, width=8)
+    swapped = swap(model, "fast-rsqrt", steps=3)
+    a, b = (logits(one, tokens, "bf16:pairwise") for one in (model, swapped))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    assert np.abs(b - logits(swapped, tokens)).max() > 1e-4
