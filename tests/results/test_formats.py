@@ -8,7 +8,7 @@ from rich.console import Console
 
 from normlab.results import tables
 from normlab.results.formats import as_csv, escaped, latex, markdown, ruled, terminal
-from tests.results.test_table import record
+from tests.support.records import record
 
 MADE = tables(
     [

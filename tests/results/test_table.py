@@ -4,17 +4,9 @@ import math
 
 import pytest
 
-from normlab.results import Record, latest, tables
+from normlab.results import latest, tables
 from normlab.results.table import difference, number
-
-
-def record(model="a", precision="fp32", **fields):
-    given = {
-        "norm": "rmsnorm", "placement": "pre", "protocol": "window", "protocol_version": 1,
-        "window": 64, "dataset_title": "WikiText-2 (raw)", "split": "test", "tokenizer": "bpe-300",
-        "tokens_scored": 1234567, "default_order": "pairwise", "perplexity": 5.116,
-    }  # fmt: skip
-    return Record(key=f"{model}{precision}", model=model, precision=precision, **(given | fields))
+from tests.support.records import record
 
 
 def cells(table, precision):
