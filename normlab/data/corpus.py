@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import platform
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+NOTICE = "NORMLAB_NOTICE"
+"""Environment variable: "off" where a command before has said that WikiText-2 is missing."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,30 @@ def load_corpus(config: DataConfig) -> Corpus:
         return _wikitext(config.corpus, config)
     try:
         return _wikitext(AUTO[config.corpus], config)
-    except CorpusUnavailableError as error:
+    except CorpusUnavailableError:
         if config.root:  # somebody named the place
             raise
-        corpus = _embedded()
-        log.warning("data=%s uses %s. %s", config.corpus, corpus.title, error)
-        return corpus
+        _notice(config)
+        return _embedded()
+
+
+def _notice(config: DataConfig) -> None:
+    """Say in two lines which text is read and how to get the other, once a process."""
+    if config.corpus in _told or os.environ.get(NOTICE) == "off":
+        return
+    _told.add(config.corpus)
+    name, root = AUTO[config.corpus], config.root_folder()
+    folder, suffix = wikitext.CONFIGS[name], wikitext.SUFFIXES[name]
+    log.warning(
+        "WikiText-2 isn't %s: data=%s reads Python's reference text (pydoc_data.topics).\n"
+        "To read WikiText-2: NORMLAB_DATA=DIR with %s/wiki.{train,valid,test}.%s; data=%s says "
+        "what was tried.",
+        f"in NORMLAB_DATA={root}" if root else "here", config.corpus, folder, suffix, name,
+    )  # fmt: skip
+
+
+_told = set[str]()
+"""The values of `data=` whose notice this process has given: a sweep's later runs repeat none."""
 
 
 def _embedded() -> Corpus:
