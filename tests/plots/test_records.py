@@ -2,30 +2,36 @@
 
 import builtins
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluate.figures import main
-from normlab.numerics.histogram import edges, histogram, packed
-from normlab.plots import delta_figure, record_figures, scales_figure, sums_figure
+from normlab.numerics.histogram import BINS, edges, packed
+from normlab.plots import delta_figure, record_figures, records, save, scales_figure, sums_figure
 from normlab.plots.scales import SiteNorms, panels
 from normlab.plots.sums import above, counts
 from normlab.results import Record, RecordFile
 
 pytest.importorskip("matplotlib")
 RNG = np.random.default_rng(0)
+BASE = "m-d-valid-window8"
+
+
+def histogram(values):
+    """By the edges, in float64, of values that lie between them."""
+    return np.bincount(np.searchsorted(edges(), np.log2(values).ravel(), "right") - 1, None, BINS)
 
 
 def site(norms, scale=None):
     """What a record says of rows with these norms [heads, rows] under a scale for each head."""
     s = 1.0 if scale is None else np.asarray(scale)
-    square = np.float32(norms) ** 2
     made = {
         "median_norm": float(np.median(norms)),
         "max_norm": float(norms.max()),
-        "squares": packed(np.asarray(histogram(square))),
-        "sums": packed(np.asarray(histogram(np.float32(square / s**2)))),
+        "squares": packed(histogram(norms**2)),
+        "sums": packed(histogram(norms**2 / s**2)),
     }
     return made if scale is None else made | {"scale": np.asarray(scale).tolist()}
 
@@ -48,37 +54,60 @@ RECORDS = [
     record("fp16:pairwise+slanc", -0.002, (5.0, [[2.0], [8.0]], 1.0)),
     record("fp16+slanc", float("nan"), (5.0, 3.0, 1.0)),
 ]
+NOTHING = dataclasses.replace(RECORDS[0], key="n", model="n", status="n/a", perplexity=None)
+FIGURES = {
+    "delta",
+    *("fp16-pairwise-sums", "fp16-pairwise-slanc-sums", "fp16-pairwise-slanc-scales"),
+    *("fp16-slanc-sums", "fp16-slanc-scales"),
+}
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Names of the figures that records give: drawn, and not written."""
+    monkeypatch.setattr(records, "save", lambda made, path: [path])
+    return lambda given: [path.name for path in record_figures(given, Path("out"))]
+
+
+@pytest.fixture(scope="module")
+def scales():
+    return scales_figure(RECORDS[0], RECORDS[2])
+
+
+@pytest.fixture(scope="module")
+def delta():
+    return delta_figure(RECORDS[1:])
 
 
 @pytest.mark.system
-def test_all_figures_of_a_directory_are_written(tmp_path, capsys):
-    for r in RECORDS:
+def test_the_command_draws_a_directory_of_records(tmp_path, capsys):
+    for r in (RECORDS[0], RECORDS[2], NOTHING):
         RecordFile(tmp_path / "records.jsonl").add(r)
-    RecordFile(tmp_path / "records.jsonl").add(
-        dataclasses.replace(RECORDS[0], key="n", model="n", status="n/a", perplexity=None)
-    )
     main([str(tmp_path)])
-    files = sorted(p.name for p in (tmp_path / "figures").iterdir())
-    base = "m-d-valid-window8"
-    want = [
-        f"{base}-{what}.{kind}"
-        for what in (
-            *("delta", "fp16-pairwise-sums", "fp16-pairwise-slanc-sums"),
-            *("fp16-pairwise-slanc-scales", "fp16-slanc-sums", "fp16-slanc-scales"),
-        )
-        for kind in ("svg", "png")
-    ]
-    assert files == sorted(want)
-    assert all((tmp_path / "figures" / f).stat().st_size > 5000 for f in files)
-    assert base in capsys.readouterr().out
-    first = (tmp_path / "figures" / f"{base}-delta.svg").read_bytes()
-    record_figures(RECORDS, tmp_path / "again")
-    assert (tmp_path / "again" / f"{base}-delta.svg").read_bytes() == first
+    files = list((tmp_path / "figures").iterdir())
+    drawn = {name for name in FIGURES if "fp16-pairwise-slanc" in name} | {"delta"}
+    assert {f.name for f in files} == {
+        f"{BASE}-{what}.{kind}" for what in drawn for kind in ("svg", "png")
+    }
+    assert all(f.stat().st_size > 5000 for f in files)
+    assert BASE in capsys.readouterr().out
 
 
-def test_scales_and_norms_are_those_of_the_records():
-    made = scales_figure(RECORDS[0], RECORDS[2])
-    blocks, others = made.axes
+def test_a_figure_is_written_twice_alike_as_svg_and_png(delta, tmp_path):
+    svg, png = save(delta, tmp_path / "new" / "a")
+    again, _ = save(delta_figure(RECORDS[1:]), tmp_path / "b")
+    assert (svg.name, png.name) == ("a.svg", "a.png")
+    assert svg.read_bytes() == again.read_bytes()
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert min(f.stat().st_size for f in (svg, png)) > 5000
+
+
+def test_each_column_of_each_model_has_its_figures(names):
+    assert set(names([*RECORDS, NOTHING])) == {f"{BASE}-{what}" for what in FIGURES}
+
+
+def test_scales_and_norms_are_those_of_the_records(scales):
+    blocks, others = scales.axes
     lines = {line.get_label(): line.get_ydata() for line in blocks.get_lines()}
     seen = [RECORDS[0].sites[f"blocks.{i}.attention.norm_in"] for i in range(2)]
     np.testing.assert_allclose(lines["largest ‖x‖"], [s["max_norm"] for s in seen])
@@ -94,10 +123,9 @@ def test_scales_and_norms_are_those_of_the_records():
     assert [t.get_text() for t in others.get_xticklabels()] == ["norm_final"]
 
 
-def test_a_band_has_the_colour_that_the_legend_shows():
-    made = scales_figure(RECORDS[0], RECORDS[2])
-    swatches = [patch.get_facecolor() for patch in made.legends[0].get_patches()]
-    bands = [tuple(band.get_facecolor()[0]) for band in made.axes[0].collections[:2]]
+def test_a_band_has_the_colour_that_the_legend_shows(scales):
+    swatches = [patch.get_facecolor() for patch in scales.legends[0].get_patches()]
+    bands = [tuple(band.get_facecolor()[0]) for band in scales.axes[0].collections[:2]]
     assert swatches == bands
     assert [colour[3] for colour in bands] == [1.0, 1.0]  # laid on one another they don't mix
     grey = [np.dot(colour[:3], (0.299, 0.587, 0.114)) for colour in bands]
@@ -105,35 +133,32 @@ def test_a_band_has_the_colour_that_the_legend_shows():
 
 
 def test_blocks_stand_in_order_of_depth():
-    names = sorted(f"blocks.{i}.mlp.norm_in" for i in range(12))
-    (held,) = panels([SiteNorms(n, 1, 1, 1, np.ones(1)) for n in names]).values()
+    given = sorted(f"blocks.{i}.mlp.norm_in" for i in range(12))
+    (held,) = panels([SiteNorms(n, 1, 1, 1, np.ones(1)) for n in given]).values()
     assert [int(label) for label, _ in held] == list(range(12))
 
 
-def test_histograms_are_those_of_the_records():
-    made = sums_figure(RECORDS[2])
-    for ax, name in zip(made.axes, ("squares", "sums"), strict=True):
-        held = counts(RECORDS[2], name)
-        assert held.sum() == 300
-        shown = ax.patches[0].get_data()
-        np.testing.assert_allclose(shown.values, held / 300)
-        np.testing.assert_allclose(shown.edges[:-1], edges())
-        drawn = [line.get_xdata()[0] for line in ax.get_lines()]
-        assert drawn == pytest.approx([-24, -14, np.log2(65504)])
-
-
-def test_without_a_scale_there_is_one_histogram():
-    (ax,) = sums_figure(RECORDS[1]).axes
-    np.testing.assert_allclose(ax.patches[0].get_data().values, counts(RECORDS[1], "sums") / 300)
-    assert ax.get_title("left").startswith("‖x‖²  ")
+def test_histograms_are_those_of_the_records_one_without_a_scale():
+    for given, shown in ((RECORDS[2], ("squares", "sums")), (RECORDS[1], ("sums",))):
+        axes = sums_figure(given).axes
+        for ax, name in zip(axes, shown, strict=True):
+            held = counts(given, name)
+            assert held.sum() == 300
+            drawn = ax.patches[0].get_data()
+            np.testing.assert_allclose(drawn.values, held / 300)
+            np.testing.assert_allclose(drawn.edges[:-1], edges())
+            lines = [line.get_xdata()[0] for line in ax.get_lines()]
+            assert lines == pytest.approx([-24, -14, np.log2(65504)])
+    assert axes[0].get_title("left").startswith("‖x‖²  ")
 
 
 @pytest.mark.parametrize("precision", ["fp16:pairwise", "bf16:pairwise", "fp32", "e4m3"])
 def test_what_is_written_at_the_edges_is_inside(precision):
-    made = sums_figure(record(precision))
+    made = sums_figure(dataclasses.replace(RECORDS[1], precision=precision))
     made.draw_without_rendering()
     (ax,) = made.axes
     box = ax.get_window_extent()
+    assert ax.texts
     for text in ax.texts:
         written = text.get_window_extent()
         assert box.x0 <= written.x0
@@ -141,14 +166,14 @@ def test_what_is_written_at_the_edges_is_inside(precision):
 
 
 def test_the_share_above_an_edge():
-    held = np.asarray(histogram(np.float32([1.0, 2.0, 4.0, 1000.0])))
+    held = histogram(np.array([1.0, 2.0, 4.0, 1000.0]))
     assert above(held, 2.0) == 0.75
     assert above(held, 2.0 ** (1 / 8)) == pytest.approx(3.5 / 4)  # half of the first one's bin
     assert above(held, 4.0 * 2 ** (1 / 8)) == pytest.approx(1.5 / 4)
 
 
-def test_differences_are_those_of_the_records():
-    ax = delta_figure(RECORDS[1:]).axes[0]
+def test_differences_are_those_of_the_records(delta):
+    ax = delta.axes[0]
     (points,) = (c for c in ax.containers)
     np.testing.assert_allclose(points.lines[0].get_xdata(), [4000.0, -0.002])
     assert [t.get_text() for t in ax.get_yticklabels()] == [r.precision for r in RECORDS[1:]]
@@ -170,33 +195,27 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
         delta_figure(RECORDS[1:])
 
 
-def test_a_record_whose_rows_are_all_nan_is_drawn_empty(tmp_path):
+def test_a_record_whose_rows_are_all_nan_is_drawn_empty(names):
     """As where a low-precision model gives no number from the first norm on."""
     none = {"first": 0.0, "counts": []}
     rows = {"median_norm": None, "max_norm": float("nan"), "squares": none, "sums": none}
-    lost = record("fp16+slanc", float("nan"))
-    lost = dataclasses.replace(
-        lost, scale_rule="slanc", sites={name: rows | {"scale": 2.0} for name in lost.sites}
-    )
-    base = "m-d-valid-window8"
-    names = {path.stem for path in record_figures([lost], tmp_path)}
-    assert names == {f"{base}-delta", f"{base}-fp16-slanc-sums"}
+    sites = {name: rows | {"scale": 2.0} for name in RECORDS[3].sites}
+    lost = dataclasses.replace(RECORDS[3], sites=sites)
+    assert set(names([lost])) == {f"{BASE}-delta", f"{BASE}-fp16-slanc-sums"}
+    sums_figure(lost).draw_without_rendering()
 
 
 @pytest.mark.parametrize("field", ["text_sha256", "tokenizer_hash", "protocol_version"])
-def test_what_does_not_compare_shares_no_figure(tmp_path, field):
-    made = [record("fp16", 1.0), dataclasses.replace(record("bf16", 2.0), **{field: 2})]
-    base = "m-d-valid-window8"
-    names = {path.stem for path in record_figures([*made, made[0]], tmp_path)}
-    assert names == {
-        f"{base}-delta", f"{base}-fp16-sums", f"{base}-2-delta", f"{base}-2-bf16-sums"
-    }  # fmt: skip
+def test_what_does_not_compare_shares_no_figure(names, field):
+    one, other = (dataclasses.replace(RECORDS[1], precision=p) for p in ("fp16", "bf16"))
+    found = names([one, dataclasses.replace(other, **{field: 2}), one])
+    assert found == [
+        f"{BASE}-delta", f"{BASE}-fp16-sums", f"{BASE}-2-delta", f"{BASE}-2-bf16-sums"
+    ]  # fmt: skip
 
 
 def test_a_directory_without_records_is_refused(tmp_path):
-    RecordFile(tmp_path / "records.jsonl").add(
-        dataclasses.replace(RECORDS[0], key="n", status="n/a", perplexity=None)
-    )
+    RecordFile(tmp_path / "records.jsonl").add(NOTHING)
     with pytest.raises(SystemExit, match="nothing to draw in .*: expected a record with"):
         main([str(tmp_path)])
     (tmp_path / "records.jsonl").unlink()
