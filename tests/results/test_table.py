@@ -107,6 +107,18 @@ def test_defaults_of_norm_types_tell_nothing_beside_their_names():
     assert table.settings == ("norm.bias",)
 
 
+def test_sites_that_were_added_are_named_beside_the_placement():
+    def placed(name, **placement):
+        config = {"type": "peri"} | placement
+        facts = {"config": {"placement": config, "optimizer": {}}}
+        return record(name, placement="peri", placement_config=config, facts=facts)
+
+    added = {"norm_embed": True, "norm_qk": True}
+    (table,) = tables([placed("a", norm_embed=False, norm_qk=False), placed("b", **added)])
+    assert [line[2] for line in table.lines()] == ["peri", "peri + norm_embed + norm_qk"]
+    assert table.settings == ()
+
+
 def test_what_must_be_known_of_a_model_is_in_the_title_once():
     said = "step 0 of 200, unfinished"
     (table,) = tables([record("a", note=said), record("a (fold)", note=said), record("b")])
