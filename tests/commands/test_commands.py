@@ -3,30 +3,20 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
+from itertools import groupby, zip_longest
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from evaluate.__main__ import without_model
-from evaluate.config import EvaluateConfig
 from normlab import cli
-from normlab.config import build, describe
+from normlab.config import build, describe, to_dict
 from normlab.norms import Norm, norms
+from tests.support.command_line import ROOT, SCHEMAS, composed, evaluation
 from train.config import TrainConfig
 
-ROOT = Path(__file__).parent.parent.parent
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
-
-
-def composed(app, *overrides):
-    """What `python -m app overrides` hands to its main."""
-    cli.register(app, SCHEMAS[app])
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
-        values = compose(app, list(overrides))
-    return build(SCHEMAS[app], OmegaConf.to_container(values, resolve=True))
+APPS = ("train", "evaluate")
 
 
 def run(capsys, monkeypatch, app, *arguments):
@@ -42,42 +32,53 @@ def run(capsys, monkeypatch, app, *arguments):
 
 
 FILES = sorted(p.relative_to(cli.CONFIGS) for p in cli.CONFIGS.glob("*/*.yaml"))
+GROUPS = {group: list(files) for group, files in groupby(FILES, lambda p: p.parent.name)}
+EXPERIMENTS = GROUPS.pop("experiment")
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_composes(file):
-    config = composed("train", f"{file.parent}={file.stem}")
-    assert composed("train", f"{file.parent}={file.stem}") == config
-    if file.parent.name in ("model", "norm", "placement", "data"):
+TOGETHER = [[file for file in files if file] for files in zip_longest(*GROUPS.values())]
+"""Of each group one."""
+
+
+@pytest.mark.parametrize("files", TOGETHER, ids=lambda files: " ".join(f.stem for f in files))
+def test_every_file_composes_to_what_it_says(files):
+    config = composed("train", *(f"{file.parent}={file.stem}" for file in files))
+    for file in files:
         chosen = yaml.safe_load((cli.CONFIGS / file).read_text())
         chosen.pop("defaults", None)
         part = getattr(config, file.parent.name)
         assert chosen == {key: getattr(part, key) for key in chosen}
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_opens_with_a_line_of_what_it_is(file):
-    assert (cli.CONFIGS / file).read_text().startswith("# ")
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
+def test_every_experiment_composes_to_what_it_says(file):
+    chosen = OmegaConf.to_container(OmegaConf.load(cli.CONFIGS / file))  # 1e-3 is a number to it
+    config = to_dict(composed("train", f"experiment={file.stem}"))
+    said = {k: v for k, v in chosen.items() if k in config}
+    assert said
+    for key, value in said.items():
+        asked = value.items() if isinstance(value, dict) else ()
+        assert value == config[key] or all(config[key][k] == v for k, v in asked)
 
 
-def test_the_defaults_are_the_dataclasses():
-    small = composed("train", "model=small")
-    assert small.optimizer == TrainConfig().optimizer
-    assert small.norm == norms["rmsnorm"].Config()
-
-
-@pytest.mark.parametrize("name", norms)
-def test_every_norm_that_can_be_trained_can_be_asked_for(name):
-    if norms[name].differentiable:
-        assert composed("train", f"norm={name}").norm == norms[name].Config()
-    else:
-        with pytest.raises(ValueError, match=rf"norm={name} rounds.*transform=\[{name}\]"):
-            composed("train", f"norm={name}")
-
-
-def test_a_file_changes_what_it_says_and_nothing_else():
-    config = composed("train", "norm=layernorm-nobias")
+def test_the_defaults_are_the_dataclasses_and_a_file_changes_what_it_says_and_nothing_else():
+    config = composed("train", "model=small", "norm=layernorm-nobias")
+    assert config.optimizer == TrainConfig().optimizer
     assert config.norm == norms["layernorm"].Config(bias=False)
+    assert composed("train", "norm=rmsnorm").norm == norms["rmsnorm"].Config()
+
+
+def test_every_norm_that_can_be_trained_can_be_asked_for():
+    cli.register("train", TrainConfig)
+    known = ConfigStore.instance().list("norm")
+    for name in norms:
+        assert f"{name}.yaml" in known
+        given = {"norm": ConfigStore.instance().load(f"norm/{name}.yaml").node}
+        if norms[name].differentiable:
+            assert build(TrainConfig, given).norm == norms[name].Config()
+        else:
+            with pytest.raises(ValueError, match=rf"norm={name} rounds.*transform=\[{name}\]"):
+                build(TrainConfig, given)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_the_traceback_is_behind_a_flag(capsys, monkeypatch):
         run(capsys, monkeypatch, "train", "model.heads=3")
 
 
-@pytest.mark.parametrize("app", SCHEMAS)
+@pytest.mark.parametrize("app", APPS)
 def test_help_explains_every_field(capsys, monkeypatch, app):
     status, printed = run(capsys, monkeypatch, app, "--help")
     assert status == 0
@@ -135,11 +136,13 @@ def test_help_explains_every_field(capsys, monkeypatch, app):
         assert text in printed
 
 
-@pytest.mark.parametrize("name", norms)
-def test_help_tells_the_fields_of_the_norm_that_is_named(capsys, monkeypatch, name):
-    _, printed = run(capsys, monkeypatch, "train", f"norm={name}", "--help")
-    found = {x.split("=")[0].strip() for x in printed.splitlines() if x.startswith("  norm.")}
-    assert found == {f"norm.{path}" for path, _, _ in describe(norms[name].Config())}
+def test_help_tells_and_explains_the_fields_of_the_norm_that_is_named(capsys, monkeypatch):
+    for name in norms:
+        fields = list(describe(norms[name].Config()))
+        assert all(text for _, _, text in fields)
+        _, printed = run(capsys, monkeypatch, "train", f"norm={name}", "--help")
+        found = {x.split("=")[0].strip() for x in printed.splitlines() if x.startswith("  norm.")}
+        assert found == {f"norm.{path}" for path, _, _ in fields}
 
 
 def test_help_begins_with_the_examples(capsys, monkeypatch):
@@ -158,7 +161,7 @@ def test_help_fits_a_terminal(capsys, monkeypatch):
     assert all(" ".join(text.split()) in together for _, _, text in describe(TrainConfig()))
 
 
-@pytest.mark.parametrize("app", SCHEMAS)
+@pytest.mark.parametrize("app", APPS)
 def test_examples_in_the_help_compose(app):
     """Each line of them is a command whose fields there are."""
     module = importlib.import_module(f"{app}.__main__")
@@ -166,23 +169,18 @@ def test_examples_in_the_help_compose(app):
     assert commands
     for _, _, name, *arguments in commands:
         assert importlib.util.find_spec(name), name
-        if name in SCHEMAS and not {"-m", "list"} & set(arguments):
-            rest, _ = without_model(arguments) if name == "evaluate" else (arguments, None)
-            composed(name, *rest)
+        if name in SCHEMAS and all("=" in argument for argument in arguments):
+            evaluation(*arguments) if name == "evaluate" else composed(name, *arguments)
 
 
-def test_a_reader_that_has_read_enough_is_no_error(tmp_path):
+@pytest.mark.system
+def test_a_reader_that_has_read_enough_is_no_error():
     command = f"{sys.executable} -m evaluate list | head -1; echo status ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.startswith("norms: ")
     assert not done.stderr
-
-
-@pytest.mark.parametrize("name", norms)
-def test_every_norms_fields_have_a_description(name):
-    assert all(text for _, _, text in describe(norms[name].Config()))
 
 
 def test_a_norm_in_one_file_is_known_at_once(capsys, monkeypatch):
@@ -213,14 +211,3 @@ def test_what_jax_runs_into_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train"])
     with pytest.raises(TypeError, match="incompatible shapes"):
         cli.launch("train", TrainConfig, lambda *_: jnp.ones(2) + jnp.ones(3))
-
-
-@pytest.mark.system
-def test_a_sweep_trains_each_in_turn(tmp_path):
-    arguments = [
-        "-m", "norm=rmsnorm,none", "model=tiny", "data=embedded", "data.vocab_size=300", "steps=4",
-        "optimizer.warmup=1", "window=32", "eval_every=4", "eval_windows=4", f"runs={tmp_path}",
-    ]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "train", *arguments], cwd=ROOT, check=False)
-    assert done.returncode == 0
-    assert sorted(p.name.split("-")[0] for p in tmp_path.glob("*-pre-*")) == ["none", "rmsnorm"]

@@ -30,25 +30,24 @@ def functions_in(path):
 @pytest.mark.parametrize(
     ("kind", "name", "about"), [pytest.param(*m, id="-".join(m[:2])) for m in methods()]
 )
-def test_every_method_says_all_of_itself_and_its_test_exists(kind, name, about):
+def test_every_method_says_all_of_itself_and_its_test_exists_and_is_run(kind, name, about):
+    """Its source: an arXiv id, a DOI, a journal's volume or a repository."""
     assert about is not None, f"{kind} {name} has no `about`: docs/howto/add-a-norm.md"
     for field in dataclasses.fields(about):
         assert getattr(about, field.name).strip(), f"{kind} {name} has no {field.name}"
-    path, _, test = about.test.partition("::")
-    assert test in functions_in(path), f"{kind} {name}: no test {about.test}"
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "about"), [pytest.param(*m, id="-".join(m[:2])) for m in methods()]
-)
-def test_every_source_can_be_found_and_every_property_is_run(kind, name, about):
-    """An arXiv id, a DOI, a journal's volume or a repository; a test that pytest collects."""
     assert SOURCE.search(about.source), f"{kind} {name}: {about.source}"
     path, _, test = about.test.partition("::")
     assert path.startswith("tests/")
     assert test.startswith("test_")
-    marks = {ast.unparse(d) for d in functions_in(path)[test].decorator_list}
+    assert (ROOT / path).is_file(), f"{kind} {name}: no file {path}"
+    found = functions_in(path)
+    assert test in found, f"{kind} {name}: no test {about.test}"
+    marks = {ast.unparse(d) for d in found[test].decorator_list}
     assert not any("skip" in mark or "xfail" in mark for mark in marks), (kind, name, marks)
+    called = [n for n in ast.walk(found[test]) if isinstance(n, ast.Call)]
+    helpers = [found[n.func.id] for n in called if getattr(n.func, "id", None) in found]
+    text = "".join(ast.unparse(node) for node in (found[test], *helpers))
+    assert "assert" in text, f"{kind} {name}: {about.test} asserts nothing"
 
 
 CLASSES = {**{n: norms[n] for n in norms}, **{n: transforms[n] for n in transforms}}
@@ -67,17 +66,6 @@ def test_every_class_has_a_docstring_and_a_row_of_its_own(name):
 def test_no_two_methods_are_told_apart_by_one_test():
     counts = Counter(about.test for _, _, about in methods())
     assert not [test for test, count in counts.items() if count > 1]
-
-
-def test_every_property_is_asserted():
-    """By the test that its row names: one that compares something."""
-    for kind, name, about in methods():
-        path, _, test = about.test.partition("::")
-        found = functions_in(path)
-        called = [n for n in ast.walk(found[test]) if isinstance(n, ast.Call)]
-        helpers = [found[n.func.id] for n in called if getattr(n.func, "id", None) in found]
-        text = "".join(ast.unparse(node) for node in (found[test], *helpers))
-        assert "assert" in text, f"{kind} {name}: {about.test} asserts nothing"
 
 
 def test_docs_norms_md_is_what_the_registries_say():

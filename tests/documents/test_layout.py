@@ -41,3 +41,10 @@ def test_the_readme_shows_packages_by_the_same_lines():
     shown = tree("README.md")
     assert {"normlab", "normlab/scaling", "train"} <= shown.keys()
     assert shown.items() <= tree("docs/house.md").items()
+
+
+def test_no_test_imports_from_another_test():
+    """What several files share lies in tests/support/ or in conftest.py."""
+    imported = re.compile(r"^ *(?:from|import) tests\.(?!conftest\b|support\b)", re.MULTILINE)
+    files = (ROOT / "tests").rglob("*.py")
+    assert [str(f.relative_to(ROOT)) for f in files if imported.search(f.read_text())] == []

@@ -11,7 +11,11 @@ pytestmark = pytest.mark.documents
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+HISTORY = ("LOG.md", "CHANGELOG.md")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+
+FOLDERS = "tests|benchmarks|notebooks|configs|normlab|train|evaluate|docs"
+FILE = re.compile(rf"(?<![\w/.*-])(?:{FOLDERS})/[\w/.-]+\.(?:py|yaml|json|ipynb|md|csv)\b")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -19,6 +23,12 @@ def test_links_into_the_repository_lead_somewhere(page):
     links = [x for x in LINK.findall(page.read_text()) if "://" not in x]
     dead = [x for x in links if not (page.parent / x.partition("#")[0]).exists()]
     assert dead == []
+
+
+def test_files_that_a_page_names_are_there():
+    named = {(p, f) for p in PAGES if p.name not in HISTORY for f in FILE.findall(p.read_text())}
+    assert named
+    assert [(page.name, file) for page, file in sorted(named) if not (ROOT / file).exists()] == []
 
 
 def test_every_page_is_in_the_navigation():

@@ -1,48 +1,25 @@
-"""Every `python -m` command of the README and of the documentation runs, on something small."""
+"""Every `python -m` command of README and the documentation runs, on something small."""
 
+import math
 import os
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from normlab.run import Run, is_run
 from tests.conftest import TINY
+from tests.support.command_line import ROOT, documented
 from tests.support.runs import tiny_config
 from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
 from train.loop import train
 
-ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-RECORD = 'python() { for a in "$XLA_FLAGS" "$@"; do printf "%s\\t" "$a"; done; echo; }; '
-MUTE = "make() { :; }; git() { :; }; pip() { :; }; cd() { :; }; "
-
-
-def commands() -> list[tuple[str, ...]]:
-    """What bash hands to `python` in the fenced blocks of all pages, loops and variables included.
-
-    Before it, XLA's flags. Blocks that name a language are not for this machine: Python, YAML, and
-    (sh) what needs a launcher, a cluster, or two processes at once; those have tests of their own.
-    """
-    found = []
-    for page in PAGES:
-        for language, block in FENCED.findall(page.read_text()):
-            if language or not re.search(r"^ *python ", block, re.MULTILINE):
-                continue
-            with tempfile.TemporaryDirectory() as empty:
-                bash = ["bash", "-c", RECORD + MUTE + block]
-                done = subprocess.run(bash, cwd=empty, capture_output=True, text=True)
-            assert done.returncode == 0, f"{page}: {done.stderr}"
-            found += [tuple(line.rstrip("\t").split("\t")) for line in done.stdout.splitlines()]
-    return [c for c in found if c[1] == "-m" and c[2].split(".")[0] in ("train", "evaluate")]
-
+pytestmark = pytest.mark.system
 
 TRAIN = {
     **{f"model.{name}": value for name, value in TINY.items()},
@@ -74,21 +51,19 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
     flags_of_xla, _, app, *arguments = command
     flags = [a for a in arguments if "=" not in a]
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    if app == "train":
-        given = (
-            first(given["experiment"]) | given | TRAIN if "experiment" in given else given | TRAIN
-        )
+    if app == "train" and "--help" not in flags:
+        swept = first(given["experiment"]) if "experiment" in given else {}
+        given = swept | given | TRAIN | {"runs": "HOME/made"}
         given.pop("run", None)
         if has_words(given):
             given.pop("data.vocab_size")
-        given |= {"runs": "HOME/made"}
         if given.get("norm") == "rmsnorm,mediannorm":  # the one that the page adds
             given["norm"] = "rmsnorm,layernorm"
     elif app == "evaluate" and given:
         places = {"checkpoint": "HOME/run", "runs": "HOME/runs", "model": "hf:HOME/hf"}
         given |= {k: v for k, v in places.items() if k in given} | EVALUATE | {"out": "HOME/out"}
-    elif app == "evaluate.figures":
-        flags = ["HOME/out"]
+    elif app == "evaluate.figures" or flags[:1] == ["show"]:
+        flags = [*flags[:-1], "HOME/out"]
     elif app == "evaluate.report":
         flags = ["HOME/out", "HOME/run", "--out", "HOME/report.html"]
     elif app == "train.remove":
@@ -96,8 +71,22 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
     return (flags_of_xla, "-m", app, *flags, *sorted(f"{k}={v}" for k, v in given.items()))
 
 
-COMMANDS = commands()
-SMALL = list(dict.fromkeys(map(small, COMMANDS)))
+def merged(commands: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Commands that differ in nothing but their precisions as one, with all of these."""
+    found: dict[tuple[Any, ...], dict[str, None]] = {}
+    for command in commands:
+        precisions = [a for a in command if a.startswith("precision=")]
+        rest = tuple(a for a in command if a not in precisions)
+        held = found.setdefault((bool(precisions), *rest), {})
+        for text in precisions:
+            held |= dict.fromkeys(re.split(r",(?![^(]*\))", text.removeprefix("precision=")[1:-1]))
+    return [
+        (*rest, f"precision=[{','.join(held)}]") if held else tuple(rest)
+        for (_, *rest), held in found.items()
+    ]
+
+
+SMALL = merged(map(small, documented()))
 """Many differ in nothing but the model and the text."""
 
 
@@ -122,12 +111,11 @@ def run(arguments: Sequence[str], home: Path) -> None:
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
-def test_there_are_commands_of_both_applications_with_loops_unrolled():
-    assert {c[2] for c in COMMANDS} >= {"train", "evaluate", "evaluate.figures", "train.remove"}
-    assert not any("$" in argument for command in COMMANDS for argument in command)
-
-
-@pytest.mark.system
 @pytest.mark.parametrize("command", SMALL, ids=" ".join)
-def test_it_runs(command, home):
-    run(command, home)
+def test_it_runs(command, home, tmp_path):
+    run([a.replace("HOME/made", str(tmp_path)) for a in command], home)
+    if command[2] == "train" and "--help" not in command:
+        values = [a.partition("=")[2].split(",") for a in command if "[" not in a]
+        runs = [Run(path) for path in tmp_path.glob("*") if is_run(path)]
+        assert len(runs) == math.prod(map(len, values))
+        assert {r.record["state"] for r in runs} == {"finished"}

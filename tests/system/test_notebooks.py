@@ -1,8 +1,7 @@
-"""Every notebook runs from top to bottom, on something small, and its two forms say the same."""
+"""Every notebook runs from top to bottom, on something small (tests/documents: what it says)."""
 
 from pathlib import Path
 
-import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -33,11 +32,6 @@ def shrunk(notebook, name, folder):
     return notebook
 
 
-def test_there_are_notebooks_and_their_texts():
-    assert NOTEBOOKS
-    assert {f.stem for f in NOTEBOOKS} == {f.stem for f in FOLDER.glob("*.py")} - {"build"}
-
-
 @pytest.mark.system
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook machinery itself
@@ -46,27 +40,3 @@ def test_it_runs(file, tmp_path):
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     errors = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
     assert not errors
-
-
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.stem)
-def test_it_is_paired_with_its_text(file):
-    text = jupytext.read(file.with_suffix(".py"))
-    notebook = nbformat.read(file, as_version=4)
-    assert [(c.cell_type, c.source) for c in text.cells] == [
-        (c.cell_type, c.source) for c in notebook.cells
-    ]
-
-
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.stem)
-def test_what_it_shows_is_kept_for_reading_on_the_web(file):
-    notebook = nbformat.read(file, as_version=4)
-    data = [o.get("data", {}) for c in notebook.cells for o in c.get("outputs", [])]
-    assert any("image/png" in d or "text/markdown" in d for d in data)
-
-
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.stem)
-def test_it_opens_with_what_it_shows_and_how_long_it_takes(file):
-    opening = nbformat.read(file, as_version=4).cells[0].source
-    assert opening.startswith("# ")
-    assert "You will" in opening
-    assert "minute" in opening
