@@ -13,25 +13,23 @@ from normlab.model import Context
 from normlab.norms import norms
 from normlab.numerics import Accumulator
 from tests.conftest import tiny_model
-from tests.norms.test_walk import FINAL, make, randomized, row
+from tests.support.norm_walk import FINAL, call, in_training, make, observed, randomized, row
 from tests.support.runs import tiny_config
 from train.loop import train
 from train.step import learned, make_step
 
-FP32 = Accumulator()
-
 
 def at(norm, progress, x=None):
-    return norm.during_training(row()[None] if x is None else x, FP32, np.float32(progress))
+    return in_training(norm, row()[None] if x is None else x, progress)
 
 
 def test_it_goes_from_rmsnorm_to_a_linear_map():
     norm, x = make("tapernorm", start=0.25, end=0.75), row()
-    exact = make("rmsnorm")(x, FP32)
+    exact = call(make("rmsnorm"), x)
     assert norm.fold() is None
     for progress in (0.0, 0.1, 0.2):
         assert np.array_equal(at(norm, progress)[0], exact)
-    assert np.array_equal(norm(x, FP32), exact)
+    assert np.array_equal(call(norm, x), exact)
     gates = []
     for progress in np.linspace(0.25, 0.75, 9):
         at(norm, progress)
@@ -39,9 +37,9 @@ def test_it_goes_from_rmsnorm_to_a_linear_map():
     expected = 0.5 * (1 + np.cos(np.pi * np.linspace(0, 1, 9)))
     np.testing.assert_allclose(gates, expected, atol=1e-6)
     assert gates[-1] == 0.0  # exactly, or it could not be folded
-    a, b = norm.fold()
-    assert np.array_equal(norm(x, FP32), a * x + b)
-    assert np.array_equal(norm(np.float32(8 * x), FP32), 8 * norm(x, FP32))
+    a, b = (np.asarray(part) for part in norm.fold())
+    assert np.array_equal(call(norm, x), a * x + b)
+    assert np.array_equal(call(norm, np.float32(8 * x)), 8 * call(norm, x))
 
 
 def test_the_factor_is_the_least_squares_one():
@@ -69,26 +67,25 @@ def test_the_factor_follows_a_running_mean_and_stands_still_after_the_start():
 
 
 def test_the_linear_gain_learns_only_once_the_gate_opens():
-    norm = make("tapernorm", width=8)
+    norm = make("tapernorm", 8)
     norm.scaled_square[...], norm.square[...] = jnp.float32(1.0), jnp.float32(3.0)
+    graphdef, params, state = nnx.split(norm, nnx.Param, ...)
+    total = lambda p, s: nnx.merge(graphdef, p, s)(row(width=8), Accumulator()).sum()  # noqa: E731
+    slopes = jax.jit(jax.grad(total))
     for gate, moves in ((1.0, False), (0.5, True)):
+        state["gate"][...] = jnp.float32(gate)
+        found = slopes(params, state)
+        assert bool(np.any(found["delta"][...])) == moves
+        assert np.any(found["gain"][...])
+
+
+def test_a_sum_that_reaches_no_output_is_not_out_of_range():
+    norm, fields = make("tapernorm"), ("rows", "overflowed", "above", "max_abs")
+    for gate, lost in ((1.0, 5), (0.25, 5), (0.0, 0)):
         norm.gate[...] = jnp.float32(gate)
-        graphdef, params, rest = nnx.split(norm, nnx.Param, ...)
-        slopes = jax.grad(
-            lambda p, g=graphdef, r=rest: nnx.merge(g, p, r)(row(width=8), FP32).sum()
-        )(params)
-        assert bool(np.any(slopes["delta"][...])) == moves
-        assert np.any(slopes["gain"][...])
-
-
-@pytest.mark.parametrize(("gate", "lost"), [(1.0, 5), (0.25, 5), (0.0, 0)])
-def test_a_sum_that_reaches_no_output_is_not_out_of_range(gate, lost):
-    norm, acc = make("tapernorm"), Accumulator("fp16", observe=True)
-    norm.gate[...] = jnp.float32(gate)
-    norm(1000 * row(), acc)
-    seen = acc.observed
-    assert (int(seen.rows), int(seen.overflowed), int(seen.above)) == (5, lost, lost)
-    assert float(seen.max_abs) > 1000
+        seen = observed(norm, 1000 * row(), "fp16", *fields)[1]
+        assert (int(seen.rows), int(seen.overflowed), int(seen.above)) == (5, lost, lost)
+        assert float(seen.max_abs) > 1000
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -97,7 +94,7 @@ def test_the_final_norm_stays_unless_told_otherwise(keep):
     for progress in (0.0, 0.9):
         y = at(norm, progress)
     assert float(norm.gate[...]) == (1.0 if keep else 0.0)
-    assert np.array_equal(y[0], make("rmsnorm")(row(), FP32)) == keep
+    assert np.array_equal(y[0], call(make("rmsnorm"), row())) == keep
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -114,10 +111,10 @@ def test_the_anchor_pulls_rows_to_the_size_that_they_had(keep):
 
     def penalty(x):
         inside = nnx.merge(graphdef, state, copy=True)
-        at(inside, 0.6, x)
+        inside.during_training(x, Accumulator(), jnp.float32(0.6))
         return inside.penalty()
 
-    found, slope = jax.value_and_grad(penalty)(jnp.asarray(2 * x))
+    found, slope = jax.jit(jax.value_and_grad(penalty))(2 * x)
     far = 2 * size - size.mean()
     np.testing.assert_allclose(found, 0.5 * (far**2).mean(), rtol=1e-4)
     wanted = far[..., None] * np.float64(2 * x) / (2 * size[..., None]) / 48 / 5

@@ -54,6 +54,7 @@ def toy(tmp_path):
     del sys.modules["toy"]
 
 
+@pytest.mark.system
 def test_one_file_trains_is_saved_and_comes_back(toy, tmp_path):
     config = tiny_config(tmp_path / "runs", norm={"type": "toy", "power": 0.9}, steps=30)
     run = train(config)

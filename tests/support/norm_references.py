@@ -1,19 +1,80 @@
-"""The formulas of the approximate and the integer norms, apart from the code under test.
+"""The formula of each norm type, written apart from the code under test.
 
-Each takes a norm (for its config and parameters) and rows, and computes in float64, or in Python's
-unbounded integers where the norm computes in integers.
+In float64 NumPy, or in Python's unbounded integers where the norm computes in integers.
 """
 
 import math
 
 import numpy as np
+from flax import nnx
 
 
-def affine(norm, y):
-    """γ ⊙ y + β in float64."""
-    gamma, beta = norm.gamma(), norm.beta()
-    y = y if gamma is None else y * np.float64(gamma)
-    return y if beta is None else y + np.float64(beta)
+def parameters(norm):
+    """What the norm stores, by name, in float64."""
+    flat = nnx.to_flat_state(nnx.state(norm))
+    return {path[-1]: np.array(variable[...], np.float64) for path, variable in flat}
+
+
+def affine(c, p, y):
+    """γ ⊙ y + β, each where it is stored."""
+    y = y * (p["gain"] + getattr(c, "one_plus", False)) if "gain" in p else y
+    return y + p["bias"] if "bias" in p else y
+
+
+def over_rms(c, x, part=slice(None)):
+    """The rows over their root mean square, by the first coordinates where `part` says so."""
+    square = (x[..., part] ** 2).mean(-1, keepdims=True)
+    divisors = {
+        "under": np.sqrt(square + c.eps),
+        "added": np.sqrt(square) + c.eps,
+        "floor": np.maximum(np.sqrt(square), c.eps),
+    }
+    return x / divisors[getattr(c, "eps_form", "under")]
+
+
+def reference(norm, x, p=None):
+    """What `norm` should give for the rows x.
+
+    Args:
+        norm: only its config and its width are read where `p` is given.
+        x: rows.
+        p: parameters and state by name.
+    """
+    c, x, d = norm.config, np.float64(x), norm.width
+    p = parameters(norm) if p is None else p
+    match c.type:
+        case "layernorm" | "rmsnorm":
+            return affine(c, p, over_rms(c, centred(c, x)))
+        case "prmsnorm":
+            return affine(c, p, over_rms(c, x, slice(max(1, math.floor(d * c.share)))))
+        case "scalenorm" | "fixnorm":
+            size = np.sqrt((x**2).sum(-1, keepdims=True))
+            return p["length"] * x / np.maximum(size, c.eps)
+        case "groupnorm":
+            parts = x.reshape(*x.shape[:-1], c.groups, -1)
+            parts = over_rms(c, parts - parts.mean(-1, keepdims=True))
+            return affine(c, p, parts.reshape(x.shape))
+        case "batchnorm":
+            return affine(c, p, (x - p["mean"]) / np.sqrt(p["variance"] + c.eps))
+        case "seednorm":
+            parts = (x * p["direction"]).reshape(*x.shape[:-1], c.heads or 1, -1)
+            along = np.repeat(parts.sum(-1), parts.shape[-1], axis=-1)
+            return (np.tanh(along) * p["alpha"] + p.get("gain", 0.0)) * over_rms(c, x)
+        case "tapernorm":
+            gain, factor = p.get("gain", 1.0), p["scaled_square"] / max(p["square"], 1e-300)
+            linear = factor * x * (gain + p["delta"])
+            return p["gate"] * over_rms(c, x) * gain + (1 - p["gate"]) * linear
+        case "dyt":
+            return affine(c, p, np.tanh(p["alpha"] * x))
+        case "derf":
+            return affine(c, p, np.vectorize(math.erf)(p["alpha"] * x + p["shift"]))
+        case "bhyt" | "bhyt-estimated":  # the one is the other but before an MLP
+            return affine(c, p, np.tanh(p["lam"] / c.kappa * over_rms(c, x)))
+        case "none":
+            return x + p.get("shift", 0.0)
+    if c.type in FORMULAS:
+        return affine(c, p, FORMULAS[c.type](c, x))
+    raise NotImplementedError(f"norm {c.type!r} has no reference here: write one")
 
 
 def centred(c, x):
@@ -130,8 +191,3 @@ FORMULAS = {
     "ai-layernorm": _rows(ai_layernorm_row),
 }
 """(config, rows) → the normalized rows before gain and bias, by norm type."""
-
-
-def arithmetic_reference(norm, x):
-    """What `norm`, of one of the types in `FORMULAS`, should give for the rows x."""
-    return affine(norm, FORMULAS[norm.config.type](norm.config, x))
