@@ -136,3 +136,12 @@ def same_trees(a, b):
 def tokens():
     """Some token ids, [2, 16]."""
     return np.random.default_rng(0).integers(0, VOCAB, (2, 16)).astype(np.int32)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """`tests.support.runs.tiny_config`, trained to its end and left alone."""
+    from tests.support.runs import tiny_config
+    from train.loop import train
+
+    return train(tiny_config(tmp_path_factory.mktemp("alone")), asked=["steps=12"])
