@@ -17,6 +17,7 @@ from normlab.loss import token_nll
 from normlab.model import Context, Transformer
 from normlab.norms import Norm, all_norms
 from normlab.numerics import Observed, Precision
+from normlab.progress import announced
 from normlab.protocols import Windows
 from normlab.sharding import divided, divisible, everywhere
 from normlab.site_rows import SiteRows
@@ -161,7 +162,7 @@ def score_columns(
     graphdef, params = nnx.split(model)
     size = divisible(batch or default_batch(windows, model.embed.num_embeddings))
     passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
-    run = partial(_side_by_side, passes)
+    run = announced(partial(_side_by_side, passes))
     batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
     for scores in found:
