@@ -17,11 +17,20 @@ from normlab.registry import unknown
 C = TypeVar("C")
 
 
-def knob(default: Any, description: str) -> Any:
-    """A dataclass field with a default and the line that `--help` prints for it."""
-    if callable(default):  # a nested config, or what makes one
-        return dataclasses.field(default_factory=default, metadata={"help": description})
-    return dataclasses.field(default=default, metadata={"help": description})
+def knob(default: Any, description: str, *, initial: bool = False) -> Any:
+    """A dataclass field with a default and the line that `--help` prints for it.
+
+    Args:
+        default: a value, or what makes one (a nested config).
+        description: its line.
+        initial: it sets what weights start at and nothing else (but whether there are some, which
+            a model's structure tells by itself). Two configs are equal that differ in such fields
+            alone: as parts of a model's structure they choose one compiled program.
+    """
+    told: dict[str, Any] = {"metadata": {"help": description}, "compare": not initial}
+    if callable(default):
+        return dataclasses.field(default_factory=default, **told)
+    return dataclasses.field(default=default, **told)
 
 
 def build(cls: type[C], values: Mapping[str, Any], path: str = "") -> C:

@@ -41,6 +41,14 @@ _OVER_MODEL: dict[str, tuple[int, ...]] = {
 
 FREE = PartitionSpec.UNCONSTRAINED
 
+Layout = tuple[Any, bool]
+"""What this file reads beside arguments: the mesh, and whether parameters are divided."""
+
+
+def layout() -> Layout:
+    """That of now: a part of the key of what is compiled, for a trace under another is another."""
+    return jax.sharding.get_mesh(), shard_parameters.get()
+
 
 def dotted(path: Any) -> str:
     """The name of a leaf of a pytree: "blocks.0.attention.branch.query.kernel"."""

@@ -20,7 +20,7 @@ from normlab.data import Batches, Tokenized, load_tokens
 from normlab.data.unigram import unigram_loss
 from normlab.hosts import agreed, by_first, joined, own
 from normlab.model import Transformer
-from normlab.progress import Progress, console
+from normlab.progress import Progress, announced, console
 from normlab.provenance import provenance, source_hash
 from normlab.run import Run, parameters
 from normlab.sharding import divided, placed
@@ -119,8 +119,9 @@ class Trainer:
         weights = learned(self.params)
         optimizer = make_optimizer(c.optimizer, c.steps, weights, c.compute.scan_layers)
         self.state = placed(optimizer.init(weights))
-        self.step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, c.accumulate)
-        self.validate_batch = make_validate(graphdef, c.compute.precision)
+        step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, c.accumulate)
+        self.step = announced(step)
+        self.validate_batch = announced(make_validate(graphdef, c.compute.precision))
         self.size = parameters(model)
         self.log = MetricsLog(run)
         self.valid = validation_windows(tokens.split("valid"), c)
@@ -203,11 +204,11 @@ class Trainer:
     ) -> str | None:
         """Steps start … stop − 1; how the run ended, or None where it goes on after `stop`."""
         c, pending = self.config, None
-        if checkpoints.latest() is None:
-            self._stand_still(checkpoints, 0)
-        if start < c.steps and self._enough():  # killed between the last validation and the record
-            return "stopped early"
         with Progress(self._title(), c.steps, start) as progress:
+            if checkpoints.latest() is None:
+                self._stand_still(checkpoints, 0)
+            if start < c.steps and self._enough():  # killed after the last validation
+                return "stopped early"
             for step in range(start, stop):
                 inputs, targets = divided(*self.batches.at(step))
                 if self.watch.due(step + 1):

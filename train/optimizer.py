@@ -1,11 +1,15 @@
 """AdamW: schedule, clipping, and which parameters decay."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Float, Int
 
 from normlab.checkpoint import to_names
 from normlab.config import check, knob
@@ -72,27 +76,59 @@ def groups(params: Any, stacked: bool = False) -> dict[str, str]:
     return {path: group(path, leaf, stacked) for path, leaf in to_names(params).items()}
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdamW:
+    """Clipping, then AdamW: a pytree, whose numbers are data of the program that takes it.
+
+    Runs that differ in them alone share one program.
+
+    Args:
+        numbers: the fields of `OptimizerConfig`, and `steps`, those of the whole run.
+        decays: of each parameter in order, whether it decays.
+    """
+
+    numbers: dict[str, Array | np.ndarray]
+    decays: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
+        return self._chain(params).init(params)
+
+    def update(self, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """(what is added to `params`, the state after it)."""
+        return self._chain(params).update(gradients, state, params)
+
+    def rate(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Learning rate of a step: linear warm-up from 0, then a cosine down to its share."""
+        n = self.numbers
+        share = n["final_lr"]
+        done = jnp.clip((step - n["warmup"]) / (n["steps"] - n["warmup"]), 0.0, 1.0)
+        cosine = share + (1.0 - share) * 0.5 * (1.0 + jnp.cos(math.pi * done))
+        warm = step / jnp.maximum(n["warmup"], 1)
+        return n["lr"] * jnp.where(step < n["warmup"], warm, cosine)
+
+    def _chain(self, params: Any) -> optax.GradientTransformation:
+        n = self.numbers
+        mask = jax.tree.unflatten(jax.tree.structure(params), self.decays)
+        return optax.chain(
+            optax.clip_by_global_norm(n["clip"]),
+            optax.adamw(
+                self.rate,
+                b1=n["beta1"],
+                b2=n["beta2"],
+                eps=n["eps"],
+                weight_decay=n["weight_decay"],
+                mask=mask,
+            ),
+        )
+
+
 def make_optimizer(
     config: OptimizerConfig, steps: int, params: Any, stacked: bool = False
-) -> optax.GradientTransformation:
-    """Clipping, then AdamW, for a run of `steps` steps."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if config.warmup else config.lr,
-        peak_value=config.lr,
-        warmup_steps=config.warmup,
-        decay_steps=steps,
-        end_value=config.final_lr * config.lr,
-    )
-    decays = [name == "decay" for name in groups(params, stacked).values()]
-    mask = jax.tree.unflatten(jax.tree.structure(params), decays)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=mask,
-        ),
-    )
+) -> AdamW:
+    """The optimizer of a run of `steps` steps; `stacked` as in `groups`."""
+    told = dataclasses.asdict(config) | {"steps": steps}
+    whole = ("warmup", "steps")
+    numbers = {k: np.asarray(v, np.int32 if k in whole else np.float32) for k, v in told.items()}
+    return AdamW(numbers, tuple(g == "decay" for g in groups(params, stacked).values()))

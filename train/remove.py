@@ -21,7 +21,7 @@ from normlab.data import Batches, DataConfig, Tokenized, load_corpus
 from normlab.language_model import LanguageModel
 from normlab.mesh import MeshConfig
 from normlab.model import Transformer
-from normlab.progress import Progress, console
+from normlab.progress import Progress, announced, console
 from normlab.run import load
 from normlab.sharding import divided, placed
 from normlab.transforms import DoesNotApply, apply
@@ -156,7 +156,7 @@ class Tuner:
         """Go on with this model, a rewrite of the one before."""
         self.graphdef, params = nnx.split(model)
         self.params = placed(params)
-        self._validate = make_validate(self.graphdef, self.run.compute.precision)
+        self._validate = announced(make_validate(self.graphdef, self.run.compute.precision))
 
     @property
     def model(self) -> Transformer:
@@ -173,7 +173,8 @@ class Tuner:
     def tune(self, stretch: int) -> float:
         """One stretch of training, the `stretch`-th; the validation perplexity after it."""
         run = self.run
-        step = make_step(self.graphdef, self.optimizer, run.seed, self.steps, run.compute)
+        make = make_step(self.graphdef, self.optimizer, run.seed, self.steps, run.compute)
+        step = announced(make)
         for i in range(stretch * self.config.steps, (stretch + 1) * self.config.steps):
             inputs, targets = divided(*self.batches.at(i))
             self.params, self.state, _ = step(self.params, self.state, np.int32(i), inputs, targets)

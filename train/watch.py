@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -15,9 +16,11 @@ from normlab.loss import token_nll
 from normlab.model import Context, Transformer
 from normlab.norms import NormState
 from normlab.numerics import Precision
+from normlab.progress import announced
 from normlab.run import Run
+from normlab.sharding import Layout, layout, put
 from train.metrics import StepLines
-from train.step import Params, learned
+from train.step import PROGRAMS, Params, learned
 from train.tracking import Tracker, scalars
 
 ROWS = 8
@@ -64,7 +67,8 @@ class Watch:
         self.lines = StepLines(run["watch.jsonl"])
         self.steps, self.every = steps, every
         self._inputs, self._targets = (w[:ROWS] for w in windows)
-        self._look = make_look(graphdef, steps, precision)
+        look = make_look(graphdef, steps, precision)
+        self._looks = announced(look), announced(look)  # without the weights before, and with them
         self._before: Params | None = None
 
     def due(self, step: int) -> bool:
@@ -77,7 +81,8 @@ class Watch:
 
     def after(self, step: int, params: Params) -> None:
         """Write the line of the model after `step` steps."""
-        seen = self._look(params, self._before, np.int32(step), self._inputs, self._targets)
+        look = self._looks[self._before is not None]
+        seen = look(params, self._before, np.int32(step), self._inputs, self._targets)
         self._before = None
         values = plain(jax.device_get(seen))
         self.lines.append({"step": step, **values})
@@ -94,10 +99,20 @@ def make_look(
     in float32 whatever the run computes in, without dropout and norms' penalties, and what norms
     would keep is thrown away.
     """
+    return partial(_look(graphdef, precision, layout()), put("", np.asarray(steps, np.int32)))
 
-    def loss(weights: Params, kept: Params, step: jax.Array, inputs: jax.Array, targets: jax.Array):
+
+@lru_cache(PROGRAMS)
+def _look(
+    graphdef: nnx.GraphDef[Transformer], precision: Precision | None, where: Layout
+) -> Callable[..., Values]:
+    """`make_look`, to which the number of steps is an argument too."""
+
+    def loss(
+        weights: Params, kept: Params, progress: jax.Array, inputs: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, Values]:
         model = nnx.merge(graphdef, weights, kept, copy=True)
-        context = Context(precision, capture=True, progress=jnp.float32(step) / steps)
+        context = Context(precision, capture=True, progress=progress)
         value = token_nll(model(inputs, context), targets).mean()
         seen = {
             "sites": {name: sizes(x) for name, x in context.inputs.items()},
@@ -106,9 +121,17 @@ def make_look(
         }
         return value, seen
 
-    def look(params: Params, before: Params | None, step: jax.Array, inputs: Any, targets: Any):
+    def look(
+        steps: jax.Array,
+        params: Params,
+        before: Params | None,
+        step: jax.Array,
+        inputs: jax.Array,
+        targets: jax.Array,
+    ) -> Values:
         weights, kept = nnx.split_state(params, nnx.Param, NormState)
-        gradients, seen = jax.grad(loss, has_aux=True)(weights, kept, step, inputs, targets)
+        progress = jnp.float32(step) / steps
+        gradients, seen = jax.grad(loss, has_aux=True)(weights, kept, progress, inputs, targets)
         return seen | {"parts": parts(gradients, weights, before), "vectors": vectors(weights)}
 
     return jax.jit(look)

@@ -36,14 +36,18 @@ class ModelConfig:
     logit_softcap: float | None = knob(None, "c in c·tanh(logit/c) behind the head; null: none")
     embed_factor: float = knob(1.0, "constant factor on the embedding (Gemma: √d)")
     embed_length: float | None = knob(
-        None, "initial length of every embedding row, one learned number (FixNorm); null: rows free"
+        None,
+        "initial length of every embedding row, one learned number (FixNorm); null: rows free",
+        initial=True,
     )
     tied: bool = knob(True, "the head is the embedding, transposed")
     bias: bool = knob(False, "linear maps have biases")
     qkv_bias: bool | None = knob(None, "queries, keys and values have biases; null: as bias says")
     dropout: float = knob(0.0, "probability of dropping an element of embedding and branches")
     init_std: float | None = knob(
-        None, "standard deviation of initial weights (output maps: /√(2·layers)); null: √(2/5d)"
+        None,
+        "standard deviation of initial weights (output maps: /√(2·layers)); null: √(2/5d)",
+        initial=True,
     )
 
     def __post_init__(self) -> None:

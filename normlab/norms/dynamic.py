@@ -21,7 +21,9 @@ class SeeDNormConfig(NormConfig):
 
     type: str = knob("seednorm", "norm type, a registered name (set by norm=NAME)")
     eps: float = knob(1e-6, "ε, added to the mean square under the root")
-    alpha: float = knob(1.0, "initial α, how much the row's own part may change the gain")
+    alpha: float = knob(
+        1.0, "initial α, how much the row's own part may change the gain", initial=True
+    )
     scale: bool = knob(True, "the constant part of the gain, γ ∈ R^d, initially 1")
     heads: int | None = knob(
         None, "n, equal parts of the row, each with a dot product of its own; null: the whole row"

@@ -40,7 +40,9 @@ class DyTConfig(NormConfig):
     """How a DyT starts."""
 
     type: str = knob("dyt", "norm type, a registered name (set by norm=NAME)")
-    alpha: float | None = knob(None, "initial α; null takes the paper's, by width and site")
+    alpha: float | None = knob(
+        None, "initial α; null takes the paper's, by width and site", initial=True
+    )
     scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
     bias: bool = knob(False, "add a learned β ∈ R^d, initially 0 (the paper's LLaMA has none)")
     embed_scale: bool = knob(True, "multiply the embedding by a learned scalar, initially √d")
@@ -91,8 +93,8 @@ class DerfConfig(NormConfig):
     """How a Derf starts."""
 
     type: str = knob("derf", "norm type, a registered name (set by norm=NAME)")
-    alpha: float = knob(1.0, "initial α (the default of the authors' language model)")
-    shift: float = knob(0.0, "initial s")
+    alpha: float = knob(1.0, "initial α (the default of the authors' language model)", initial=True)
+    shift: float = knob(0.0, "initial s", initial=True)
     scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
     bias: bool = knob(False, "add a learned β ∈ R^d, initially 0")
     embed_scale: bool = knob(True, "multiply the embedding by a learned scalar, initially √d")
@@ -142,7 +144,7 @@ class BHyTConfig(NormConfig):
 
     type: str = knob("bhyt", "norm type, a registered name (set by norm=NAME)")
     eps: float = knob(1e-6, "ε, added to the mean square under the root")
-    lam: float = knob(1.0, "initial λ")
+    lam: float = knob(1.0, "initial λ", initial=True)
     kappa: float = knob(10.0, "κ: no more than a share κ⁻² of a row has |x| > κ·√(mean x²)")
     scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
     keep_final: bool = knob(
@@ -260,9 +262,11 @@ class NoneConfig(NormConfig):
     """How a transformer without norms starts."""
 
     type: str = knob("none", "norm type, a registered name (set by norm=NAME)")
-    method: str = knob("rezero", f"what makes it trainable: {', '.join(METHODS)}")
+    method: str = knob("rezero", f"what makes it trainable: {', '.join(METHODS)}", initial=True)
     branch_gain: float | None = knob(
-        None, "initial value of the learned scalar on each residual branch; null: the method's"
+        None,
+        "initial value of the learned scalar on each residual branch; null: the method's",
+        initial=True,
     )
 
     def __post_init__(self) -> None:

@@ -206,7 +206,9 @@ class FixNormConfig(ScaleNormConfig):
     """How FixNorm and the ScaleNorms of its model compute."""
 
     type: str = knob("fixnorm", "norm type, a registered name (set by norm=NAME)")
-    embed_length: float | None = knob(None, "initial length of the embedding rows; null: √d")
+    embed_length: float | None = knob(
+        None, "initial length of the embedding rows; null: √d", initial=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -16,6 +15,7 @@ from tests.conftest import tiny_model
 from tests.support.norm_walk import FINAL, call, in_training, make, observed, randomized, row
 from tests.support.runs import tiny_config
 from train.loop import train
+from train.optimizer import OptimizerConfig, make_optimizer
 from train.step import learned, make_step
 
 
@@ -134,7 +134,7 @@ def test_the_anchor_is_part_of_the_loss(tokens):
     nll = float(token_nll(apart(inputs, context), targets).mean())
     size = np.sqrt((np.float64(context.inputs["norm_final"]) ** 2).mean(-1) + 1e-5)
     copy = jax.tree.map(jnp.copy, params)
-    optimizer = optax.sgd(1.0)
+    optimizer = make_optimizer(OptimizerConfig(), 10, learned(params))
     step = make_step(graphdef, optimizer, 0, 10)
     after, _, metrics = step(copy, optimizer.init(learned(params)), 5, inputs, targets)
     pull = 3.0 * np.square(size - 1).mean()

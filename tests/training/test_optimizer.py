@@ -4,6 +4,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -35,7 +36,8 @@ def test_gains_biases_alphas_and_scales_stand_still_without_a_gradient():
     params = jax.tree.map(lambda p: p + 1.0, params)
     optimizer = make_optimizer(OptimizerConfig(warmup=0, weight_decay=0.5), 10, params)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    update = jax.jit(lambda zeros: optimizer.update(zeros, optimizer.init(params), params)[0])
+    updates = update(zeros)
     for path, update in to_names(updates).items():
         moved = bool(np.abs(update).max() > 0)
         assert moved == path.endswith((".kernel", ".embedding")), path
@@ -53,9 +55,9 @@ def rates(config, steps):
     """Learning rate at each step, read off AdamW's step for a constant gradient."""
     params = {"gain": jnp.zeros(1)}
     optimizer = make_optimizer(config, steps, params)
-    state, found = optimizer.init(params), []
+    state, found, update = optimizer.init(params), [], jax.jit(optimizer.update)
     for _ in range(steps + 1):
-        updates, state = optimizer.update({"gain": jnp.full(1, 1e-3)}, state, params)
+        updates, state = update({"gain": jnp.full(1, 1e-3)}, state, params)
         found.append(-float(updates["gain"][0]))
     return found
 
@@ -71,20 +73,55 @@ CHANGES = {"lr": 0.5, "final_lr": 0.9, "warmup": 3, "weight_decay": 0.9, "beta1"
            "beta2": 0.1, "eps": 1.0, "clip": 1e-3}  # fmt: skip
 
 
-@pytest.mark.parametrize("field", OptimizerConfig.__dataclass_fields__)
-def test_every_field_changes_the_steps(field):
-    def after(config):
-        params = {"kernel": jnp.ones((2, 2))}
-        optimizer = make_optimizer(config, 10, params)
-        state = optimizer.init(params)
-        for gradient in (1.0, -0.5, 2.0, 0.1):
-            updates, state = optimizer.update({"kernel": jnp.full((2, 2), gradient)}, state, params)
-            params = jax.tree.map(jnp.add, params, updates)
-        return float(params["kernel"][0, 0])
+@jax.jit
+def after(optimizer):
+    """A weight after four steps: one program, whatever the optimizer's numbers are."""
+    params = {"kernel": jnp.ones((2, 2))}
+    state = optimizer.init(params)
+    for gradient in (1.0, -0.5, 2.0, 0.1):
+        updates, state = optimizer.update({"kernel": jnp.full((2, 2), gradient)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params["kernel"][0, 0]
 
-    base = {"lr": 0.1, "warmup": 1, "eps": 1e-3}
-    changed = OptimizerConfig(**(base | {field: CHANGES[field]}))
-    assert after(OptimizerConfig(**base)) != after(changed)
+
+@pytest.mark.parametrize("field", OptimizerConfig.__dataclass_fields__)
+def test_every_field_changes_the_steps_and_not_the_program(field):
+    def made(**fields):
+        config = OptimizerConfig(**({"lr": 0.1, "warmup": 1, "eps": 1e-3} | fields))
+        return make_optimizer(config, 10, {"kernel": np.ones((2, 2))})
+
+    assert after(made()) != after(made(**{field: CHANGES[field]}))
+    assert after._cache_size() == 1
+
+
+def test_it_is_optaxs_adamw():
+    """Step by step, with clipping and decay; its numbers are rounded to float32 first."""
+    config = OptimizerConfig(lr=0.1, warmup=2, eps=1e-3, beta2=0.999, clip=0.5)
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 2), "gain": (4,)}
+    params = theirs = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+    ours, schedule = (
+        make_optimizer(config, 10, params),
+        optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 10, 0.01),
+    )
+    mask = {"kernel": True, "gain": False}
+    wanted = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-3, weight_decay=0.1, mask=mask),
+    )
+    state, other = ours.init(params), wanted.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(other), "old checkpoints go on"
+    update, as_wanted = jax.jit(ours.update), jax.jit(wanted.update)
+    for _ in range(8):
+        gradients = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+        moved, state = update(gradients, state, params)
+        params = jax.tree.map(np.add, params, moved)
+        moved, other = as_wanted(gradients, other, theirs)
+        theirs = jax.tree.map(np.add, theirs, moved)
+        for name in shapes:
+            np.testing.assert_allclose(
+                params[name], theirs[name], rtol=1e-5, atol=1e-6, err_msg=name
+            )
 
 
 @pytest.mark.parametrize(

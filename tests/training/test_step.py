@@ -1,6 +1,8 @@
-"""A step of training: gradient accumulation, and metrics that wait for nobody."""
+"""A step of training: gradient accumulation, and what runs that differ in numbers share."""
 
+import dataclasses
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,15 @@ import pytest
 from flax import nnx
 
 from normlab.loss import token_nll
-from normlab.model import Context
-from normlab.norms import NormState
-from tests.conftest import tiny_model
+from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
+from normlab.norms import NormState, norms, penalties
+from tests.conftest import same_trees, tiny_model
 from tests.support.runs import tiny_config
+from train import step as steps
+from train import watch
+from train.loop import train
 from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import learned, make_step
+from train.step import learned, make_step, make_validate
 
 STEPS = 20
 
@@ -25,7 +30,7 @@ def texts(step, rows=4):
 
 
 def gradients(model, compute=None, **context):
-    """(loss, gradients, what the norms keep) of a batch, operation by operation."""
+    """(loss, gradients, what the norms keep) of a batch."""
     graphdef, weights, kept = nnx.split(model, nnx.Param, NormState)
     inputs, targets = texts(0)
 
@@ -34,7 +39,7 @@ def gradients(model, compute=None, **context):
         logits = model(inputs, Context(compute=compute, progress=jnp.float32(0), **context))
         return token_nll(logits, targets).mean(), nnx.state(model, NormState)
 
-    (value, kept), found = jax.value_and_grad(loss, has_aux=True)(weights)
+    (value, kept), found = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
     return value, found, kept
 
 
@@ -97,3 +102,122 @@ def test_unequal_parts_are_refused(tmp_path):
         tiny_config(tmp_path, accumulate=3)
     with pytest.raises(ValueError, match="accumulate = 0"):
         tiny_config(tmp_path, accumulate=0)
+
+
+ALL = {"lr": 0.02, "final_lr": 0.5, "warmup": 1, "weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9,
+       "eps": 1e-5, "clip": 0.5}  # fmt: skip
+
+
+def two_steps(alpha, seed, count, **fields):
+    """A run of a sweep: (its program, that of its validation, what comes out)."""
+    shape = {"layers": 1, "gated": False, "dropout": 0.5, "norm_fields": {"alpha": alpha}}
+    model = tiny_model("dyt", seed=seed, **shape)
+    graphdef, params = nnx.split(model)
+    params = jax.tree.map(jnp.copy, params)
+    optimizer = make_optimizer(OptimizerConfig(**fields), count, learned(params))
+    step, validate = make_step(graphdef, optimizer, seed, count), make_validate(graphdef)
+    state, metrics = optimizer.init(learned(params)), []
+    for i in range(2):
+        params, state, found = step(params, state, np.int32(i), *texts(i))
+        metrics.append(found)
+    return step.func, validate, (params, state, metrics, validate(params, *texts(2)))
+
+
+def test_runs_that_differ_in_numbers_share_their_programs_and_have_the_bits_of_one_alone():
+    program, validate, first = two_steps(0.5, 0, 20)
+    same, too, second = two_steps(2.0, 7, 9, **ALL)
+    assert same is program
+    assert too is validate
+    assert program._cache_size() == validate._cache_size() == 1
+    for part, other in zip(first, second, strict=True):
+        assert not same_trees(part, other)
+    for made in (steps._step, steps._validate):
+        made.cache_clear()
+    alone, _, result = two_steps(2.0, 7, 9, **ALL)
+    assert alone is not program
+    assert same_trees(result, second)
+
+
+@pytest.mark.system
+def test_a_second_run_of_a_sweep_compiles_nothing_and_ends_as_it_does_alone(tmp_path, caplog):
+    """What begins, validates, looks inside, saves and ends a run, too."""
+    sweep = {"steps": 4, "eval_every": 2, "watch_every": 2}
+
+    def run(name, alpha, seed, lr):
+        norm, optimizer = {"type": "dyt", "alpha": alpha}, {"lr": lr, "warmup": 1}
+        fields = {"norm": norm, "optimizer": optimizer, "seed": seed, **sweep}
+        return train(tiny_config(tmp_path / name, **fields))
+
+    def seen(run):
+        timing = ("seconds", "tokens_per_second")
+        rows = [{k: v for k, v in row.items() if k not in timing} for row in run.metrics]
+        return rows, run.watched
+
+    run("first", 0.5, 0, 1e-2)
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        second = run("second", 2.0, 1, 3e-3)
+    assert [r.message for r in caplog.records if "Compiling" in r.message] == []
+    for made in (steps._step, steps._validate, watch._look):
+        made.cache_clear()
+    jax.clear_caches()
+    assert seen(run("alone", 2.0, 1, 3e-3)) == seen(second)
+
+
+def changed(value):
+    """Another value of a field, still allowed."""
+    if isinstance(value, str):
+        return {"rezero": "skipinit"}.get(value, value)
+    return 0.7 if value is None else value * 0.9 or 0.3
+
+
+def numbers(config, **more):
+    """The fields of a config that hold a number, each with another one."""
+    for f in dataclasses.fields(config):
+        if f.name == "method" or f.type in (float, float | None):
+            value = changed(getattr(config, f.name))
+            yield f.name, dataclasses.replace(config, **{f.name: value})
+
+
+def structure(norm, model=None):
+    """A model's structure and the shapes of its state; nothing is initialized."""
+    model = model or ModelConfig(layers=1, width=32, heads=2, max_length=16)
+    return nnx.split(nnx.eval_shape(lambda: Transformer(model, norm, PlacementConfig(), 97)))
+
+
+def written(graphdef, state):
+    """The program of a pass in training, as it is told to XLA."""
+
+    def loss(state, progress, key, tokens):
+        model = nnx.merge(graphdef, state, copy=True)
+        logits = model(tokens, Context(progress=progress, dropout_key=key))
+        return logits, penalties(model), nnx.state(model, NormState)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.jit(loss).lower(state, np.float32(0), key, texts(0)[0]).as_text()
+
+
+@pytest.mark.parametrize("norm", [*norms, "model"])
+def test_a_number_of_a_config_is_an_initial_value_or_in_the_program(norm):
+    """Never both, or two runs would share a program that is right for one of them; nor neither."""
+    if norm == "model":
+        base = norms["rmsnorm"].Config()
+        local = ModelConfig(layers=1, width=32, heads=2, max_length=16, window=4)
+        cases = [(name, (base, config)) for name, config in numbers(local)]
+        plain = structure(base, local)
+    else:
+        base = norms[norm].Config()
+        cases = [(name, (config,)) for name, config in numbers(base)]
+        plain = structure(base)
+    initial = {
+        f.name for c in (base, ModelConfig()) for f in dataclasses.fields(c) if not f.compare
+    }
+    program = written(*plain)
+    for name, given in cases:
+        graphdef, state = structure(*given)
+        same_structure = jax.tree.structure(state) == jax.tree.structure(plain[1])
+        if name in initial:
+            assert (graphdef == plain[0]) == same_structure, name
+            assert not same_structure or written(graphdef, state) == program, name
+        else:
+            assert graphdef != plain[0], name
+            assert written(graphdef, state) != program, f"{name}: field(..., initial=True)?"
