@@ -23,7 +23,3 @@ def test_each_split_begins_at_a_topic():
         title, underline = text.split("\n")[:2]
         assert title
         assert set(underline) in ({"*"}, {"="})
-
-
-def test_text_is_the_same_each_time():
-    assert all(embedded.read(split) == text for split, text in TEXTS.items())

@@ -119,6 +119,7 @@ def test_words_that_are_not_as_many_as_published_are_refused(tmp_path):
         Tokenized(forged, WordTokenizer.train("a b\n"), tmp_path).split("valid")
 
 
+@pytest.mark.system
 @REAL
 def test_wikitext2_has_the_published_counts(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
@@ -129,6 +130,7 @@ def test_wikitext2_has_the_published_counts(tmp_path, caplog):
     assert not caplog.text
 
 
+@pytest.mark.system
 @REAL
 def test_bpe_on_wikitext2_counts_every_byte_and_word(tmp_path):
     tokenized = load_tokens(DataConfig(corpus="wikitext2", cache=str(tmp_path)))

@@ -227,6 +227,7 @@ def load_elsewhere(home: Path, endpoint: str, **environment) -> subprocess.Compl
     )  # fmt: skip
 
 
+@pytest.mark.system
 def test_a_hub_with_another_text_is_refused(tmp_path):
     publish_parquet(tmp_path / "served", dict.fromkeys(wikitext.HUB_NAMES, LINES))
     with hub(tmp_path / "served") as endpoint:
@@ -252,18 +253,51 @@ def test_the_hubs_rows_are_the_files_and_serve_offline_afterwards(tmp_path):
     assert gone.stdout.split() == expected
 
 
-@pytest.mark.system
-def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch, no_network):
+def test_a_download_is_checked_and_one_that_fails_is_unavailable(no_network, facts, monkeypatch):
     import huggingface_hub
 
-    monkeypatch.setattr(wikitext, "HUB_PATIENCE", 0.5)
-    released = threading.Event()
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *a, **k: released.wait(20))
-    with pytest.raises(CorpusUnavailableError, match=r"no answer in 0\.5 s"):
+    found, cut_off = huggingface_hub.snapshot_download, True
+
+    def download(repo, *, local_files_only=False, **asked):
+        if local_files_only:
+            return found(repo, local_files_only=True, **asked)
+        if cut_off:
+            raise ConnectionError("cut off")
+        assert asked["allow_patterns"] == "wikitext-2-v1/*"
+        rows = dict.fromkeys(wikitext.HUB_NAMES, LINES) | {"valid": ["another\n"]}
+        publish_parquet(snapshot(no_network / "hub") / "wikitext-2-v1", rows)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *a, **k: "there")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(CorpusUnavailableError, match="download failed .ConnectionError: cut off"):
         wikitext.find("wikitext2", None)
-    assert not released.is_set()
+    cut_off = False
+    read = wikitext.find("wikitext2", None)
+    assert read("test") == facts
+    with pytest.raises(CorpusDamagedError, match="the valid split of wikitext2"):
+        read("valid")
+
+
+def test_a_hub_that_never_answers_is_asked_once_and_given_up(monkeypatch, no_network):
+    import huggingface_hub
+
+    released, asked = threading.Event(), []
+
+    def waits(*_, **__):
+        asked.append(1)
+        released.wait(20)
+
+    monkeypatch.setattr(wikitext, "HUB_PATIENCE", 0.2)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", waits)
+    for _ in range(2):
+        with pytest.raises(CorpusUnavailableError, match=r"no answer in 0\.2 s"):
+            wikitext.find("wikitext2", None)
+    assert asked == [1]
     released.set()
-    # And end to end, at a socket that takes the question and answers nothing.
+
+
+@pytest.mark.system
+def test_a_socket_that_answers_nothing_is_given_up(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         result = load_elsewhere(tmp_path / "home", endpoint)  # its limit is 60 s
