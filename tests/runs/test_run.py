@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from normlab.run import Run, open_run
@@ -23,17 +25,37 @@ def test_a_run_has_ended_when_its_record_says_so(tmp_path, state, ended):
     assert run.ended == ended
 
 
-def test_a_half_written_line_is_no_metric(tmp_path):
+def test_a_half_written_line_is_no_metric_and_another_bad_one_is_named(tmp_path):
     run = Run(tmp_path)
     assert run.metrics == []
     run["metrics.jsonl"].write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert run.metrics == [{"step": 1}, {"step": 2}]
+    run["metrics.jsonl"].write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: no JSON"):
+        _ = run.metrics
+    run["record.json"].write_text("{")
+    with pytest.raises(ValueError, match=r"record\.json can't be read"):
+        _ = run.record
+
+
+def test_one_process_at_a_time_holds_a_directory(tmp_path):
+    run = Run(tmp_path)
+    with (
+        run.locked(),
+        pytest.raises(ValueError, match=rf"by another process \({os.getpid()} on"),
+        Run(tmp_path).locked(),
+    ):
+        pass
+    with run.locked():
+        pass
 
 
 def test_what_is_no_run_directory_is_refused_and_the_ones_beside_it_named(tmp_path):
     Run(tmp_path / "rmsnorm-pre-1").write("config.yaml", {})
     with pytest.raises(FileNotFoundError, match=r"is no run directory .*rmsnorm-pre-1"):
         open_run(tmp_path / "rmsnorm-pre-2")
+    with pytest.raises(FileNotFoundError, match=rf"It holds runs; say runs={tmp_path}, or"):
+        open_run(tmp_path)
     assert open_run(tmp_path / "rmsnorm-pre-1").directory.name == "rmsnorm-pre-1"
 
 
