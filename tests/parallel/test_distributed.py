@@ -5,8 +5,7 @@ import jax
 import pytest
 
 from normlab.hosts import HostsConfig, agreed, by_first, first, joined, own
-from tests.support.parallel_runs import done, start, trained
-from tests.system.test_parallel import same
+from tests.support.parallel_runs import done, same, start, trained
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def slurm_job():
     raise AssertionError("no port is free")
 
 
-@pytest.mark.system
+@pytest.mark.extended
 def test_processes_that_slurm_starts_find_each_other(tmp_path):
     """As `srun --ntasks=2` would start them on one node, without Slurm: by its variables."""
     shared = {"JOB_ID": slurm_job(), "STEP_NODELIST": "127.0.0.1", "STEP_NUM_NODES": 1, "NTASKS": 2}

@@ -116,6 +116,20 @@ def parameters(directory):
     return to_names(newest(directory)._saved()["params"])
 
 
+def same(run, other):
+    """That two runs came to the same losses and weights, to float tolerance."""
+    import numpy as np
+
+    assert run["losses"].keys() == other["losses"].keys()
+    assert len(run["losses"]) == 9  # six steps, three validations
+    for name, loss in run["losses"].items():
+        np.testing.assert_allclose(loss, other["losses"][name], rtol=1e-5, err_msg=name)
+    ends, others = (parameters(r["directory"]) for r in (run, other))
+    assert ends.keys() == others.keys()
+    for name, values in ends.items():
+        np.testing.assert_allclose(values, others[name], rtol=0, atol=1e-5, err_msg=name)
+
+
 def removed(directory, **fields):
     """A removal from a run, three steps after each site: the numbers of its lines by site."""
     from normlab.config import build
@@ -179,6 +193,23 @@ def normed(kind, width):
             y, lost = bits(precision, jax.device_put(x, where))
         same[precision] = bool((y == alone[0]).all() and lost == alone[1])
     return same
+
+
+def batches(rows):
+    """On 2 × 2 devices, for so many rows: the next number that `data` divides, a device's part."""
+    import numpy as np
+
+    from normlab.mesh import MeshConfig
+    from normlab.sharding import divided, divisible, on_host
+
+    found = {}
+    with MeshConfig(data=2, model=2).use():
+        for count in rows:
+            given = np.arange(3.0 * count).reshape(count, 3)
+            (x,) = divided(given)
+            assert np.array_equal(on_host(x), given)
+            found[count] = divisible(count), x.addressable_shards[0].data.shape
+    return found
 
 
 def laid_out(model):

@@ -10,7 +10,6 @@ import math
 import signal
 import time
 
-import numpy as np
 import pytest
 
 from normlab.checkpoint import Checkpoints
@@ -21,9 +20,9 @@ from tests.support.parallel_runs import (
     done,
     evaluated,
     free_address,
-    parameters,
     removed,
     restored,
+    same,
     start,
     trained,
 )
@@ -44,29 +43,76 @@ def alone(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("alone") / "run")
 
 
-def same(run, other):
-    assert run["losses"] == pytest.approx(other["losses"], rel=1e-5)
-    assert len(run["losses"]) == 9  # six steps, three validations
-    ends, others = (parameters(r["directory"]) for r in (run, other))
-    assert ends.keys() == others.keys()
-    for name, values in ends.items():
-        np.testing.assert_allclose(values, others[name], rtol=0, atol=1e-5, err_msg=name)
+MODEL = "llama"
+BEGUN = LAYOUTS["all"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A small checkpoint that was made elsewhere."""
+    return write_folder(tmp_path_factory.mktemp(MODEL) / MODEL, CONFIGS[MODEL], tensors(MODEL))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory, alone, pretrained):
+    """What one process with four devices, 2 × 2, begins, restores, norms and loads."""
+    directory = str(tmp_path_factory.mktemp("four"))
+    jobs = {
+        "begun": ("trained", {"directory": directory, "stop_after": 3, "mesh": BEGUN}),
+        "again": ("restored", {"directory": directory, "mesh": LAYOUTS["model"]}),
+        "from one": ("restored", {"directory": alone["directory"], "mesh": LAYOUTS["parameters"]}),
+        "rmsnorm": ("normed", {"kind": "rmsnorm", "width": 96}),
+        "layernorm": ("normed", {"kind": "layernorm", "width": 96}),
+        "loaded": ("laid_out", {"model": pretrained}),
+        "batches": ("batches", {"rows": [4, 5]}),
+    }
+    results, _ = done(start(4, *jobs.values()))
+    return dict(zip(jobs, results, strict=True))
 
 
 @pytest.mark.system
-def test_what_four_devices_begin_and_one_ends_is_what_one_does_alone(tmp_path, alone):
-    mesh = LAYOUTS["all"]
-    job = {"directory": str(tmp_path), "stop_after": 3, "mesh": mesh}
-    (begun,), _ = done(start(4, ("trained", job)))
-    assert begun["layouts"] == [mesh | {"processes": 1}]
-    assert restored(tmp_path) == {"bits": begun["saved"]["3"], "divided": 0}
-    run = trained(tmp_path)
-    assert run["layouts"] == [mesh | {"processes": 1}, None]
+def test_what_four_devices_begin_and_one_ends_is_what_one_does_alone(four, alone):
+    begun = four["begun"]
+    assert begun["layouts"] == [BEGUN | {"processes": 1}]
+    assert restored(begun["directory"]) == {"bits": begun["saved"]["3"], "divided": 0}
+    run = trained(begun["directory"])
+    assert run["layouts"] == [BEGUN | {"processes": 1}, None]
     assert begun["losses"].items() <= run["losses"].items()
     same(run, alone)
 
 
 @pytest.mark.system
+def test_what_one_layout_saves_another_restores_bit_for_bit(four, alone):
+    assert four["again"]["bits"] == four["begun"]["saved"]["3"]
+    assert four["from one"]["bits"] == alone["saved"]["6"]
+    assert four["again"]["divided"] > 0
+    assert four["from one"]["divided"] > 0
+
+
+@pytest.mark.system
+def test_a_row_is_never_cut_so_that_its_sum_keeps_its_bits(four):
+    for kind in ("rmsnorm", "layernorm"):
+        assert len(four[kind]) == 4
+        assert all(four[kind].values()), four[kind]
+
+
+@pytest.mark.system
+def test_rows_that_the_devices_do_not_divide_go_to_all_of_them(four):
+    assert four["batches"] == {"4": [4, [2, 3]], "5": [6, [5, 3]]}
+
+
+@pytest.mark.system
+def test_a_pretrained_model_is_loaded_in_pieces(four):
+    shapes = four["loaded"]
+    assert shapes["embed.embedding"] == [130, 12]
+    assert shapes["head.kernel"] == [12, 130]
+    assert shapes["blocks.0.attention.branch.query.kernel"] == [12, 16]
+    assert shapes["blocks.0.attention.branch.out.kernel"] == [16, 12]
+    assert shapes["blocks.2.mlp.branch.down.kernel"] == [20, 12]
+    assert shapes["norm_final.gain"] == [24]
+
+
+@pytest.mark.extended
 def test_every_layout_trains_as_one_device_does_and_goes_on_in_another(tmp_path, alone):
     def job(run, layout, **fields):
         directory = str(tmp_path / run)
@@ -80,23 +126,21 @@ def test_every_layout_trains_as_one_device_does_and_goes_on_in_another(tmp_path,
         same(run, alone)
 
 
-@pytest.mark.system
-def test_what_one_layout_saves_another_restores_bit_for_bit(tmp_path, alone):
+@pytest.mark.extended
+def test_every_layout_restores_what_another_has_saved_bit_for_bit(tmp_path):
     jobs = [
         ("trained", {"directory": str(tmp_path), "mesh": LAYOUTS["data"]}),
         *(("restored", {"directory": str(tmp_path), "mesh": mesh}) for mesh in LAYOUTS.values()),
-        ("restored", {"directory": alone["directory"], "mesh": LAYOUTS["all"]}),
     ]
-    (run, *found, from_one), _ = done(start(4, *jobs))
+    (run, *found), _ = done(start(4, *jobs))
     whole, *cut = found
     for layout in found:
         assert layout["bits"] == run["saved"]["6"]
     assert whole["divided"] == 0
     assert all(layout["divided"] > 0 for layout in cut)
-    assert from_one["bits"] == alone["saved"]["6"]
 
 
-@pytest.mark.system
+@pytest.mark.extended
 def test_layers_in_one_stack_and_a_batch_in_parts_are_divided_too(tmp_path):
     fields = {"compute": {"scan_layers": True}, "accumulate": 2}
     fields |= {"model": {"layers": 2, "width": 32, "heads": 4, "hidden": 64, "max_length": 32}}
@@ -106,14 +150,13 @@ def test_layers_in_one_stack_and_a_batch_in_parts_are_divided_too(tmp_path):
 
 
 @pytest.mark.system
-def test_two_processes_train_and_evaluate_as_one_does(tmp_path, alone):
-    model = write_folder(tmp_path / "llama", CONFIGS["llama"], tensors("llama"))
+def test_two_processes_train_and_evaluate_as_one_does(tmp_path, alone, pretrained):
     address, mesh = free_address(), {"data": 2, "shard_parameters": True}
     processes = []
     for process in range(2):
         hosts = {"coordinator": address, "process": process, "count": 2}
         run = {"directory": str(tmp_path / "run"), "mesh": mesh, "hosts": hosts}
-        evaluation = {"model": model, "out": str(tmp_path / "two"), "mesh": {"model": 2}}
+        evaluation = {"model": pretrained, "out": str(tmp_path / "two"), "mesh": {"model": 2}}
         jobs = [
             ("trained", run | {"stop_after": 3}),
             ("trained", run),
@@ -128,7 +171,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path, alone):
     same(first[1], alone)
     assert restored(tmp_path / "run")["bits"] == first[1]["saved"]["6"]
     assert not (tmp_path / "run" / "checkpoints").is_symlink()
-    agree(first[2], evaluated(model, tmp_path / "one"))
+    agree(first[2], evaluated(pretrained, tmp_path / "one"))
     assert len((tmp_path / "two" / "records.jsonl").read_text().splitlines()) == len(PRECISIONS)
 
 
@@ -152,12 +195,11 @@ def test_a_signal_to_one_process_ends_both_at_the_same_step(tmp_path):
         assert checkpoints.latest() > 0
 
 
-@pytest.mark.system
-def test_an_evaluation_on_four_devices_is_that_on_one(tmp_path):
-    model = write_folder(tmp_path / "llama", CONFIGS["llama"], tensors("llama"))
-    job = {"model": model, "out": str(tmp_path / "four"), "mesh": LAYOUTS["all"]}
+@pytest.mark.extended
+def test_an_evaluation_on_four_devices_is_that_on_one(tmp_path, pretrained):
+    job = {"model": pretrained, "out": str(tmp_path / "four"), "mesh": LAYOUTS["all"]}
     (records,), _ = done(start(4, ("evaluated", job)))
-    on_one = evaluated(model, tmp_path / "one")
+    on_one = evaluated(pretrained, tmp_path / "one")
     agree(records, on_one)
     assert on_one[FP8]["overflowed_rows"] > 0
 
@@ -182,32 +224,13 @@ def agree(records, others):
             assert rows.get("scale", 1.0) == pytest.approx(scale, rel=1e-5)
 
 
-@pytest.mark.system
+@pytest.mark.extended
 def test_norms_are_removed_on_four_devices_as_on_one(tmp_path):
     trained(tmp_path)
     job = {"directory": str(tmp_path), "mesh": LAYOUTS["all"]}
     (lines,), _ = done(start(4, ("removed", job)))
-    alone = removed(tmp_path)
-    assert list(lines) == list(alone)
+    on_one = removed(tmp_path)
+    assert list(lines) == list(on_one)
     assert len(lines) == 5  # the start, three sites, folded
     for site, numbers in lines.items():
-        assert numbers == pytest.approx(alone[site], rel=1e-5)
-
-
-@pytest.mark.system
-def test_a_row_is_never_cut_so_that_its_sum_keeps_its_bits(tmp_path):
-    jobs = [("normed", {"kind": kind, "width": 96}) for kind in ("rmsnorm", "layernorm")]
-    for same_bits in done(start(4, *jobs))[0]:
-        assert all(same_bits.values()), same_bits
-
-
-@pytest.mark.system
-def test_a_pretrained_model_is_loaded_in_pieces(tmp_path):
-    model = write_folder(tmp_path / "llama", CONFIGS["llama"], tensors("llama"))
-    (shapes,), _ = done(start(4, ("laid_out", {"model": model})))
-    assert shapes["embed.embedding"] == [130, 12]
-    assert shapes["head.kernel"] == [12, 130]
-    assert shapes["blocks.0.attention.branch.query.kernel"] == [12, 16]
-    assert shapes["blocks.0.attention.branch.out.kernel"] == [16, 12]
-    assert shapes["blocks.2.mlp.branch.down.kernel"] == [20, 12]
-    assert shapes["norm_final.gain"] == [24]
+        assert numbers == pytest.approx(on_one[site], rel=1e-5)
