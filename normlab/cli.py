@@ -5,6 +5,7 @@ nobody sees an object of Hydra's or OmegaConf's.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -20,6 +21,8 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -30,9 +33,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from normlab.commands import compile_cache
 from normlab.config import build, describe, to_dict
 from normlab.model import PlacementConfig, placements
 from normlab.norms import norms
+from normlab.progress import sweep
 from normlab.registry import choice, unknown
 
 C = TypeVar("C")
@@ -74,6 +79,9 @@ def launch(
         asked = list(HydraConfig.get().overrides.task)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         with one_of_several(asked) if several else explained():
+            compile_cache.use()
+            if several and (runs := runs_here()):
+                sweep.begin(HydraConfig.get().job.num + 1, runs)
             try:
                 config = build(schema, values)
             except (ValueError, TypeError) as error:
@@ -84,7 +92,21 @@ def launch(
 
     with explained():
         refuse_strange(app, schema, sys.argv[1:])
+        compile_cache.use()  # and in each job, which a launcher may start in another process
         job()
+
+
+def runs_here() -> int | None:
+    """How many runs a sweep has, where this process goes through all of them; else None."""
+    found = HydraConfig.get()
+    kinds = {found.runtime.choices[f"hydra/{kind}"] for kind in ("launcher", "sweeper")}
+    given = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra"))]
+    given = [f"{key}={value}" for key, value in (found.sweeper.params or {}).items()] + given
+    values = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(given)}
+    swept = [o for o in values.values() if o.is_sweep_override()]
+    if kinds != {"basic"} or any(isinstance(o.value(), Glob) for o in swept):
+        return None
+    return math.prod(len(list(o.sweep_string_iterator())) for o in swept)
 
 
 @contextmanager
@@ -244,7 +266,8 @@ def print_help(app: str, schema: type, examples: str = "") -> None:
     print(
         "\nWhat stands behind each name: python -m evaluate list\n"
         f"More of Hydra (sweeps with -m, launchers): python -m {app} --hydra-help\n"
-        f"The traceback behind an error: {TRACEBACK}=1"
+        f"The traceback behind an error: {TRACEBACK}=1\n"
+        f"Compiled programs are kept in NORMLAB_CACHE/xla; {compile_cache.SWITCH}=off: they aren't"
     )
 
 

@@ -1,11 +1,16 @@
 import io
 import itertools
+import sys
 import threading
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from normlab import progress
+from normlab import cli, progress
+from train.config import TrainConfig
 
 
 @pytest.fixture
@@ -151,3 +156,31 @@ def test_a_duration_is_said_in_its_unit(seconds, said):
 def test_another_day_is_named():
     assert len(progress.clock(0.0)) == len("at 14:32")
     assert len(progress.clock(48 * 3600.0).split()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ("-m norm=rmsnorm,dyt seed=0,1,2 model=tiny", 6),
+        ("-m seed=range(4) runs=/tmp/here", 4),
+        ("experiment=dyt-alpha norm.alpha=1.0,2.0", 2 * 2 * 3),  # the file's five alphas give way
+        ("-m norm=glob(*) seed=0,1", None),  # only Hydra knows how many those are
+        ("-m seed=0,1 hydra/launcher=elsewhere", None),
+    ],
+)
+def test_the_runs_of_a_sweep_are_counted_where_one_process_makes_them_all(
+    monkeypatch, arguments, runs
+):
+    monkeypatch.setattr(sys, "argv", ["train", *arguments.split()])
+    cli.register("train", TrainConfig)
+    experiment = [a for a in sys.argv if a.startswith("experiment")]
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        config = compose("train", experiment, return_hydra_config=True)
+    if "elsewhere" in arguments:
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.runtime.choices["hydra/launcher"] = "joblib"
+    HydraConfig.instance().set_config(config)
+    try:
+        assert cli.runs_here() == runs
+    finally:
+        HydraConfig.instance().cfg = None
