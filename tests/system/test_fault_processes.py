@@ -9,23 +9,20 @@ import pytest
 
 from normlab.run import Run
 from tests.support import fault_runs
-from tests.support.runs import tiny_config
-from tests.training.test_trainer import same_ends
+from tests.support.runs import same_ends, tiny_config
 from train.loop import train
 
-pytestmark = pytest.mark.system
-
-LONG = {"steps": 3000, "eval_every": 100, "log_every": 10}
+SHORT = {"steps": 600, "eval_every": 100, "log_every": 10}
+LONG = SHORT | {"steps": 3000}
 needs_mounts = pytest.mark.skipif(
     not fault_runs.mounts(), reason="`unshare --user --mount` doesn't work here"
 )
 
 
-def started(directory, *overrides):
-    """`python -m train` of the long run as a process of its own, its words in two pipes."""
-    overrides = [*(f"{name}={value}" for name, value in LONG.items()), *overrides]
+def started(directory, fields):
+    """`python -m train` of a run as a process of its own, its words in two pipes."""
     return subprocess.Popen(
-        fault_runs.command(directory, *overrides),
+        fault_runs.command(directory, *(f"{name}={value}" for name, value in fields.items())),
         cwd=fault_runs.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -53,28 +50,52 @@ def sessions(run):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The tiny run, left alone."""
-    return train(tiny_config(tmp_path_factory.mktemp("alone")))
-
-
-@pytest.fixture(scope="module")
 def long(tmp_path_factory):
     """The long run, left alone, and its config."""
     config = tiny_config(tmp_path_factory.mktemp("long"), **LONG)
     return train(config), config
 
 
+@pytest.mark.system
+def test_a_kill_and_then_a_termination_leave_the_same_bits(tmp_path):
+    run, config = Run(tmp_path / "run"), tiny_config(tmp_path / "alone", **SHORT)
+    process = started(run.directory, SHORT)
+    wait_for(process, run, 120)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    process = started(run.directory, SHORT)
+    wait_for(process, run, logged(run))
+    seen = logged(run)
+    process.terminate()
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors[-3000:]
+    assert "SIGTERM at step" in said
+    assert "saved" in said
+    stopped = max(int(p.name) for p in run["checkpoints"].iterdir())
+    assert stopped >= seen
+    process = started(run.directory, SHORT)
+    assert process.wait(timeout=300) == 0, process.communicate()[1][-3000:]
+    process.communicate()
+    first, second, third = sessions(run)
+    assert (first, third) == (0, stopped)
+    assert second >= 100
+    assert second % 100 == 0
+    assert run.record["state"] == "finished"
+    assert same_ends(run, train(config), config)
+
+
+@pytest.mark.extended
 def test_five_kills_leave_the_same_bits(long, tmp_path):
     run, chance, began = Run(tmp_path / "run"), random.Random(0), []
     for kills in range(5):
-        process = started(run.directory)
+        process = started(run.directory, LONG)
         wait_for(process, run, logged(run) + 10 * chance.randrange(30))
         process.kill()
         assert process.wait() == -signal.SIGKILL, f"ended after {kills} kills: give it more steps"
         process.communicate()
         began.append(sessions(run)[-1])
-    process = started(run.directory)
+    process = started(run.directory, LONG)
     assert process.wait() == 0, process.communicate()[1][-3000:]
     process.communicate()
     assert sessions(run)[:-1] == began == sorted(began)
@@ -84,28 +105,10 @@ def test_five_kills_leave_the_same_bits(long, tmp_path):
     assert same_ends(run, *long)
 
 
-def test_a_terminated_process_saves_says_so_and_the_same_command_goes_on(long, tmp_path):
-    run = Run(tmp_path / "run")
-    process = started(run.directory)
-    wait_for(process, run, 50)
-    seen = logged(run)
-    process.terminate()
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors[-3000:]
-    assert "SIGTERM at step" in said
-    assert "saved" in said
-    stopped = max(int(p.name) for p in run["checkpoints"].iterdir())
-    assert stopped >= seen
-    process = started(run.directory)
-    assert process.wait(timeout=300) == 0, process.communicate()[1][-3000:]
-    process.communicate()
-    assert sessions(run) == [0, stopped]
-    assert same_ends(run, *long)
-
-
+@pytest.mark.extended
 def test_of_two_processes_at_once_one_trains_and_the_other_says_so(long, tmp_path):
     run = Run(tmp_path / "run")
-    both = [started(run.directory) for _ in range(2)]
+    both = [started(run.directory, LONG) for _ in range(2)]
     words = [process.communicate(timeout=300) for process in both]
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 2], words
@@ -115,6 +118,7 @@ def test_of_two_processes_at_once_one_trains_and_the_other_says_so(long, tmp_pat
     assert same_ends(run, *long)
 
 
+@pytest.mark.extended
 @needs_mounts
 def test_a_disk_that_fills_up(alone, tmp_path):
     seen = fault_runs.on_disk("full", tmp_path)
@@ -134,6 +138,7 @@ def test_a_disk_that_fills_up(alone, tmp_path):
     assert same_ends(Run(seen["ended"]), alone, tiny_config(tmp_path))
 
 
+@pytest.mark.extended
 @needs_mounts
 def test_a_directory_that_turns_read_only(alone, tmp_path):
     seen = fault_runs.on_disk("readonly", tmp_path)
@@ -148,6 +153,7 @@ def test_a_directory_that_turns_read_only(alone, tmp_path):
     assert same_ends(Run(seen["ended"]), alone, tiny_config(tmp_path))
 
 
+@pytest.mark.extended
 def test_kills_inside_saves_leave_the_checkpoint_before_or_the_whole_one(tmp_path):
     config = tiny_config(tmp_path, eval_every=1, run=str(tmp_path / "killed"))
     run, began = Run(config.run), []

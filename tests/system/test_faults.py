@@ -9,69 +9,32 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from normlab.checkpoint import Checkpoints
-from normlab.damage import CorruptCheckpointError
-from normlab.data import embedded, load_tokens, wikitext
+from normlab.data import embedded, wikitext
 from normlab.run import Run
-from tests.support.runs import tiny_config
-from tests.training.test_trainer import same_ends
+from tests.support.runs import (
+    flipped,
+    largest,
+    same_ends,
+    scripted,
+    signalled,
+    tiny_config,
+    unlisted,
+)
 from train.identity import LINE, noting_failure, reason
-from train.loop import Trainer, train
+from train.loop import train
 from train.metrics import StepLines
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """One run of 12 steps, validated every 4, left alone."""
-    return train(tiny_config(tmp_path_factory.mktemp("alone")))
-
-
-def signalled(monkeypatch, step, number):
-    """The process gets a signal while step `step` is noted."""
-    note = Trainer._note
-
-    def noted(self, progress, done, metrics):
-        if done == step:
-            signal.raise_signal(number)
-        note(self, progress, done, metrics)
-
-    monkeypatch.setattr(Trainer, "_note", noted)
-
-
-@pytest.mark.parametrize(
-    ("number", "step"),
-    [
-        (signal.SIGTERM, 5),
-        (signal.SIGINT, 8),
-        pytest.param(signal.SIGTERM, 8, marks=pytest.mark.system),
-        pytest.param(signal.SIGINT, 5, marks=pytest.mark.system),
-    ],
-)
-def test_a_signal_saves_leaves_and_the_same_command_goes_on(
-    alone, tmp_path, monkeypatch, capsys, number, step
-):
-    config, before = tiny_config(tmp_path), signal.getsignal(number)
+@pytest.mark.system
+def test_a_signal_saves_and_the_same_command_comes_to_the_same_bits(alone, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
     with monkeypatch.context() as patch:
-        signalled(patch, step, number)
+        signalled(patch, 5, signal.SIGTERM)
         with pytest.raises(SystemExit) as left:
             train(config)
-    assert left.value.code == 128 + number
-    assert "saved" in capsys.readouterr().out
-    assert signal.getsignal(number) is before
-    run = train(config)
-    assert [r["step"] for r in run.metrics if "loss" in r] == list(range(1, 13))
-    sessions = run.read("provenance.json")["sessions"]
-    assert step <= sessions[1]["from_step"] <= step + 1
-    assert same_ends(run, alone, config)
-
-
-def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(alone, tmp_path, monkeypatch):
-    config = tiny_config(tmp_path)
-    signalled(monkeypatch, config.steps, signal.SIGTERM)
-    with pytest.raises(SystemExit) as left:  # so that a sweep begins no other run
-        train(config)
     assert left.value.code == 128 + signal.SIGTERM
-    (run,) = map(Run, tmp_path.iterdir())
-    assert run.record["state"] == "finished"
+    run = train(config)
+    assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 6]
     assert same_ends(run, alone, config)
 
 
@@ -81,24 +44,9 @@ def stopped(directory, steps=9):
     return config, train(config, stop_after=steps)
 
 
-def largest(where):
-    return max((f for f in where.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-
-
 def truncated(where):
     file = largest(where / "params")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def flipped(where, tree="optimizer"):
-    file = largest(where / tree)
-    raw = bytearray(file.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    file.write_bytes(bytes(raw))
-
-
-def unlisted(where):
-    (where / "metrics" / "metrics").write_text('{"valid_')
 
 
 def emptied(where):
@@ -109,10 +57,8 @@ def emptied(where):
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(truncated, marks=pytest.mark.system),
-        flipped,
-        unlisted,
-        pytest.param(emptied, marks=pytest.mark.system),
+        pytest.param(flipped, marks=pytest.mark.system),
+        *(pytest.param(d, marks=pytest.mark.extended) for d in (truncated, unlisted, emptied)),
     ],
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
@@ -128,70 +74,66 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
     assert same_ends(run, alone, config)
 
 
+def names(run):
+    """The checkpoints of a run, those that were set aside among them."""
+    return sorted(p.name for p in run["checkpoints"].iterdir())
+
+
+@pytest.mark.system
 @pytest.mark.parametrize(("damage", "aside"), [(flipped, ""), (unlisted, "corrupt.")])
-def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(tmp_path, damage, aside):
+def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(
+    tmp_path, monkeypatch, damage, aside
+):
+    scripted(monkeypatch)
     config, run = stopped(tmp_path)
-    there = sorted(p.name for p in run["checkpoints"].iterdir() if p.name.isdigit())
-    logged = run["metrics.jsonl"].read_text()
+    there, told = names(run), run["metrics.jsonl"].read_text()
     for step in there:
         damage(run["checkpoints"] / step)
     for _ in range(2):  # the second time as the first
         with pytest.raises(ValueError, match="no checkpoint can be read"):
             train(config)
-    left = sorted(p.name for p in run["checkpoints"].iterdir())
-    assert left == sorted(aside + step for step in there)
-    assert run["metrics.jsonl"].read_text() == logged
+    assert names(run) == sorted(aside + step for step in there)
+    assert run["metrics.jsonl"].read_text() == told
 
 
-def test_what_the_system_says_of_a_file_is_no_damage(tmp_path, monkeypatch):
-    _, run = stopped(tmp_path)
+@pytest.mark.system
+def test_what_the_machine_lacks_sets_no_checkpoint_aside(tmp_path, monkeypatch):
+    scripted(monkeypatch)
+    cause = MemoryError("Unable to allocate 64.0 MiB for an array")
+    config, run = stopped(tmp_path)
+    there = names(run)
 
     def stale(path, *more):
         raise OSError(116, "Stale file handle", str(path))
-
-    there = sorted(p.name for p in run["checkpoints"].iterdir())
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", stale)
-        with pytest.raises(OSError, match="Stale"):
-            Checkpoints(run["checkpoints"], writer=True)
-    assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
-
-
-def test_what_the_machine_lacks_sets_no_checkpoint_aside(alone, tmp_path, monkeypatch):
-    cause = MemoryError("Unable to allocate 64.0 MiB for an array")
-    config, run = stopped(tmp_path)
-    there = sorted(p.name for p in run["checkpoints"].iterdir())
 
     def failed(*_):
         raise KeyError("Failed to load checkpointable: incompatible handler") from cause
 
     with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", stale)
+        with pytest.raises(OSError, match="Stale"):
+            Checkpoints(run["checkpoints"], writer=True)
+    with monkeypatch.context() as patch:
         patch.setattr(ocp.training.Checkpointer, "load_checkpointables", failed)
         with pytest.raises(OSError, match="8 can't be read now .*left as it is"):
             train(config)
-    assert sorted(p.name for p in run["checkpoints"].iterdir()) == there
+    assert names(run) == there
     assert run.record["state"] == "failed"
     assert str(cause) in run.record["reason"]
-    assert same_ends(train(config), alone, config)
+    assert train(config).record["state"] == "finished"
     assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 8]
 
 
-def test_a_flipped_bit_is_no_model(tmp_path):
-    config, run = stopped(tmp_path)
-    flipped(run["checkpoints"] / "8", "params")
-    like = Trainer(config, load_tokens(config.data), run)
-    with Checkpoints(run["checkpoints"]) as checkpoints, pytest.raises(CorruptCheckpointError):
-        checkpoints.load(8, params=like.params)
-
-
-def test_two_processes_on_one_directory(alone, tmp_path):
+@pytest.mark.system
+def test_two_processes_on_one_directory(tmp_path, monkeypatch):
+    scripted(monkeypatch)
     config, run = stopped(tmp_path)
     with run.locked(), pytest.raises(ValueError, match=f"another process .*{os.getpid()} on"):
         train(config)
-    assert same_ends(train(config), alone, config)
+    assert train(config).record["state"] == "finished"
 
 
-@pytest.mark.system
+@pytest.mark.extended
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(alone, tmp_path):
     config, _ = stopped(tmp_path, steps=5)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -224,7 +166,7 @@ def test_a_reason_keeps_what_failed_and_the_cause():
     assert len(said) < LINE + 5
     assert said.startswith("OSError: a checkpoint in")
     assert said.endswith("No space left on device")
-    assert reason(OSError("short")) == "OSError: short"
+    assert reason(OSError("short\nand more")) == "OSError: short"
 
 
 def test_a_record_that_cannot_be_written_hides_no_error(tmp_path):
@@ -236,15 +178,15 @@ def test_a_record_that_cannot_be_written_hides_no_error(tmp_path):
 
 @pytest.mark.system
 def test_a_text_file_that_changes_under_a_run(tmp_path, monkeypatch):
+    scripted(monkeypatch)
     monkeypatch.delitem(wikitext.FACTS, ("wikitext2-raw", "valid"))  # so that any text will do
     for split in ("train", "valid"):
         text = embedded.read(split)[:60_000] + "\n"
         (tmp_path / f"wiki.{split}.raw").write_text(text)
     data = {"corpus": "wikitext2-raw", "root": str(tmp_path), "vocab_size": 300}
     config = tiny_config(tmp_path / "runs", data=data)
-    undisturbed = train(tiny_config(tmp_path / "alone", data=data))
     run = train(config, stop_after=5)
-    logged, file = run["metrics.jsonl"].read_text(), tmp_path / "wiki.train.raw"
+    told, file = run["metrics.jsonl"].read_text(), tmp_path / "wiki.train.raw"
     text = file.read_text()
     file.write_text(text.replace("the", "a", 1))
     with pytest.raises(ValueError, match=r"the text has changed .*wikitext2-raw.*put it back"):
@@ -252,6 +194,6 @@ def test_a_text_file_that_changes_under_a_run(tmp_path, monkeypatch):
     file.unlink()
     with pytest.raises(OSError, match=rf"the train split .* is not in {tmp_path}"):
         train(config)
-    assert run["metrics.jsonl"].read_text() == logged
+    assert run["metrics.jsonl"].read_text() == told
     file.write_text(text)
-    assert same_ends(train(config), undisturbed, config)
+    assert train(config).record["state"] == "finished"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from normlab.run import Run
-from tests.data.test_wikitext import REAL
+
+pytestmark = pytest.mark.extended
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -76,7 +77,6 @@ def no_namespaces():
 needs_namespaces = pytest.mark.skipif(no_namespaces(), reason="`unshare -rn` is not allowed here")
 
 
-@pytest.mark.system
 def test_training_and_evaluation_ask_no_network(tmp_path):
     run = f"run={tmp_path}/run"
     heard, done = watched(tmp_path, "train", "data=embedded", "data.vocab_size=300", run, *SMALL)
@@ -88,8 +88,7 @@ def test_training_and_evaluation_ask_no_network(tmp_path):
     assert heard == []
 
 
-@pytest.mark.system
-@REAL
+@pytest.mark.skipif("NORMLAB_DATA" not in os.environ, reason="NORMLAB_DATA is not set")
 def test_a_text_that_is_on_the_machine_is_not_asked_for(tmp_path):
     text = os.environ["NORMLAB_DATA"]
     run = f"run={tmp_path}/run"
@@ -99,7 +98,6 @@ def test_a_text_that_is_on_the_machine_is_not_asked_for(tmp_path):
     assert heard == []
 
 
-@pytest.mark.system
 def test_a_question_to_the_hub_is_heard(tmp_path):
     """The watch itself: `data=auto` without the text asks the hub, here a closed port."""
     hub = {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -128,7 +126,6 @@ def test_what_a_program_would_send_is_counted(tmp_path):
     assert asked == 1
 
 
-@pytest.mark.system
 @needs_namespaces
 @pytest.mark.parametrize(
     ("tracker", "package", "files"),

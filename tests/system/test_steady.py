@@ -1,4 +1,4 @@
-"""What a long run must not do: wait for the device after every step, or grow."""
+"""What a long run must not do: grow."""
 
 import ctypes
 import gc
@@ -22,17 +22,6 @@ LIMIT = 16 << 20
 """Bytes that 250 steps may add; one copy of this model and its optimizer's state has 0.5 MB."""
 
 
-class Metric:
-    """A device's number that notes when it is fetched."""
-
-    def __init__(self, log, step):
-        self.log, self.step = log, step
-
-    def __float__(self):
-        self.log.append(("fetched", self.step))
-        return 1.0
-
-
 def trainer(tmp_path, **fields):
     config = tiny_config(
         tmp_path, **{"eval_every": 1000, "eval_windows": 4, "run": str(tmp_path)} | fields
@@ -41,20 +30,6 @@ def trainer(tmp_path, **fields):
     run.write("provenance.json", {"sessions": []})
     run.write("record.json", {"state": "running"})
     return Trainer(config, load_tokens(config.data), run)
-
-
-def test_a_step_is_under_way_before_the_numbers_of_the_one_before_are_asked_for(tmp_path):
-    made, log = trainer(tmp_path, steps=5), []
-
-    def step(params, state, number, inputs, targets):
-        log.append(("begun", int(number)))
-        return params, state, {"loss": Metric(log, int(number))}
-
-    made.step, made.validate_batch = step, lambda *_: 1.0
-    made.fit()
-    begun = [("begun", i) for i in range(5)]
-    fetched = [("fetched", i) for i in range(5)]
-    assert log == [begun[0], *(e for i in range(4) for e in (begun[i + 1], fetched[i])), fetched[4]]
 
 
 def resident():
@@ -85,14 +60,14 @@ def grown(tmp_path, leak=False, **fields):
     return sizes[300] - sizes[50]
 
 
-@pytest.mark.system
+@pytest.mark.extended
 @sized
 def test_memory_stays_flat(tmp_path):
     assert grown(tmp_path / "kept", leak=True) > LIMIT, "a leak must be seen"
     assert grown(tmp_path / "freed") < LIMIT
 
 
-@pytest.mark.system
+@pytest.mark.extended
 @sized
 def test_memory_stays_flat_over_validations_checkpoints_and_looks(tmp_path):
     assert grown(tmp_path, eval_every=10, watch_every=10) < LIMIT

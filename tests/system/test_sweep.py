@@ -22,7 +22,7 @@ from normlab.data import CorpusUnavailableError
 from normlab.data.cache import cached
 from normlab.results.spread import lines
 from normlab.run import Run
-from tests.support.runs import tiny_config
+from tests.support.runs import scripted, tiny_config
 from train.identity import refuse
 from train.loop import Trainer, train
 from train.tracking import PACKAGES
@@ -33,12 +33,13 @@ TINY = [
 ]  # fmt: skip
 
 
-def out_of_memory(trainer, checkpoints):
+def out_of_memory(*_):
     raise RuntimeError("out of memory\nallocating 12 GB")
 
 
 def test_a_run_that_raised_says_so_and_is_tried_again(tmp_path, monkeypatch):
-    config = tiny_config(tmp_path, steps=4)
+    scripted(monkeypatch)
+    config = tiny_config(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_restore", out_of_memory)
         with pytest.raises(RuntimeError, match="out of memory"):
@@ -54,11 +55,10 @@ def test_a_run_that_raised_says_so_and_is_tried_again(tmp_path, monkeypatch):
 
 def test_what_failed_and_what_was_refused_are_rows(tmp_path, monkeypatch):
     runs = tmp_path / "runs"
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_restore", out_of_memory)
-        for seed in (0, 1):
-            with pytest.raises(RuntimeError):
-                train(tiny_config(runs, seed=seed))
+    monkeypatch.setattr(Trainer, "__init__", out_of_memory)
+    for seed in (0, 1):
+        with pytest.raises(RuntimeError):
+            train(tiny_config(runs, seed=seed))
     wrong = to_dict(tiny_config(runs)) | {"norm": {"type": "none"}}
     wrong["model"]["layers"] = -1
     refuse(wrong, ["norm=none"], ValueError("model.layers = -1: expected more"))
@@ -71,7 +71,8 @@ def test_what_failed_and_what_was_refused_are_rows(tmp_path, monkeypatch):
     assert row[head.index("fp32")] == f"2 {failed}"
 
 
-def test_a_refused_config_does_not_hold_its_directory(tmp_path):
+def test_a_refused_config_does_not_hold_its_directory(tmp_path, monkeypatch):
+    scripted(monkeypatch)
     config = tiny_config(tmp_path, run=str(tmp_path / "mine"))
     for warmup in (2000, 3000):
         wrong = to_dict(config)
@@ -85,7 +86,7 @@ def test_a_refused_config_does_not_hold_its_directory(tmp_path):
     assert run.record["state"] == "finished"
 
 
-@pytest.mark.parametrize("corpus", [pytest.param("embedded", marks=pytest.mark.system), "auto"])
+@pytest.mark.parametrize("corpus", ["embedded", "auto"])
 def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monkeypatch, corpus):
     def gone(*_):
         raise CorpusUnavailableError("no text")
@@ -98,8 +99,8 @@ def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monk
         return [Run(path) for path in tmp_path.iterdir()]
 
     monkeypatch.setattr("normlab.data.corpus._wikitext", gone)  # so that auto is the embedded text
-    data, model = {"corpus": corpus, "vocab_size": 300}, {"layers": 1, "width": 16, "heads": 1}
-    config = tiny_config(tmp_path, data=data, model=model, steps=4)
+    scripted(monkeypatch)
+    config = tiny_config(tmp_path, data={"corpus": corpus, "vocab_size": 300})
     (row,) = fails()
     assert row.record == {"state": "refused", "reason": "CorpusUnavailableError: no text"}
     assert row.read("asked.yaml") == ["seed=0"]
@@ -266,8 +267,13 @@ def left(runs):
     return [(r.directory.name, r.record["state"], r.record["train_loss"]) for r in by_seed(runs)]
 
 
-@pytest.mark.system
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("joblib", marks=pytest.mark.system),
+        *(pytest.param(n, marks=pytest.mark.extended) for n in ("submitit_local", "ray")),
+    ],
+)
 def test_a_launcher_leaves_the_runs_that_one_process_leaves(tmp_path, losses, name):
     done = sweep(tmp_path, "seed=0,1", *launcher(name))
     assert done.returncode == 0, done.stderr
@@ -275,7 +281,7 @@ def test_a_launcher_leaves_the_runs_that_one_process_leaves(tmp_path, losses, na
     assert left(tmp_path) == losses
 
 
-@pytest.mark.system
+@pytest.mark.extended
 def test_a_launcher_that_asks_for_its_job_again_finds_the_checkpoint(tmp_path):
     """Submitit at the end of its time: SIGUSR2 to the task, which is begun once more."""
     process = begun(tmp_path, "seed=0", *LONG, *launcher("submitit_local"))

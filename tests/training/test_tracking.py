@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 
 from normlab.run import Run
-from tests.support.runs import tiny_config
-from train.loop import Trainer, train
+from tests.support.runs import scripted, tiny_config
+from train.loop import train
 from train.tracking import known_as, scalars, tracked, trackers
-
-SMALL = {
-    "model": {"layers": 1, "width": 16, "heads": 1, "max_length": 32},
-    "steps": 4, "eval_every": 2, "batch": 2,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -40,39 +35,53 @@ def fake():
     trackers.remove("fake")
 
 
-def test_a_tracker_is_told_what_the_log_is_told(fake, tmp_path):
-    run = train(tiny_config(tmp_path, tracking=["fake"], seed=3, **SMALL))
-    opened, *logged, closed = fake
+def test_a_tracker_is_told_what_the_log_is_told(fake, tmp_path, monkeypatch):
+    scripted(monkeypatch)
+    run = train(tiny_config(tmp_path, tracking=["fake"], seed=3))
+    opened, *told, closed = fake
     assert opened == ("open", run.directory.name, 3, 0)
     assert closed == "closed"
     rows = [{k: v for k, v in row.items() if v is not None} for row in run.metrics]
-    assert [step for step, _ in logged] == [row["step"] for row in rows]
-    for (step, values), row in zip(logged, rows, strict=True):
+    assert [step for step, _ in told] == [row["step"] for row in rows]
+    for (step, values), row in zip(told, rows, strict=True):
         assert {"step": step, "seconds": row["seconds"], **values} == row
+
+
+def test_tracking_is_no_part_of_a_runs_name_and_goes_on_where_the_run_does(
+    fake, tmp_path, monkeypatch
+):
+    scripted(monkeypatch)
+    run = train(tiny_config(tmp_path), stop_after=7)
+    assert train(tiny_config(tmp_path, tracking=["fake"])).directory == run.directory
+    assert fake[0][-1] == 4  # the step of the newest checkpoint
+    assert fake[1][0] == 5
+
+
+def test_a_tracker_is_closed_when_the_run_fails(fake, tmp_path, monkeypatch):
+    def fails(step):
+        raise RuntimeError("no more")
+
+    scripted(monkeypatch, fails)
+    with pytest.raises(RuntimeError, match="no more"):
+        train(tiny_config(tmp_path, tracking=["fake"]))
+    assert fake[-1] == "closed"
 
 
 @pytest.mark.system
 def test_a_tracker_is_told_what_is_seen_inside_too(fake, tmp_path):
-    run = train(tiny_config(tmp_path, tracking=["fake"], watch_every=2, **SMALL))
-    logged = fake[1:-1]
-    looks = [(step, values) for step, values in logged if "stream/0/mean_square" in values]
-    assert [step for step, _ in looks] == [0, 2, 4]
+    run = train(tiny_config(tmp_path, tracking=["fake"], watch_every=5))
+    told = fake[1:-1]
+    looks = [(step, values) for step, values in told if "stream/0/mean_square" in values]
+    assert [step for step, _ in looks] == [0, 5, 10, 12]
     for (_, values), row in zip(looks, run.watched, strict=True):
         assert values["sites/norm_final/max_abs"] == row["sites"]["norm_final"]["max_abs"]
         assert values["blocks/0/attention_score"] == row["blocks"][0]["attention_score"]
-    assert [step for step, _ in logged] == sorted(step for step, _ in logged)  # wandb asks for it
+    assert [step for step, _ in told] == sorted(step for step, _ in told)  # wandb asks for it
 
 
 def test_nested_values_have_paths_and_null_has_none():
     values = {"a": {"b.c": [1, None, {"d": 3}]}, "e": None, "f": 2.5}
     assert scalars(values) == {"a/b.c/0": 1.0, "a/b.c/2/d": 3.0, "f": 2.5}
-
-
-def test_tracking_is_no_part_of_a_runs_name_and_goes_on_where_the_run_does(fake, tmp_path):
-    run = train(tiny_config(tmp_path, **SMALL), stop_after=3)
-    assert train(tiny_config(tmp_path, tracking=["fake"], **SMALL)).directory == run.directory
-    assert fake[0][-1] == 2  # the step of the newest checkpoint
-    assert fake[1][0] == 3
 
 
 def test_runs_of_one_directory_name_are_told_apart(tmp_path):
@@ -83,16 +92,6 @@ def test_runs_of_one_directory_name_are_told_apart(tmp_path):
     assert names[0] == names[1] != names[2]
     assert all(name.startswith("mine-") for name in names)
     assert known_as(Run("runs/rmsnorm-pre-0123456789"), {"run": None}).endswith("-0123456789")
-
-
-def test_a_tracker_is_closed_when_the_run_fails(fake, tmp_path, monkeypatch):
-    def fails(*arguments):
-        raise RuntimeError("no more")
-
-    monkeypatch.setattr(Trainer, "_steps", fails)
-    with pytest.raises(RuntimeError, match="no more"):
-        train(tiny_config(tmp_path, tracking=["fake"], **SMALL))
-    assert fake[-1] == "closed"
 
 
 def test_an_unknown_tracker_is_refused_with_the_nearest_one(tmp_path):
@@ -133,6 +132,7 @@ def missing(package):
     )
 
 
+@pytest.mark.system
 @missing("tensorboardX")
 @missing("tensorboard")
 def test_tensorboard_reads_what_was_logged(tmp_path):
@@ -147,6 +147,7 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
     assert [event.value for event in found.Scalars(SEEN)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.system
 @missing("wandb")
 @pytest.mark.filterwarnings("ignore")  # of its own code
 def test_wandb_writes_offline_runs(tmp_path, monkeypatch):
@@ -168,6 +169,7 @@ def test_wandb_writes_offline_runs(tmp_path, monkeypatch):
     assert lacking() == []
 
 
+@pytest.mark.system
 @missing("trackio")
 @pytest.mark.filterwarnings("ignore")  # of its own code
 def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
@@ -181,7 +183,7 @@ def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
     assert [json.loads(values)[SEEN] for _, _, values in rows] == [1, 2, 3, 3, 4, 5]
 
 
-@pytest.mark.system
+@pytest.mark.extended
 def test_the_tracker_of_the_documentation_tracks(tmp_path, monkeypatch):
     page = Path(__file__).parent.parent.parent / "docs" / "tracking.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)

@@ -1,9 +1,12 @@
 """Training: it learns, it goes on where it stopped, and it tells what happened."""
 
-import json
 import math
+import signal
+import time
+from itertools import repeat
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -11,39 +14,25 @@ import normlab.run
 from normlab.checkpoint import Checkpoints
 from normlab.config import to_dict
 from normlab.data import load_tokens
+from normlab.data.tokenizer import load_tokenizer
 from normlab.model import placements
 from normlab.norms import norms
-from tests.conftest import same_trees
-from tests.support.runs import tiny_config
+from normlab.run import Run
+from tests.support.runs import logged, same_ends, scripted, signalled, tiny_config
 from train.config import TrainConfig
-from train.identity import identity
-from train.loop import Trainer, train, validation_windows
+from train.identity import identity, sign
+from train.loop import train, validation_windows
+from train.metrics import MetricsLog
 from train.step import make_validate
+from train.stop import StopRequest
 from train.tracking import PACKAGES
 
-
-def last(run, config):
-    """Parameters and optimizer state of a run's newest checkpoint."""
-    like = Trainer(config, load_tokens(config.data), run)
-    with Checkpoints(run["checkpoints"]) as checkpoints:
-        step = checkpoints.latest()
-        return step, checkpoints.load(step, params=like.params, optimizer=like.state)
+# --- one run, from its beginning to its end
 
 
-def same_ends(a, b, config):
-    (step_a, trees_a), (step_b, trees_b) = last(a, config), last(b, config)
-    return step_a == step_b == config.steps and same_trees(trees_a, trees_b)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One run left alone."""
-    return train(tiny_config(tmp_path_factory.mktemp("runs")), asked=["steps=12"])
-
-
-def test_a_run_directory_holds_everything(finished):
-    record, config = finished.record, finished.read("config.yaml")
-    assert finished.read("asked.yaml") == ["steps=12"]
+def test_a_run_directory_holds_everything(alone):
+    record, config = alone.record, alone.read("config.yaml")
+    assert alone.read("asked.yaml") == ["steps=12"]
     assert config["model"]["width"] == 32
     assert config["norm"]["eps"] == 1e-5  # a default, resolved
     assert record["state"] == "finished"
@@ -51,167 +40,259 @@ def test_a_run_directory_holds_everything(finished):
     assert record["tokens_seen"] == 12 * 4 * 32
     sizes = record["groups"]
     assert sizes["decay"]["elements"] + sizes["no_decay"]["elements"] == record["parameters"]
-    papers = finished.read("provenance.json")
+    papers = alone.read("provenance.json")
     assert {"text", "tokenizer"} <= set(papers)
     assert papers["corpus"]["name"] == "embedded"
     (session,) = papers["sessions"]
     assert session["from_step"] == 0
     assert {"normlab", "code", "source", "python", "packages", "device"} <= set(session)
-    rows = finished.metrics
+    rows = alone.metrics
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 13))
     assert [r["step"] for r in rows if "valid_loss" in r] == [0, 4, 8, 12]
     assert record["best_valid_loss"] == min(r["valid_loss"] for r in rows if "valid_loss" in r)
+    assert rows[0]["valid_loss"] == pytest.approx(math.log(300), abs=1.0)
+    assert rows[-1]["valid_loss"] < rows[0]["valid_loss"] - 0.5
+    train_ids, (_, targets) = windows(tiny_config("unused"))
+    counts = np.bincount(train_ids, minlength=300) + 1
+    unigram = -np.log(counts[targets] / counts.sum()).mean()
+    assert record["unigram_valid_loss"] == pytest.approx(unigram, rel=1e-9)
+    assert not alone["watch.jsonl"].exists()
 
 
-def test_the_loaded_model_is_the_best_one(finished):
-    loaded = normlab.run.load(finished.directory)
-    config = tiny_config(finished.directory)
-    tokens = load_tokens(config.data).split("valid")
-    inputs, targets = validation_windows(tokens, config)
+def windows(config):
+    """The ids of the training split, and the validation windows."""
+    tokens = load_tokens(config.data)
+    return np.asarray(tokens.split("train")), validation_windows(tokens.split("valid"), config)
+
+
+def test_the_loaded_model_is_the_best_one(alone):
+    loaded = normlab.run.load(alone.directory)
+    _, (inputs, targets) = windows(tiny_config("unused"))
     graphdef, params = nnx.split(loaded.model)
     loss = make_validate(graphdef)(params, inputs, targets) / targets.size
-    assert float(loss) == pytest.approx(finished.record["best_valid_loss"], rel=1e-6)
-    assert loaded.facts["step"] == finished.record["best_step"]
+    assert float(loss) == pytest.approx(alone.record["best_valid_loss"], rel=1e-6)
+    assert loaded.facts["step"] == alone.record["best_step"]
     assert loaded.tokenizer.vocab_size == 300
 
 
-@pytest.mark.parametrize(
-    "stop",
-    [pytest.param(1, marks=pytest.mark.system), 4, pytest.param(7, marks=pytest.mark.system)],
-)
-def test_stopping_and_going_on_gives_the_same_bits(finished, tmp_path, stop):
-    config = tiny_config(tmp_path)
-    run = train(config, stop_after=stop)
+def test_stopping_and_going_on_gives_the_same_bits(alone, tmp_path):
+    """Stopped between two checkpoints, with half a line, by a version without some fields."""
+    config = tiny_config("unused", run=str(tmp_path / "here"))
+    run = train(config, stop_after=7)
+    assert run.directory == tmp_path / "here"
     assert not run.ended
-    run = train(config)
-    assert run.record["state"] == "finished"
-    assert same_ends(run, finished, config)
-    for a, b in zip(run.metrics, finished.metrics, strict=True):
-        timing = {"seconds", "tokens_per_second"}
-        assert {k: v for k, v in a.items() if k not in timing} == {
-            k: v for k, v in b.items() if k not in timing
-        }
+    with run["metrics.jsonl"].open("a") as file:
+        file.write('{"step": 8, "lo')
+    older = run.read("config.yaml")
+    for field in ("accumulate", "compute", "mesh"):
+        del older[field]
+    run.write("config.yaml", older)
+    assert train(config).record["state"] == "finished"
+    assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 4]
+    assert same_ends(run, alone, config)
+    assert logged(run) == logged(alone)
 
 
-@pytest.mark.system
-def test_dropout_too_goes_on_with_the_same_bits(tmp_path):
-    model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64, "dropout": 0.3}
-    alone = train(tiny_config(tmp_path / "a", model=model, steps=6))
-    config = tiny_config(tmp_path / "b", model=model, steps=6)
-    train(config, stop_after=5)
-    assert same_ends(train(config), alone, config)
-
-
-def test_a_finished_run_is_not_run_again(finished, capsys, monkeypatch):
+def test_a_finished_run_is_not_run_again(alone, capsys, monkeypatch):
     monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")  # which it doesn't need any more
-    before = finished["record.json"].stat().st_mtime_ns
-    again = train(tiny_config(finished.directory.parent, tracking=["wandb"]))
-    assert again.directory == finished.directory
-    assert finished["record.json"].stat().st_mtime_ns == before
+    before = alone["record.json"].stat().st_mtime_ns
+    again = train(tiny_config(alone.directory.parent, tracking=["wandb"]))
+    assert again.directory == alone.directory
+    assert alone["record.json"].stat().st_mtime_ns == before
     assert "finished already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="another config .steps = 12 there, 13 here"):
+        train(tiny_config("unused", run=str(alone.directory), steps=13))
+
+
+# --- the loop, with steps that compute nothing
+
+
+class Fetched:
+    """A device's number that notes when it is fetched."""
+
+    def __init__(self, seen, step):
+        self.seen, self.step = seen, step
+
+    def __float__(self):
+        self.seen.append(("fetched", self.step))
+        return 1.0
+
+
+def test_a_step_is_under_way_before_the_numbers_of_the_one_before_are_asked_for(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def loss(step):
+        seen.append(("begun", step))
+        return Fetched(seen, step)
+
+    scripted(monkeypatch, loss)
+    train(tiny_config(tmp_path, steps=5, eval_every=1000))
+    begun, fetched = ([(what, i) for i in range(1, 6)] for what in ("begun", "fetched"))
+    between = (event for i in range(4) for event in (begun[i + 1], fetched[i]))
+    assert seen == [begun[0], *between, fetched[4]]
+
+
+@pytest.mark.parametrize("where", ["loss", "validation"])
+def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, where):
+    if where == "loss":
+        scripted(monkeypatch, lambda step: math.nan if step == 7 else 5.0)
+    else:
+        scripted(monkeypatch, valid=[5.0, 4.0, math.inf])
+    run = train(tiny_config(tmp_path))
+    end = 7 if where == "loss" else 8
+    assert run.record["state"] == "diverged"
+    assert run.metrics[-1]["step"] == run.record["steps"] == end
+    assert run.metrics[-1]["diverged"] is True
+    assert run.record["train_loss"] == 5.0
+    assert run.record["best_valid_loss"] == (5.0 if where == "loss" else 4.0)
+    with Checkpoints(run["checkpoints"]) as checkpoints:
+        assert checkpoints.steps() == [4, 0]
+
+
+def test_what_gets_no_better_stops_early(tmp_path, monkeypatch):
+    scripted(monkeypatch, valid=[5.0, 3.0, 4.0, 2.0, 2.5, 2.5, 1.0])
+    config = tiny_config(tmp_path, eval_every=1, patience=2)
+    run = train(config)
+    assert run.record["state"] == "stopped early"
+    assert [run.record[k] for k in ("best_step", "best_valid_loss", "steps")] == [3, 2.0, 5]
+    run.write("record.json", {"state": "running"})  # as if killed before the record was written
+    assert train(config).record["state"] == "stopped early"
+    assert run.record["steps"] == 5
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 8)])
+def test_a_signal_saves_leaves_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, capsys, number, step
+):
+    """Between two validations, and at one."""
+    scripted(monkeypatch)
+    config, before = tiny_config(tmp_path), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signalled(patch, step, number)
+        with pytest.raises(SystemExit) as left:
+            train(config)
+    assert left.value.code == 128 + number
+    assert f"{signal.Signals(number).name} at step" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+    run = train(config)
+    assert [r["step"] for r in run.metrics if "loss" in r] == list(range(1, 13))
+    saved = run.read("provenance.json")["sessions"][1]["from_step"]
+    assert saved == (8 if step == 8 else 6)  # step 6 has begun when step 5 is noted
+
+
+def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(tmp_path, monkeypatch):
+    scripted(monkeypatch)
+    signalled(monkeypatch, 12, signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:  # so that a sweep begins no other run
+        train(tiny_config(tmp_path))
+    assert left.value.code == 128 + signal.SIGTERM
+    (run,) = map(Run, tmp_path.iterdir())
+    assert run.record["state"] == "finished"
+    assert run.record["steps"] == 12
+
+
+def test_how_often_something_is_logged_and_validated(tmp_path, monkeypatch):
+    scripted(monkeypatch, valid=repeat(2.0))
+    run = train(tiny_config(tmp_path, log_every=5, eval_every=6, eval_windows=11))
+    rows = run.metrics
+    assert [r["step"] for r in rows if "loss" in r] == [5, 10, 12]
+    assert [(r["step"], r["valid_loss"]) for r in rows if "valid_loss" in r] == [
+        (0, 2.0), (6, 2.0), (12, 2.0),
+    ]  # fmt: skip
+    assert rows[-1]["valid_perplexity"] == pytest.approx(math.exp(2.0))
+
+
+def test_validation_windows_are_the_first_whole_batches(tmp_path):
+    tokens = np.arange(100, dtype=np.int32)
+    for asked, count in ((None, 8), (7, 4), (8, 8), (3, 3)):
+        config = tiny_config(tmp_path, window=11, eval_windows=asked)
+        inputs, targets = validation_windows(tokens, config)
+        assert inputs.shape == (count, 11)
+        np.testing.assert_array_equal(inputs.ravel(), np.arange(count * 11))
+        np.testing.assert_array_equal(targets, inputs + 1)
+    with pytest.raises(ValueError, match="has 32 tokens, fewer than one window = 32"):
+        validation_windows(tokens[:32], tiny_config(tmp_path))
+
+
+def test_speed_leaves_out_what_no_step_spent_and_time_goes_on_with_a_run(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def after(seconds, call, *arguments, **values):
+        now[0] += seconds
+        return call(*arguments, **values)
+
+    log = MetricsLog(Run(tmp_path))
+    log.rewind(None)
+    assert log.rate(1, 60) == 0.0
+    assert after(2.0, log.rate, 3, 60) == 60.0  # two steps in two seconds
+    after(7.0, log.pause, 7.0)
+    assert after(1.0, log.rate, 4, 120) == pytest.approx(0.9 * 60 + 0.1 * 120)
+    log.write(4, valid_loss=2.0)
+    after(1.0, log.write, 5, valid_loss=3.0)
+    again = MetricsLog(Run(tmp_path))
+    again.rewind(4)
+    assert again.seconds() == 10.0
+    after(2.5, again.write, 5, valid_loss=2.0)
+    assert [row["seconds"] for row in Run(tmp_path).metrics] == [10.0, 12.5]
+    assert again.best()["step"] == 4  # the earliest of equals
+    assert again.stale() == 1
+
+
+def test_a_first_signal_is_noted_and_a_second_one_acts():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as asked:
+        assert asked.number is None
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# --- which run a directory holds
+
+
+def signed(directory, **fields):
+    """A directory in which a run has begun, its config and its text."""
+    config = tiny_config("unused", run=str(directory), **fields)
+    tokens = load_tokens(config.data)
+    sign(Run(directory), config, tokens, ["a=1"])
+    return Run(directory), config, tokens
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"steps": 13}, "steps = 12 there, 13 here"), ({"norm": {"type": "none"}}, "norm.type = ")],
 )
-def test_another_config_in_the_same_directory_is_refused(finished, tmp_path, fields, message):
+def test_another_config_in_the_same_directory_is_refused(tmp_path, fields, message):
+    signed(tmp_path)
     with pytest.raises(ValueError, match=f"another config .{message}"):
-        train(tiny_config("unused", run=str(finished.directory), **fields))
-    config = tiny_config(tmp_path)
-    run = train(config, stop_after=1)
-    with pytest.raises(ValueError, match=f"another config .{message}"):
-        train(tiny_config("unused", run=str(run.directory), **fields))
+        signed(tmp_path, **fields)
+    signed(tmp_path, log_every=7)
 
 
-def test_a_run_made_before_a_field_was_there_goes_on(tmp_path):
-    config = tiny_config(tmp_path)
-    run = train(config, stop_after=1)
-    older = run.read("config.yaml")
-    for field in ("accumulate", "compute", "mesh"):
-        del older[field]
-    run.write("config.yaml", older)
-    assert train(config).record["state"] == "finished"
+@pytest.mark.parametrize("what", ["text", "tokenizer"])
+def test_a_text_that_changed_under_a_run_is_refused(tmp_path, what):
+    run, *_ = signed(tmp_path)
+    run.write("provenance.json", run.read("provenance.json") | {what: "0" * 64})
+    with pytest.raises(ValueError, match=f"the {what} has changed since"):
+        signed(tmp_path)
 
 
 def test_a_kill_while_the_directory_is_being_made_leaves_nothing_that_stops_the_next_try(tmp_path):
-    config = tiny_config(tmp_path)
-    run = train(config, stop_after=1)
+    run, _, tokens = signed(tmp_path)
     for name in ("record.json", "provenance.json"):
         run[name].unlink()
-    (run["tokenizer"] / "tokenizer.json").unlink(missing_ok=True)
-    assert train(config).record["state"] == "finished"
-
-
-def test_a_text_that_changed_under_a_run_is_refused(tmp_path):
-    config = tiny_config(tmp_path)
-    run = train(config, stop_after=1)
-    run.write("provenance.json", run.read("provenance.json") | {"text": "0" * 64})
-    with pytest.raises(ValueError, match="the text has changed since"):
-        train(config)
-
-
-def test_a_half_line_at_the_end_of_the_log_is_dropped(tmp_path):
-    config = tiny_config(tmp_path)
-    run = train(config, stop_after=5)
-    with open(run["metrics.jsonl"], "a") as file:
-        file.write('{"step": 6, "lo')
-    train(config)
-    steps = [json.loads(line)["step"] for line in run["metrics.jsonl"].read_text().splitlines()]
-    assert sorted(steps) == steps
-    assert steps.count(5) == 1
-
-
-def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path):
-    optimizer = {"lr": 1e30, "warmup": 5, "clip": 1e30}
-    run = train(tiny_config(tmp_path, optimizer=optimizer))
-    assert run.record["state"] == "diverged"
-    assert run.metrics[-1]["diverged"] is True
-    assert run.record["steps"] == run.metrics[-1]["step"]
-    assert math.isfinite(run.record["train_loss"])
-    loaded = normlab.run.load(run.directory)
-    assert all(bool((abs(x) < 1e9).all()) for x in jax.tree.leaves(nnx.state(loaded.model)))
-
-
-@pytest.mark.system
-def test_a_rate_that_is_too_high_stops_early(tmp_path):
-    optimizer = {"lr": 3.0, "warmup": 0, "clip": 1e9}
-    run = train(tiny_config(tmp_path, optimizer=optimizer, steps=60, eval_every=1, patience=2))
-    assert run.record["state"] == "stopped early"
-    rows = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
-    assert len(rows) - 1 - rows.index(min(rows)) == 2
-    assert run.record["best_step"] < run.record["steps"] < 60
-    steps = run.record["steps"]
-    run.write("record.json", {"state": "running"})  # as if killed before the record was written
-    config = tiny_config(tmp_path, optimizer=optimizer, steps=60, eval_every=1, patience=2)
-    assert train(config).record["steps"] == steps
-
-
-@pytest.mark.system
-@pytest.mark.parametrize(
-    ("norm", "placement"),
-    [(norm, "pre") for norm in norms if norms[norm].differentiable]
-    + [("rmsnorm", row) for row in placements if row != "pre"],
-)
-def test_every_norm_and_every_placement_learns(norm, placement, tmp_path):
-    run = train(
-        tiny_config(
-            tmp_path, norm={"type": norm}, placement={"type": placement}, steps=120, eval_every=40
-        )
-    )
-    valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
-    assert valid[-1] < valid[0] - 1.0
-    assert valid[0] == pytest.approx(math.log(300), abs=1.0)
-
-
-@pytest.mark.parametrize(
-    ("norm", "placement"), [pytest.param("none", "pre", marks=pytest.mark.system), ("dyt", "post")]
-)
-def test_norms_without_a_statistic_learn(norm, placement, tmp_path):
-    placed = {"norm": {"type": norm}, "placement": {"type": placement}}
-    run = train(tiny_config(tmp_path, steps=60, eval_every=60, **placed))
-    valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
-    assert valid[-1] < valid[0] - 0.5
+    (run["tokenizer"] / "tokenizer.json").unlink()
+    run.write("asked.yaml", [])
+    signed(tmp_path)
+    assert run.record == {"state": "running"}
+    assert run.read("asked.yaml") == ["a=1"]
+    assert load_tokenizer(run["tokenizer"]).hash == tokens.tokenizer.hash
+    assert run.read("provenance.json")["sessions"] == []
 
 
 def test_what_a_number_depends_on_is_in_the_name_of_its_run():
@@ -224,30 +305,69 @@ def test_what_a_number_depends_on_is_in_the_name_of_its_run():
     assert told() != told(norm={"type": "rmsnorm", "eps": 1e-6})
 
 
+# --- end to end
+
+
+@pytest.mark.system
+def test_dropout_too_goes_on_with_the_same_bits(tmp_path):
+    model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64, "dropout": 0.3}
+    still = train(tiny_config(tmp_path / "a", model=model, steps=6))
+    config = tiny_config(tmp_path / "b", model=model, steps=6)
+    train(config, stop_after=5)
+    assert same_ends(train(config), still, config)
+
+
+@pytest.mark.system
+def test_a_run_that_diverges_keeps_a_model_that_is_one(tmp_path):
+    optimizer = {"lr": 1e30, "warmup": 5, "clip": 1e30}
+    run = train(tiny_config(tmp_path, optimizer=optimizer))
+    assert run.record["state"] == "diverged"
+    assert math.isfinite(run.record["train_loss"])
+    loaded = normlab.run.load(run.directory)
+    assert all(bool((abs(x) < 1e9).all()) for x in jax.tree.leaves(nnx.state(loaded.model)))
+
+
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("steps", 8), ("batch", 2), ("window", 16), ("seed", 1), ("eval_every", 6),
-     ("eval_windows", 8), ("log_every", 5), ("patience", 1),
-     ("compute", {"statistics": "fp8_e4m3"})],
+    "fields",
+    [{"steps": 8}, {"batch": 2}, {"window": 16}, {"seed": 1}, {"eval_windows": 8},
+     {"compute": {"statistics": "fp8_e4m3"}}],
+    ids=lambda fields: next(iter(fields)),
 )  # fmt: skip
-def test_every_field_of_a_run_changes_what_is_logged(tmp_path, field, value):
-    worse = {"lr": 3.0, "warmup": 0, "clip": 1e9}  # nothing gets better, so that patience ends
-    base = {"optimizer": worse} if field == "patience" else {}
-    changed = train(tiny_config(tmp_path / "changed", **base, **{field: value}))
-    assert told(changed) != told(train(tiny_config(tmp_path / "base", **base)))
+def test_every_field_of_a_run_changes_what_is_logged(alone, tmp_path, fields):
+    changed = train(tiny_config(tmp_path, **fields))
+    then, now = (
+        {r["step"]: r for r in logged(run) if "valid_loss" in r} for run in (alone, changed)
+    )
+    assert then[4]["valid_loss"] != now[4]["valid_loss"]
 
 
-def told(run):
-    """How a run ended and what it logged, but for times."""
-    rows = [{k: v for k, v in r.items() if not k.startswith(("sec", "tok"))} for r in run.metrics]
-    return run.record["state"], rows
+WALK = [(norm, "pre") for norm in norms if norms[norm].differentiable]
+WALK += [("rmsnorm", row) for row in placements if row != "pre"]
 
 
-def test_a_run_lies_where_it_is_told_to(finished, tmp_path):
-    assert finished.directory.parent.name.startswith("runs")
-    config = tiny_config(tmp_path, run=str(tmp_path / "here"))
-    assert train(config, stop_after=1).directory == tmp_path / "here"
+@pytest.mark.extended
+@pytest.mark.parametrize(("norm", "placement"), WALK)
+def test_every_norm_and_every_placement_learns(norm, placement, tmp_path):
+    run = train(
+        tiny_config(
+            tmp_path, norm={"type": norm}, placement={"type": placement}, steps=120, eval_every=40
+        )
+    )
+    valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
+    assert valid[-1] < valid[0] - 1.0
+    assert valid[0] == pytest.approx(math.log(300), abs=1.0)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("norm", "placement"), [("none", "pre"), ("dyt", "post"), ("batchnorm", "peri")]
+)
+def test_norms_without_a_statistic_or_with_a_state_learn(norm, placement, tmp_path):
+    placed = {"norm": {"type": norm}, "placement": {"type": placement}}
+    run = train(tiny_config(tmp_path, steps=60, eval_every=60, **placed))
+    valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
+    assert valid[-1] < valid[0] - 0.5
 
 
 CUDNN = {"attention": "cudnn", "dtype": "bfloat16"}
