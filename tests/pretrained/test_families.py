@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from normlab.model import ModelConfig
 from normlab.norms import norms
 from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs, text_config
 from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.source import CheckpointError
-from tests.support.small_checkpoints import CONFIGS, HEAD, LAYERS, tensors, write_gguf
+from tests.support.small_checkpoints import CONFIGS, EPS, HEAD, WIDTH, write_gguf
 
 
 def read(family, **changes):
@@ -19,6 +18,17 @@ def read(family, **changes):
 
 def model(family, **changes):
     return read(family, **changes).model
+
+
+def in_gguf(folder, family, config=None, **metadata):
+    """A GGUF file of no weights; what its metadata says."""
+    write_gguf(folder / "m.gguf", family, config or CONFIGS[family], {}, **metadata)
+    file = GGUF(folder / "m.gguf")
+    return file, lambda: {**gguf_config(file), "vocab_size": 260, "tie_word_embeddings": True}
+
+
+def without(family, *keys):
+    return {key: value for key, value in CONFIGS[family].items() if key not in keys}
 
 
 SITES = {
@@ -32,12 +42,12 @@ SITES = {
 }
 
 
-@pytest.mark.parametrize("family", SITES)
-def test_where_norms_sit(family):
-    found = read(family)
-    assert found.placement.sites(found.model.layers) == SITES[family]
-    assert found.norm == norms["layernorm" if family == "gpt2" else "rmsnorm"].Config(eps=1e-5)
-    assert found.placement.norm_qk_full == (family == "olmo2")
+def test_where_norms_sit():
+    for family, sites in SITES.items():
+        found = read(family)
+        assert found.placement.sites(found.model.layers) == sites
+        assert found.norm == norms["layernorm" if family == "gpt2" else "rmsnorm"].Config(eps=EPS)
+        assert found.placement.norm_qk_full == (family == "olmo2")
 
 
 def test_what_each_family_adds():
@@ -62,31 +72,25 @@ def test_gemma_reads_hidden_activation_where_both_are_given():
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
-@pytest.mark.parametrize("none", [None, 0.0])
 @pytest.mark.parametrize(("family", "unsaid"), [("gemma2", (50.0, 30.0)), ("gemma3", (None, None))])
-def test_a_soft_cap_of_null_or_0_is_none_and_an_unsaid_one_the_familys(
-    family, unsaid, none, tmp_path
-):
-    bare = {k: v for k, v in CONFIGS[family].items() if k not in CAPS}
-    found = configs(bare, "config.json")[1].model
-    assert (found.attention_softcap, found.logit_softcap) == unsaid
-    uncapped = model(family, **dict.fromkeys(CAPS, none))
-    assert (uncapped.attention_softcap, uncapped.logit_softcap) == (None, None)
-    write_gguf(tmp_path / "m.gguf", family, bare, {})
-    file = GGUF(tmp_path / "m.gguf")
-    in_gguf = {"vocab_size": 260, "tie_word_embeddings": True}
-    found = configs({**gguf_config(file), **in_gguf}, "m.gguf")[1].model
-    assert (found.attention_softcap, found.logit_softcap) == unsaid
+def test_a_soft_cap_of_null_or_0_is_none_and_an_unsaid_one_the_familys(family, unsaid, tmp_path):
+    bare = without(family, *CAPS)
+    _, said = in_gguf(tmp_path, family, bare)
+    for config in (bare, said()):
+        found = configs(config, "config.json")[1].model
+        assert (found.attention_softcap, found.logit_softcap) == unsaid
+    for none in (None, 0.0):
+        uncapped = model(family, **dict.fromkeys(CAPS, none))
+        assert (uncapped.attention_softcap, uncapped.logit_softcap) == (None, None)
 
 
 def test_an_unsaid_rope_theta_is_the_familys(tmp_path):
     assert model("llama", rope_theta=None).rope_theta == 1e4
     assert model("gemma2", rope_theta=None).rope_theta == 1e4
-    three = model("gemma3", rope_theta=None)
+    three = model("gemma3", rope_theta=None, rope_local_base_freq=None)
     assert (three.rope_theta, three.local_rope_theta) == (1e6, 1e4)
-    bare = {k: v for k, v in CONFIGS["gemma3"].items() if k != "rope_theta"}
-    write_gguf(tmp_path / "m.gguf", "gemma3", bare, {})
-    assert gguf_config(GGUF(tmp_path / "m.gguf"))["rope_theta"] == 1e4  # llama.cpp's, of all
+    _, said = in_gguf(tmp_path, "gemma3", without("gemma3", "rope_theta"))
+    assert said()["rope_theta"] == 1e4  # llama.cpp's, of all
 
 
 def test_the_text_part_of_a_gemma3_that_sees():
@@ -109,44 +113,42 @@ def test_the_text_part_of_a_gemma3_that_sees():
     assert text_config(CONFIGS["gemma3"]) is CONFIGS["gemma3"]
 
 
-def test_a_gguf_file_says_which_blocks_are_local(tmp_path):
-    said = {"attention.sliding_window_pattern": 2, "rope.freq_base_swa": 77.0}
-    said = {f"gemma3.{key}": value for key, value in said.items()}
-    write_gguf(tmp_path / "m.gguf", "gemma3", CONFIGS["gemma3"], {}, **said)
-    unsaid = {"vocab_size": 260, "tie_word_embeddings": True}
-    found = {**gguf_config(GGUF(tmp_path / "m.gguf")), **unsaid}
-    three = configs(found, "m.gguf")[1].model
-    assert (three.global_every, three.local_rope_theta) == (2, 77.0)
+def test_a_pattern_of_blocks_is_a_number(tmp_path):
+    _, said = in_gguf(tmp_path, "gemma3")
     with pytest.raises(CheckpointError, match=r"sliding_window_pattern = \[True\]: expected n ≥ 1"):
-        configs({**found, "sliding_window_pattern": [True]}, "m.gguf")
+        configs({**said(), "sliding_window_pattern": [True]}, "m.gguf")
 
 
 @pytest.mark.parametrize(("family", "expected"), [("gemma2", (4096, 2)), ("gemma3", (None, None))])
 def test_a_gguf_file_that_names_no_window_has_llama_cpps(family, expected, tmp_path):
-    bare = {k: v for k, v in CONFIGS[family].items() if k != "sliding_window"}
-    write_gguf(tmp_path / "m.gguf", family, bare, {})
-    unsaid = {"vocab_size": 260, "tie_word_embeddings": True}
-    found = configs({**gguf_config(GGUF(tmp_path / "m.gguf")), **unsaid}, "m.gguf")[1].model
+    bare = without(family, "sliding_window", "sliding_window_pattern")
+    _, said = in_gguf(tmp_path, family, bare)
+    found = configs(said(), "m.gguf")[1].model
     assert (found.window, found.global_every) == expected
 
 
 def test_a_part_of_a_gguf_file_says_so(tmp_path):
-    write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], {}, **{"split.count": 2})
+    _, said = in_gguf(tmp_path, "llama", **{"split.count": 2})
     with pytest.raises(CheckpointError, match=r"m\.gguf is one of 2 parts: expected one file"):
-        gguf_config(GGUF(tmp_path / "m.gguf"))
+        said()
 
 
 def test_local_and_global_blocks():
-    two, three = model("gemma2"), model("gemma3", num_hidden_layers=12)
-    assert [two.local(i) for i in range(LAYERS)] == [True, False, True]
+    two = model("gemma2", num_hidden_layers=3)
+    three = model("gemma3", num_hidden_layers=12, sliding_window_pattern=None)
+    assert [two.local(i) for i in range(3)] == [True, False, True]
     assert [i for i in range(12) if not three.local(i)] == [5, 11]
-    assert (three.window, three.rope_theta, three.local_rope_theta) == (5, 500.0, 10000.0)
+    assert (three.window, three.rope_theta, three.local_rope_theta) == (5, 500.0, 50.0)
     types = ["sliding_attention", "sliding_attention", "full_attention"]
-    assert model("gemma3", layer_types=types).global_every == 3
-    assert model("gemma3", layer_types=["full_attention"] * 3).window is None
-    assert model("gemma3", layer_types=["sliding_attention"] * 3).global_every is None
+
+    def every(*types):
+        return model("gemma3", num_hidden_layers=3, layer_types=list(types))
+
+    assert every(*types).global_every == 3
+    assert every(*["full_attention"] * 3).window is None
+    assert every(*["sliding_attention"] * 3).global_every is None
     with pytest.raises(CheckpointError, match="not every n-th layer global"):
-        model("gemma3", layer_types=["full_attention", *types[:2]])
+        every("full_attention", *types[:2])
 
 
 def test_llama3_stretches_slow_turns_only():
@@ -174,13 +176,10 @@ def test_llama3_stretches_slow_turns_only():
         assert found[-1] == 8.0
 
 
-def test_products_that_were_sharded_in_training_are_the_same_products():
-    assert model("llama", pretraining_tp=2) == model("llama")
-
-
-def test_linear_scaling():
+def test_linear_scaling_and_what_means_nothing():
     linear = {"rope_scaling": {"type": "linear", "factor": 4.0}}
     assert model("llama", **linear).rope_divisors == (4.0,) * 4
+    assert model("llama", pretraining_tp=2) == model("llama")  # products sharded in training
 
 
 def local_rope(**fields):
@@ -225,18 +224,6 @@ def test_what_cannot_be_computed_is_refused(family, changes, message):
         read(family, **changes)
 
 
-@pytest.mark.parametrize("family", SITES)
-def test_gguf_metadata_says_the_same(family, tmp_path):
-    write_gguf(tmp_path / "m.gguf", family, CONFIGS[family], tensors(family))
-    found = configs(gguf_config(GGUF(tmp_path / "m.gguf")), "m.gguf")[1]
-    expected = read(family)
-    same = {f: getattr(found.model, f) for f in ModelConfig.__dataclass_fields__}
-    assert found.norm.eps == np.float32(expected.norm.eps)
-    for field, value in same.items():
-        assert value == pytest.approx(getattr(expected.model, field)), field
-    assert (found.placement, found.vocab_size) == (expected.placement, expected.vocab_size)
-
-
 @pytest.mark.parametrize(
     ("said", "divisors"),
     [
@@ -252,9 +239,8 @@ def test_gguf_metadata_says_the_same(family, tmp_path):
 )
 def test_gguf_scaled_positions(said, divisors, tmp_path):
     rope = {f"llama.rope.{key}": value for key, value in said.items()}
-    write_gguf(tmp_path / "a.gguf", "llama", CONFIGS["llama"], tensors("llama"), **rope)
-    found = configs(gguf_config(GGUF(tmp_path / "a.gguf")), "a.gguf")[1]
-    assert found.model.rope_divisors == divisors
+    _, found = in_gguf(tmp_path, "llama", **rope)
+    assert configs(found(), "m.gguf")[1].model.rope_divisors == divisors
 
 
 def test_gguf_positions_are_scaled_in_one_way(tmp_path):
@@ -269,11 +255,10 @@ def test_gguf_positions_are_scaled_in_one_way(tmp_path):
 
 def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
     """llama.cpp's only departure from the head size as the queries' scale."""
-    write_gguf(tmp_path / "a.gguf", "gemma2", CONFIGS["gemma2"], {})
-    file = GGUF(tmp_path / "a.gguf")
-    assert gguf_config(file)["query_pre_attn_scalar"] == HEAD
+    file, said = in_gguf(tmp_path, "gemma2")
+    assert said()["query_pre_attn_scalar"] == HEAD
     file.metadata["gemma2.block_count"] = 46
-    assert gguf_config(file)["query_pre_attn_scalar"] == 24 // 4
+    assert said()["query_pre_attn_scalar"] == WIDTH // 4
 
 
 @pytest.mark.parametrize(
@@ -289,11 +274,10 @@ def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
     ],
 )
 def test_broken_metadata(changes, message, tmp_path):
-    write_gguf(tmp_path / "m.gguf", "llama", CONFIGS["llama"], {})
-    file = GGUF(tmp_path / "m.gguf")
+    file, said = in_gguf(tmp_path, "llama")
     file.metadata.update(changes)
     with pytest.raises(CheckpointError, match=message):
-        configs(gguf_config(file), "m.gguf")
+        configs(said(), "m.gguf")
 
 
 def test_every_family_that_gguf_knows_has_names():

@@ -15,7 +15,10 @@ from tests.support.small_checkpoints import log_probs, write_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("default")  # other packages' warnings are theirs
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.filterwarnings("default"),  # other packages' warnings are theirs
+]
 
 TOLERANCE = 1e-4  # of a log-probability in float32
 LENGTH = 24
@@ -161,7 +164,6 @@ def test_bert_hidden_states_equal_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.system
 def test_a_real_encoder_equals_transformers() -> None:
     name = "all-minilm-l6-v2"
     try:
@@ -210,7 +212,6 @@ def real(request: pytest.FixtureRequest):
     return pretrained.load(request.param), theirs, tokenizer
 
 
-@pytest.mark.system
 def test_a_real_tokenizer_equals_transformers(real) -> None:
     ours, _, tokenizer = real
     for text in (*TEXTS, wikitext_sample()):
@@ -229,7 +230,6 @@ def wikitext_sample() -> str:
     return (Path(folder) / "wikitext-2-raw-v1" / "wiki.valid.raw").read_text(encoding="utf-8")
 
 
-@pytest.mark.system
 def test_a_real_model_equals_transformers(real) -> None:
     """Theirs in float64: in float32 it is up to 1.3e-4 from that itself."""
     ours, theirs, _ = real

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -36,9 +37,19 @@ BPE = {
 }
 
 
-def texts(metadata, text):
+@cache
+def spm():
+    return from_metadata(SPM, "t")
+
+
+@cache
+def bpe():
+    return from_metadata(BPE, "t")
+
+
+def texts(metadata, text, made=None):
     """The tokens of a text as the vocabulary spells them."""
-    ids = from_metadata(metadata, "t").encode(text).ids
+    ids = (made or from_metadata(metadata, "t")).encode(text).ids
     return [metadata["tokenizer.ggml.tokens"][i] for i in ids]
 
 
@@ -59,38 +70,35 @@ def slow_sentencepiece(text):
 
 @given(st.text("ab c", max_size=20))
 def test_sentencepiece_joins_by_score(text):
-    tokens = [t.replace(" ", "▁") for t in texts(SPM, text)]
+    tokens = [t.replace(" ", "▁") for t in texts(SPM, text, spm())]
     assert tokens == slow_sentencepiece(text)
 
 
 @given(st.text())
 def test_sentencepiece_brings_any_text_back(text):
-    tokenizer = from_metadata(SPM, "t")
-    ids = tokenizer.encode(text).ids
+    ids = spm().encode(text).ids
     assert 0 not in ids  # no unknowns: bytes instead
     if "<" not in text:  # specials may be spelled out
-        assert tokenizer.decode(ids) == text
+        assert spm().decode(ids) == text
 
 
 def test_sentencepiece_puts_a_blank_before_a_text_where_asked():
     prefixed = {**SPM, "tokenizer.ggml.add_space_prefix": True}
-    assert texts(prefixed, "ab") == ["▁ab"]
-    assert (
-        from_metadata(prefixed, "t").decode(from_metadata(prefixed, "t").encode("ab c").ids)
-        == "ab c"
-    )
+    made = from_metadata(prefixed, "t")
+    assert texts(prefixed, "ab", made) == ["▁ab"]
+    assert made.decode(made.encode("ab c").ids) == "ab c"
 
 
-def test_tokens_of_the_user_come_before_all_else():
+def test_tokens_that_are_found_before_all_else():
     assert texts(SPM, "a\n\n\nb") == ["a", "\n\n", "\n", "b"]
     assert texts(SPM, "é") == ["<0xC3>", "<0xA9>"]
+    assert texts(BPE, "a<|end|>b") == ["a", "<|end|>", "b"]
 
 
 @given(st.text())
 def test_byte_level_brings_any_text_back(text):
-    tokenizer = from_metadata(BPE, "t")
-    encoding = tokenizer.encode(text)
-    assert tokenizer.decode(encoding.ids) == text
+    encoding = bpe().encode(text)
+    assert bpe().decode(encoding.ids) == text
     assert (encoding.ends[-1] if text else 0) == len(text)
 
 
@@ -104,68 +112,59 @@ def test_byte_level_brings_any_text_back(text):
     ],
 )
 def test_cutting_rules(cut, expected):
-    assert texts({**BPE, "tokenizer.ggml.pre": cut}, "ab ab 123") == expected
+    assert texts(kind_of_bpe(cut), "ab ab 123") == expected
 
 
-def test_a_control_token_is_found_whole():
-    assert texts(BPE, "a<|end|>b") == ["a", "<|end|>", "b"]
+def kind_of_bpe(pre):
+    return BPE | {"tokenizer.ggml.pre": pre}
+
+
+BARE = {key: value for key, value in BPE.items() if "bos" not in key}
+END = {"tokenizer.ggml.eos_token_id": 3}
 
 
 @pytest.mark.parametrize(
-    ("metadata", "bos"),
+    ("metadata", "bos", "prefix"),
     [
-        (SPM, 1),
-        ({**SPM, "tokenizer.ggml.add_bos_token": False}, None),
-        (BPE, None),
-        ({**BPE, "tokenizer.ggml.add_bos_token": True}, 259),
-        ({**BPE, "tokenizer.ggml.pre": "llama-bpe"}, 259),
-        ({**BPE, "tokenizer.ggml.pre": "llama3"}, 259),
-        ({**BPE, "tokenizer.ggml.pre": "falcon3"}, 259),
-        ({**BPE, "tokenizer.ggml.pre": "smaug-bpe"}, None),
-        ({**BPE, "tokenizer.ggml.pre": "dbrx"}, None),
+        (SPM, 1, 1),
+        (SPM | {"tokenizer.ggml.add_bos_token": False}, None, 1),
+        (BPE, None, 259),
+        (BPE | END, None, 259),
+        (BARE | END, None, 3),
+        (BARE, None, None),
+        (BPE | {"tokenizer.ggml.add_bos_token": True}, 259, 259),
+        (kind_of_bpe("llama-bpe"), 259, 259),
+        (kind_of_bpe("llama3"), 259, 259),
+        (kind_of_bpe("falcon3"), 259, 259),
+        (kind_of_bpe("smaug-bpe"), None, 259),
+        (kind_of_bpe("dbrx"), None, 259),
     ],
 )
-def test_bos_is_what_the_model_was_trained_with(metadata, bos):
-    assert from_metadata(metadata, "t").bos == bos
+def test_bos_is_what_the_model_was_trained_with(metadata, bos, prefix):
+    """A text may need a token before it where the model needs none."""
+    tokenizer = from_metadata(metadata, "t")
+    assert (tokenizer.bos, tokenizer.prefix) == (bos, prefix)
 
 
 @pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", ["Ġab"]), ("dbrx", ["Ġ", "ab"])])
 def test_a_word_that_is_a_token_is_not_merged_by_llama3_alone(pre, expected):
     """A dbrx vocabulary cuts a text alike, and merges what it has cut."""
-    metadata = {**BPE, "tokenizer.ggml.pre": pre, "tokenizer.ggml.merges": ["a b"]}
+    metadata = kind_of_bpe(pre) | {"tokenizer.ggml.merges": ["a b"]}
     assert texts(metadata, " ab") == expected
 
 
 @pytest.mark.parametrize(
-    ("metadata", "prefix"),
+    ("metadata", "message"),
     [
-        (BPE, 259),
-        ({**BPE, "tokenizer.ggml.eos_token_id": 3}, 259),
-        ({k: v for k, v in BPE.items() if "bos" not in k} | {"tokenizer.ggml.eos_token_id": 3}, 3),
-        ({k: v for k, v in BPE.items() if "bos" not in k}, None),
+        (BPE | {"tokenizer.ggml.model": "gpt"}, "unknown tokenizer .* 'gpt'.*Did you mean 'gpt2'"),
+        (kind_of_bpe("gpt2"), "unknown cutting rule .*Did you mean 'gpt-2'"),
+        (BPE | {"tokenizer.ggml.merges": ["x yz"]}, "no tokenizer can be made"),
+        ({key: value for key, value in BPE.items() if "merges" not in key}, "merges"),
     ],
 )
-def test_a_text_may_need_a_token_before_it_where_the_model_needs_none(metadata, prefix):
-    tokenizer = from_metadata(metadata, "t")
-    assert (tokenizer.bos, tokenizer.prefix) == (None, prefix)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tokenizer.ggml.model": "gpt"}, "unknown tokenizer .* 'gpt'.*Did you mean 'gpt2'"),
-        ({"tokenizer.ggml.pre": "gpt2"}, "unknown cutting rule .*Did you mean 'gpt-2'"),
-        ({"tokenizer.ggml.merges": ["x yz"]}, "no tokenizer can be made"),
-    ],
-)
-def test_what_a_file_does_not_say_well(changes, message):
+def test_what_a_file_does_not_say_well(metadata, message):
     with pytest.raises(CheckpointError, match=message):
-        from_metadata({**BPE, **changes}, "t")
-
-
-def test_metadata_without_merges():
-    with pytest.raises(CheckpointError, match="merges"):
-        from_metadata({k: v for k, v in BPE.items() if "merges" not in k}, "t")
+        from_metadata(metadata, "t")
 
 
 def with_template(folder, settings=None, single="{} $A", padded=None):

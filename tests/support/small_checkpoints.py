@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from normlab.language_model import LanguageModel
-from normlab.model import Context
+from tests.conftest import forward
+from tests.support.reference_forward import log_softmax
 
-VOCAB, WIDTH, HIDDEN, LAYERS, HEADS, KV, HEAD = 260, 24, 40, 3, 4, 2, 8
+VOCAB, WIDTH, HIDDEN, LAYERS, HEADS, KV, HEAD = 260, 24, 40, 2, 4, 2, 8
+EPS = 2.0**-17  # the same number in the float32 of a GGUF file
 
 CONFIG = {
     "vocab_size": VOCAB,
@@ -22,7 +22,7 @@ CONFIG = {
     "num_key_value_heads": KV,
     "head_dim": HEAD,
     "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": EPS,
     "hidden_act": "silu",
     "rope_theta": 500.0,
 }
@@ -43,7 +43,12 @@ CONFIGS = {
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 3.0,
     },
-    "gemma3": {**CONFIG, **GEMMA, "model_type": "gemma3_text"},
+    "gemma3": {
+        **{**CONFIG, **GEMMA},
+        "model_type": "gemma3_text",
+        "sliding_window_pattern": 2,
+        "rope_local_base_freq": 50.0,
+    },
     "gpt2": {
         "model_type": "gpt2",
         "vocab_size": VOCAB,
@@ -51,7 +56,7 @@ CONFIGS = {
         "n_layer": LAYERS,
         "n_head": HEADS,
         "n_positions": 64,
-        "layer_norm_epsilon": 1e-5,
+        "layer_norm_epsilon": EPS,
     },
 }
 """A config.json of each family that both formats know."""
@@ -64,9 +69,11 @@ BERT = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "max_position_embeddings": 64,
-    "layer_norm_eps": 1e-5,
+    "layer_norm_eps": EPS,
     "hidden_act": "gelu",
 }
+ALL = {**CONFIGS, "bert": BERT}
+"""A config.json of each family."""
 
 
 def tensors(family: str, seed: int = 0) -> dict[str, np.ndarray]:
@@ -234,6 +241,8 @@ _GGUF_KEYS = {
     "max_position_embeddings": "context_length",
     "n_positions": "context_length",
     "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "rope_local_base_freq": "rope.freq_base_swa",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "layer_norm_epsilon": "attention.layer_norm_epsilon",
     "rope_theta": "rope.freq_base",
@@ -298,5 +307,5 @@ def write_gguf(
 
 
 def log_probs(lm: LanguageModel, tokens: np.ndarray) -> np.ndarray:
-    """The model's log-probabilities [b, l, v] in fp32."""
-    return np.asarray(jax.nn.log_softmax(lm.model(jnp.asarray(tokens), Context())))
+    """The model's log-probabilities [b, l, v] in fp32, but for the softmax."""
+    return log_softmax(forward(lm.model, tokens))
