@@ -10,7 +10,7 @@ from tests.support.browser import NAMES, Browser, executable
 from tests.support.report_sources import HOSTILE, record, write_records, write_run, write_watch
 
 pytestmark = [
-    pytest.mark.system,
+    pytest.mark.extended,
     pytest.mark.skipif(executable() is None, reason=f"no browser: none of {', '.join(NAMES)}"),
 ]
 
