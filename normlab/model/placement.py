@@ -181,7 +181,7 @@ _row(
         formula="x + F(N(x)); a final norm",
         source="Xiong et al. 2020, arXiv:2002.04745, Fig. 1b",
         property="the branch sees the normalized stream, the stream itself is never normalized",
-        test=_tests("test_pre_is_x_plus_f_of_norm"),
+        test=_tests("test_every_row_is_its_formula"),
     ),
 )
 _row(
@@ -192,7 +192,7 @@ _row(
         formula="N(x + F(x)); no final norm",
         source="Vaswani et al. 2017, arXiv:1706.03762, section 3.1",
         property="every sublayer leaves the stream with RMS 1 (at γ = 1)",
-        test=_tests("test_post_is_norm_of_x_plus_f"),
+        test=_tests("test_post_and_keel_leave_the_stream_normed"),
     ),
 )
 _row(

@@ -9,21 +9,26 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from normlab.checkpoint import to_names
 from normlab.data import load_tokens
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig, Context, attention
-from normlab.numerics import Precision
+from normlab.norms import NormState, norms
 from normlab.run import Run
-from tests.conftest import TINY, tiny_model
+from tests.conftest import TINY, VOCAB, tiny_model
+from tests.support.passes import QUICK, by_name
 from tests.support.runs import tiny_config
-from tests.training.test_step import gradients, small, texts, trained
 from train.loop import Trainer, train
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.stacked import stacked
-from train.step import make_step
+from train.step import learned, make_step
 
+FLOAT32 = ComputeConfig()
 NARROW = ComputeConfig(dtype="bfloat16")
+LOW = ComputeConfig(statistics="fp16:sequential")
+REMAT = ComputeConfig(remat=True)
+STEPS = 20
+IDS = np.random.default_rng(0).integers(0, VOCAB, (4, 17)).astype(np.int32)
+INPUTS, TARGETS = IDS[:, :-1], IDS[:, 1:]
 
 
 def equations(jaxpr):
@@ -39,79 +44,150 @@ def equations(jaxpr):
                 yield from equations(value)
 
 
+SMALL = {"layers": 1, "gated": False}
 VARIANTS = [{}, {"attention_softcap": 5.0}, {"tied": False, "bias": True, "positions": "learned"}]
+
+
+def stepper(model, compute):
+    """(a step of training, its arguments before the number of the step)."""
+    graphdef, params = nnx.split(model)
+    params = jax.tree.map(jnp.copy, params)  # a step donates its arguments
+    optimizer = make_optimizer(OptimizerConfig(warmup=1), STEPS, learned(params), model.stacked)
+    step = make_step(graphdef, optimizer, 0, STEPS, compute)
+    return step, (params, optimizer.init(learned(params)))
 
 
 @functools.cache
 def step_jaxpr(compute, variant=0):
-    model = small(**VARIANTS[variant])
-    graphdef, params = nnx.split(model)
-    weights = nnx.filter_state(params, nnx.Param)
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, weights)
-    step = make_step(graphdef, optimizer, 0, 10, compute)
-    return jax.make_jaxpr(step)(params, optimizer.init(weights), np.int32(0), *texts(0)).jaxpr
+    step, state = stepper(tiny_model(**SMALL, **VARIANTS[variant]), compute)
+    return jax.make_jaxpr(step)(*state, np.int32(0), INPUTS, TARGETS).jaxpr
+
+
+def trained(model, steps, compute):
+    """Losses of a few steps on one batch."""
+    step, state = stepper(model, compute)
+    losses = []
+    for i in range(steps):
+        *state, metrics = step(*state, np.int32(i), INPUTS, TARGETS)
+        losses.append(float(metrics["loss"]))
+    return losses
 
 
 @pytest.mark.parametrize("variant", range(3))
-def test_every_product_of_a_bfloat16_step_is_bfloat16(variant):
+def test_every_product_of_a_bfloat16_step_is_bfloat16_and_all_else_float32(variant):
     """Attention's backward pass names the algorithm instead: bfloat16 operands, float32 sums."""
-    found = [e for e in equations(step_jaxpr(NARROW, variant)) if e.primitive.name == "dot_general"]
-    assert len(found) == 3 * (6 + 2 + 1)  # maps, attention, head: forward, and twice backward
+    jaxpr = step_jaxpr(NARROW, variant)
+    products = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert len(products) == 3 * (6 + 2 + 1)  # maps, attention, head: forward, and twice backward
     named = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
-    for equation in found:
+    for equation in products:
         dtypes = {str(v.aval.dtype) for v in equation.invars}
         assert dtypes == {"bfloat16"} or equation.params["precision"] == named, equation
+    for equation in equations(jaxpr):  # softmax and loss
+        if equation.primitive.name in ("exp", "log", "tanh"):
+            assert equation.outvars[0].aval.dtype == jnp.float32, equation
+    after = {str(v.aval.dtype) for v in jaxpr.outvars}  # parameters, the optimizer's state, metrics
+    assert after == {"float32", "int32"}
 
 
 def test_a_float32_step_knows_no_bfloat16():
-    for equation in equations(step_jaxpr(ComputeConfig())):
+    for equation in equations(step_jaxpr(FLOAT32)):
         assert all(str(getattr(v.aval, "dtype", "")) != "bfloat16" for v in equation.outvars)
 
 
-def test_softmax_and_loss_are_float32_in_a_bfloat16_step():
-    for variant in range(3):
-        for equation in equations(step_jaxpr(NARROW, variant)):
-            if equation.primitive.name in ("exp", "log", "tanh"):
-                assert equation.outvars[0].aval.dtype == jnp.float32, equation
+@pytest.mark.system
+def test_a_bfloat16_step_learns():
+    losses = trained(tiny_model(**SMALL), 12, NARROW)
+    assert losses[-1] < losses[0] - 0.1
 
 
-def test_parameters_state_and_gradients_stay_float32_and_it_learns():
-    params, losses = trained(small(), steps=12, compute=NARROW, batch=lambda _: texts(0))
-    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    found = jax.eval_shape(lambda: gradients(small(), NARROW)[1])
-    assert {g.dtype for g in jax.tree.leaves(found)} == {jnp.dtype("float32")}
-    assert losses[-1] < losses[0]
+def gradients(model, computes, **context):
+    """By name of a config: (loss, gradients by name, what the norms keep), all in one program."""
+    graphdef, weights, kept = nnx.split(model, nnx.Param, NormState)
+
+    def loss(weights, compute):
+        model = nnx.merge(graphdef, weights, kept, copy=True)
+        logits = model(INPUTS, Context(compute=compute, progress=jnp.float32(0), **context))
+        return token_nll(logits, TARGETS).mean(), nnx.state(model, NormState)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(weights):
+        both = jax.value_and_grad(loss, has_aux=True)
+        return {name: both(weights, compute) for name, compute in computes.items()}
+
+    return {
+        name: (float(value), found, kept) for name, ((value, kept), found) in run(weights).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def each():
+    """One model's gradients under each config."""
+    return gradients(tiny_model(**SMALL), {"plain": FLOAT32, "narrow": NARROW, "low": LOW})
+
+
+def assert_agree(wide, narrow):
+    """A bfloat16 pass and a float32 one, which keeps 16 bits more."""
+    assert narrow[0] == pytest.approx(wide[0], rel=2e-2)
+    assert narrow[0] != wide[0]
+    assert {str(g.dtype) for g in jax.tree.leaves(narrow[1])} == {"float32"}
+    a, b = (np.concatenate([g.ravel() for g in by_name(x[1]).values()]) for x in (wide, narrow))
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert cosine > 0.995  # bfloat16 keeps 8 bits; a wrong term would be far below
+
+
+def test_gradients_in_bfloat16_agree_with_those_of_float32(each):
+    assert_agree(each["plain"], each["narrow"])
+
+
+def test_the_derivative_of_a_low_precision_statistic_is_that_of_the_float32_sum(each):
+    exact, low = (by_name(each[name][1]) for name in ("plain", "low"))
+    for name, g in exact.items():
+        apart = np.linalg.norm(low[name] - g) / np.linalg.norm(g)
+        assert 0 < apart < 2e-3, name  # what the forward pass moved, and no more
+    assert each["low"][0] != each["plain"][0]
+
+
+def test_only_a_step_with_remat_has_marks_of_what_is_kept():
+    kinds = ("checkpoint", "remat2")
+    plain, marked = (
+        sum(e.primitive.name in kinds for e in equations(step_jaxpr(c))) for c in (FLOAT32, REMAT)
+    )
+    assert plain == 0
+    assert marked >= 1
 
 
 MODELS = [
-    ("rmsnorm", "pre"),
-    ("layernorm", "peri"),
-    pytest.param("batchnorm", "post", marks=pytest.mark.system),
-    pytest.param("dyt", "normformer", marks=pytest.mark.system),
-    pytest.param("rmsnorm", "hybridnorm", marks=pytest.mark.system),
+    ("layernorm", "peri", {}),
+    ("batchnorm", "post", {}),  # whose state is carried through
+    ("dyt", "normformer", {}),
+    ("rmsnorm", "hybridnorm", {}),
+    ("rmsnorm", "pre", {"dropout": 0.3}),
 ]
 
 
-@pytest.mark.parametrize(("norm", "placement"), MODELS)
-def test_gradients_agree_with_those_of_float32(norm, placement):
-    model = tiny_model(norm, placement)
-    (value, wide, _), (low, narrow, _) = (gradients(model, c) for c in (None, NARROW))
-    assert low == pytest.approx(float(value), rel=2e-2)
-    assert low != value
-    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (wide, narrow)]
-    cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
-    assert cosine > 0.995  # bfloat16 keeps 8 bits; a wrong term would be far below
+@pytest.mark.system
+@pytest.mark.parametrize(("norm", "placement", "fields"), MODELS)
+def test_gradients_in_bfloat16_agree_and_remat_changes_none(norm, placement, fields):
+    both = dataclasses.replace(NARROW, statistics="fp16:sequential")
+    configs = {"plain": FLOAT32, "narrow": NARROW, "remat": REMAT, "both": both}
+    key = {"dropout_key": jax.random.key(1)} if fields else {}
+    found = gradients(tiny_model(norm, placement, **fields), configs, **key)
+    assert_agree(found["plain"], found["narrow"])
+    for x, y in zip(*map(jax.tree.leaves, (found["plain"], found["remat"])), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    assert (found["both"][0] != found["narrow"][0]) == norms[norm].has_statistic
 
 
 def test_a_norm_sees_float32_rows_and_leaves_bfloat16_ones_as_they_came():
     seen = []
 
-    class Spy(type(tiny_model("rmsnorm").blocks[0].mlp.norm_in)):
+    class Spy(type(tiny_model().norm_final)):
         def __call__(self, x, acc):
             seen.append(x.dtype)
             return super().__call__(x, acc)
 
-    norm = tiny_model("rmsnorm").norm_final
+    norm = tiny_model().norm_final
     norm.__class__ = Spy
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 32)), jnp.bfloat16)
     y = Context(compute=NARROW).norm(norm, x)
@@ -121,50 +197,31 @@ def test_a_norm_sees_float32_rows_and_leaves_bfloat16_ones_as_they_came():
     assert np.array_equal(y, exact.astype(jnp.bfloat16))
 
 
-def test_the_precision_of_a_statistic_is_chosen_beside_it(tokens):
-    model = tiny_model(init_std=8.0)
-    exact = model(tokens, Context(compute=NARROW))
-    low = model(tokens, Context(Precision.parse("fp16:sequential"), compute=NARROW))
-    assert low.dtype == exact.dtype == jnp.float32
-    assert np.abs(low - exact).max() > 0
-
-
-LOW = ComputeConfig(statistics="fp16:sequential")
-
-
-@functools.cache
-def wide():
+def wide(**fields):
     """A model some of whose rows have a sum of squares beyond half precision, and some not."""
-    return tiny_model(layers=1, init_std=40.0)
+    model = tiny_model(**fields)
+    model.embed.embedding[...] = 450 * np.asarray(model.embed.embedding[...])
+    return model
 
 
 @pytest.mark.system
 def test_a_step_has_its_statistics_in_the_precision_asked_for():
-    inputs, targets = texts(0)
-    context = Context(LOW.precision, observe=True)
-    low = token_nll(wide()(inputs, context), targets).mean()
+    model, context = wide(layers=1), Context(LOW.precision, observe=True)
+    low = float(token_nll(model(INPUTS, context), TARGETS).mean())
     lost = sum(int(o.overflowed.sum()) for o in context.observed.values())
-    assert 0 < lost < inputs.size * 3, "some rows, not all"
-    ((first, *_), (plain, *_)) = (trained(wide(), 1, compute)[1] for compute in (LOW, None))
-    assert first == pytest.approx(float(low), rel=1e-5)
+    assert 0 < lost < INPUTS.size * 3, "some rows, not all"
+    first, plain = (trained(model, 1, compute)[0] for compute in (LOW, FLOAT32))
+    assert first == pytest.approx(low, rel=1e-5)
     assert abs(first - plain) > 1e-2
 
 
-def test_the_derivative_of_a_low_precision_statistic_is_that_of_the_float32_sum():
-    exact, low = (gradients(small(), c)[1] for c in (None, LOW))
-    for name, g in to_names(exact).items():
-        apart = np.linalg.norm(to_names(low)[name] - g) / np.linalg.norm(g)
-        assert 0 < apart < 2e-3, name  # what the forward pass moved, and no more
-
-
 @pytest.mark.system
-@pytest.mark.parametrize("remat", [False, True])
-def test_a_stack_has_its_statistics_in_the_precision_asked_for_too(remat):
-    asked = dataclasses.replace(LOW, remat=remat)
-    model = tiny_model(init_std=4.0)
-    ((alone, _, _), (whole, _, _)) = (gradients(m, asked) for m in (model, stacked(model)))
-    assert whole == pytest.approx(float(alone), rel=1e-6)
-    assert abs(whole - gradients(model)[0]) > 1e-5
+def test_a_stack_has_its_statistics_in_the_precision_asked_for_too():
+    configs = {"plain": FLOAT32, "low": LOW, "remat": dataclasses.replace(LOW, remat=True)}
+    alone, whole = (gradients(model, configs) for model in (wide(), stacked(wide())))
+    for name in configs:
+        assert whole[name][0] == pytest.approx(alone[name][0], rel=1e-6), name
+    assert abs(whole["low"][0] - whole["plain"][0]) > 1e-5
 
 
 @pytest.mark.system
@@ -187,40 +244,29 @@ def test_a_run_validates_and_is_watched_in_the_precision_it_trains_in(tmp_path):
     assert run.metrics[0]["valid_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("norm", "dropout"),
-    [("rmsnorm", 0.3), pytest.param("batchnorm", 0.0, marks=pytest.mark.system)],
-)
-def test_remat_changes_what_is_kept_and_nothing_else(norm, dropout):
-    model, key = tiny_model(norm, dropout=dropout), jax.random.key(1)
-    remat = ComputeConfig(remat=True)
-    plain, again = (gradients(model, c, dropout_key=key) for c in (None, remat))
-    for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    marks = [
-        sum(e.primitive.name in ("checkpoint", "remat2") for e in equations(step_jaxpr(c)))
-        for c in (ComputeConfig(), remat)
-    ]
-    assert marks[0] == 0
-    assert marks[1] >= 1
-
-
-@pytest.mark.system
 def test_a_pass_that_looks_inside_may_ask_for_remat(tokens):
-    context = Context(observe=True, capture=True, compute=ComputeConfig(remat=True))
-    plain = Context(observe=True, capture=True)
-    assert np.array_equal(tiny_model()(tokens, context), tiny_model()(tokens, plain))
-    assert context.inputs.keys() == plain.inputs.keys() != set()
+    """It has no way back, and is the same program."""
+
+    def traced(compute):
+        def run():
+            context = Context(observe=True, capture=True, compute=compute)
+            return tiny_model()(tokens, context), context.inputs
+
+        return str(jax.make_jaxpr(run)())
+
+    assert traced(REMAT) == traced(FLOAT32)
+
+
+def test_the_library_of_products_is_told_to_the_compiler_only_if_asked():
+    assert not FLOAT32.compiler_options()
+    asked = ComputeConfig(products="onednn").compiler_options()
+    assert asked["xla_cpu_use_onednn"] is True
 
 
 @pytest.mark.system
-def test_the_library_of_products_is_told_to_the_compiler_only_if_asked():
-    assert not ComputeConfig().compiler_options()
-    asked = ComputeConfig(products="onednn")
-    assert asked.compiler_options()["xla_cpu_use_onednn"] is True
-    _, losses = trained(small(), steps=2)
-    _, again = trained(small(), steps=2, compute=asked)
-    np.testing.assert_allclose(again, losses, rtol=1e-5)
+def test_the_library_of_products_trains_alike():
+    model, asked = tiny_model(**SMALL), ComputeConfig(products="onednn")
+    np.testing.assert_allclose(trained(model, 2, asked), trained(model, 2, FLOAT32), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +290,11 @@ def test_the_attention_kernel_by_device(monkeypatch, asked, backend, dtype, size
     assert compute.attention_kernel(jnp.dtype(dtype), size) == kernel
 
 
+def traced(compute, tokens):
+    """A pass of which only shapes are known."""
+    return jax.eval_shape(lambda: tiny_model()(tokens, Context(compute=compute)))
+
+
 def test_attention_gets_the_kernel_that_was_chosen(monkeypatch, tokens):
     got = []
 
@@ -253,23 +304,27 @@ def test_attention_gets_the_kernel_that_was_chosen(monkeypatch, tokens):
 
     monkeypatch.setattr(attention.jax.nn, "dot_product_attention", spy)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    tiny_model()(tokens, Context(compute=NARROW))
-    tiny_model()(tokens, Context())
+    traced(NARROW, tokens)
+    traced(FLOAT32, tokens)
     assert got == [("bfloat16", "cudnn")] * 2 + [("float32", "xla")] * 2
 
 
 def test_a_kernel_that_cant_be_had_is_refused(tokens):
     with pytest.raises(ValueError, match="expected a GPU .* got cpu and 16; take compute.attent"):
-        tiny_model()(tokens, Context(compute=ComputeConfig(dtype="bfloat16", attention="cudnn")))
-    with pytest.raises(ValueError, match="compute.attention=cudnn computes in half precision"):
-        ComputeConfig(attention="cudnn")
-    with pytest.raises(ValueError, match="unknown compute.dtype 'bf16'"):
-        ComputeConfig(dtype="bf16")
-    with pytest.raises(ValueError, match="unknown compute.products 'mkl'"):
-        ComputeConfig(products="mkl")
-    with pytest.raises(ValueError, match="format 'fp61'.*'fp16'"):
-        ComputeConfig(statistics="fp61")
-    with pytest.raises(ValueError, match="fp16.slanc: expected a precision without a scale rule"):
-        ComputeConfig(statistics="fp16+slanc")
-    with pytest.raises(ValueError, match="unknown compute.attention 'flash'"):
-        ComputeConfig(attention="flash")
+        traced(ComputeConfig(dtype="bfloat16", attention="cudnn"), tokens)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention": "cudnn"}, "compute.attention=cudnn computes in half precision"),
+        ({"dtype": "bf16"}, "unknown compute.dtype 'bf16'"),
+        ({"products": "mkl"}, "unknown compute.products 'mkl'"),
+        ({"statistics": "fp61"}, "format 'fp61'.*'fp16'"),
+        ({"statistics": "fp16+slanc"}, "fp16.slanc: expected a precision without a scale rule"),
+        ({"attention": "flash"}, "unknown compute.attention 'flash'"),
+    ],
+)
+def test_what_there_is_not_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ComputeConfig(**fields)

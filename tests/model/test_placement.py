@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from normlab.model import Context, PlacementConfig, Transformer, placements
+from normlab.model import Context, PlacementConfig, placements
 from normlab.model.placement import SITES, SUBLAYERS, At, Placement, Wiring
+from normlab.norms import all_norms
 from normlab.registry import UnknownNameError
 from tests.conftest import tiny_model
 
@@ -40,7 +41,9 @@ def inputs(model, tokens):
 
 @pytest.mark.parametrize("name", placements)
 def test_the_table_is_the_papers(name):
-    config = PlacementConfig(name)
+    config, about = PlacementConfig(name), placements[name].about
+    assert "arXiv" in about.source
+    assert all((about.title, about.formula, about.property))
     found = tuple(set(config.wiring(s, 1, LAYERS).sites) for s in SUBLAYERS)
     assert found == ATTENTION_AND_MLP[name]
     normed = "norm_skip" in found[1]
@@ -48,7 +51,8 @@ def test_the_table_is_the_papers(name):
 
 
 @pytest.mark.parametrize("name", placements)
-def test_every_site_of_a_row_is_visited_once_and_no_other(name, tokens):
+def test_every_site_of_a_row_has_a_norm_and_no_other(name):
+    """That each is visited: test_placement_rows.py."""
     config = PlacementConfig(name)
     expected = set(config.around(2))
     for layer in range(2):
@@ -56,24 +60,17 @@ def test_every_site_of_a_row_is_visited_once_and_no_other(name, tokens):
             for kind in config.wiring(sublayer, layer, 2).sites:
                 parts = {"norm_qk": ("query.", "key."), "norm_v": ("value.",)}.get(kind, ("",))
                 expected |= {f"blocks.{layer}.{sublayer}.{part}{kind}" for part in parts}
-    assert set(inputs(tiny_model(placement=name), tokens)) == expected
+    model = tiny_model(placement=name)
+    assert sorted(norm.site.name for norm in all_norms(model)) == sorted(expected)
+    assert {norm.config for norm in all_norms(model)} == {model.norm}
     assert {site.rsplit(".", 1)[-1] for site in expected} == config.sites(2) <= set(SITES)
-
-
-@pytest.mark.parametrize("name", placements)
-def test_every_row_says_where_it_comes_from(name):
-    row = placements[name]
-    assert "arXiv" in row.about.source
-    assert row.about.title
-    assert row.about.formula
-    assert row.about.property
 
 
 def test_embed_and_qk_norms_can_be_added_to_any_row(tokens):
     model = tiny_model()
     plain = len(inputs(model, tokens))
-    config = PlacementConfig("pre", norm_embed=True, norm_qk=True)
-    seen = inputs(Transformer(model.config, model.norm, config, 97), tokens)
+    fields = {"norm_embed": True, "norm_qk": True}
+    seen = inputs(tiny_model(placement_fields=fields), tokens)
     assert len(seen) == plain + 1 + 4
     assert seen["norm_embed"].shape == (2, 16, 32)
     assert seen["blocks.0.attention.query.norm_qk"].shape == (2, 16, 2, 16)

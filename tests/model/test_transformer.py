@@ -1,4 +1,4 @@
-"""The decoder: causality, shapes, and that each field of its config does something."""
+"""The decoder: that each field of its config is its formula, causality, dropout, refusals."""
 
 import dataclasses
 
@@ -9,132 +9,105 @@ import pytest
 from flax import nnx
 
 from normlab.model import Context, ModelConfig
-from normlab.model.attention import rotate
 from normlab.norms import norms
+from normlab.numerics import Precision
 from normlab.registry import UnknownNameError
 from tests.conftest import TINY, tiny_model
+from tests.support.passes import QUICK, TOKENS, assert_causal, passed
+from tests.support.transformer_reference import Reference, weights
 
-SMOOTH = [name for name in norms if norms[name].differentiable]
-CASES = [(norm, "rotary") for norm in SMOOTH] + [("rmsnorm", p) for p in ("learned", "none")]
-
-
-@pytest.mark.parametrize(("norm", "positions"), CASES)
-def test_causality_through_gradients(norm, positions, tokens):
-    """The same for every placement: test_placement_rows.py."""
-    model = tiny_model(norm, positions=positions, norm_fields=silent(norm))
-
-    def loss(x, at):
-        context = Context()
-        for block in model.blocks:
-            x = block(x, context)
-        return model.logits(context.norm(model.norm_final, x))[:, at].sum()
-
-    x = model.stem(tokens, Context())
-    gradient = jax.grad(loss)(x, 5)
-    assert np.abs(gradient[:, :6]).sum(-1).min() > 0, "each earlier token must matter"
-    assert np.abs(gradient[:, 6:]).max() == 0, "no later token may"
-
-
-def silent(norm):
-    """Fields that open the branches of a norm-free model."""
-    return {"branch_gain": 1.0} if norm == "none" else {}
-
-
-CHANGES = {
-    "layers": 3, "width": 48, "heads": 4, "kv_heads": 1, "head_dim": 8, "hidden": 40,
-    "activation": "relu", "gated": False, "positions": "none", "rope_theta": 100.0,
-    "rope_divisors": (2.0,) * 8, "causal": False, "window": 4, "attention_scale": 2.0,
-    "attention_softcap": 0.1, "logit_softcap": 0.1, "embed_factor": 3.0, "tied": False,
-    "embed_length": 3.0,
-    "bias": True, "qkv_bias": True, "init_std": 0.1, "dropout": 0.5,
+CONFIGS = {
+    "shape": {
+        "layers": 3, "width": 48, "heads": 4, "kv_heads": 1, "head_dim": 8, "hidden": 40,
+        "gated": False, "activation": "relu", "rope_theta": 100.0, "embed_factor": 3.0,
+    },
+    "stem and head": {
+        "positions": "learned", "max_length": 20, "bias": True, "tied": False, "causal": False,
+        "activation": "gelu", "attention_scale": 2.0, "logit_softcap": 0.5,
+    },
+    "long": {
+        "window": 4, "global_every": 2, "local_rope_theta": 100.0, "rope_divisors": (2.0,) * 8,
+        "attention_softcap": 0.1, "qkv_bias": True, "embed_length": 3.0,
+        "activation": "gelu_tanh",
+    },
+    "no positions": {"positions": "none", "bias": True, "qkv_bias": False, "window": 4},
 }  # fmt: skip
-BESIDE = {
-    "window": {"global_every": None},
-    "global_every": {"window": 4},
-    "local_rope_theta": {"window": 4},
-}
-LATER = {"global_every": 2, "local_rope_theta": 100.0}
+OF_WINDOWS = ("global_every", "local_rope_theta")
+OF_SHAPES = {
+    "layers", "width", "heads", "kv_heads", "head_dim", "hidden", "gated", "positions", "bias",
+    "qkv_bias", "tied", "embed_length",
+}  # fmt: skip
+"""A model without one of these has other arrays, which the formula could not take."""
+ELSEWHERE = {"init_std", "dropout", "max_length"}
+"""Of the initial values (test_placement_rows.py), of training, and a bound: tests below."""
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(ModelConfig)])
-def test_every_field_changes_something(field, tokens):
-    if field == "max_length":
-        with pytest.raises(ValueError, match="16 tokens are more than model.max_length = 8"):
-            tiny_model(max_length=8)(tokens)
-        return
-    base = BESIDE.get(field, {})
-    value = (CHANGES | LATER)[field]
-    assert outcome(tokens, **base) != outcome(tokens, **(base | {field: value}))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_is_its_formula(name):
+    model = tiny_model(**CONFIGS[name])
+    expected = Reference(model).logits(TOKENS)
+    found = passed(model).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    assert ("head.kernel" in weights(model)) == (not model.config.tied)
+    assert ("positions.embedding" in weights(model)) == (model.config.positions == "learned")
 
 
-def outcome(tokens, **fields):
-    """Shapes of the parameters, and the logits, of a model whose vectors aren't at their start."""
-    model = tiny_model(**({"init_std": 0.3} | fields))
-    graphdef, params = nnx.split(model)
-    moved = jax.tree.map(lambda p: p + 0.1 if p.ndim == 1 else p, params)
-    shapes = [p.shape for p in jax.tree.leaves(params)]
-    context = Context(dropout_key=jax.random.key(0))
-    return shapes, np.asarray(nnx.merge(graphdef, moved)(tokens, context)).tobytes()
+def test_every_field_is_in_one_of_these_configs_and_changes_something():
+    """In the formula, with which the model agrees."""
+    fields = {f.name for f in dataclasses.fields(ModelConfig)}
+    assert fields - ELSEWHERE == set().union(*CONFIGS.values()) - ELSEWHERE
+    for fields in CONFIGS.values():
+        model = tiny_model(**fields)
+        expected = Reference(model).logits(TOKENS)
+        for field in fields.keys() - ELSEWHERE - OF_SHAPES:
+            gone = {field, *(OF_WINDOWS if field == "window" else ())}
+            other = {name: value for name, value in fields.items() if name not in gone}
+            model.config = ModelConfig(**(TINY | other))
+            assert not np.array_equal(Reference(model).logits(TOKENS), expected), field
 
 
-def test_a_precision_is_given_to_a_call_and_changes_no_weight(tokens):
-    from normlab.numerics import Precision
-
-    model = tiny_model(init_std=8.0)
-    before = [np.asarray(p) for p in jax.tree.leaves(nnx.state(model))]
-    exact = model(tokens)
-    low = model(tokens, Context(Precision.parse("fp16:sequential")))
-    assert np.abs(low - exact).max() > 0
-    assert np.array_equal(model(tokens), exact)
-    after = jax.tree.leaves(nnx.state(model))
-    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+REACHING = ("bhyt-estimated", "fixnorm", "none")  # beyond their row, into the model
+EACH = [n if n in REACHING else pytest.param(n, marks=pytest.mark.system) for n in norms]
 
 
-def test_grouped_queries_equal_heads_with_repeated_keys_and_values(tokens):
-    grouped = tiny_model(heads=4, kv_heads=2)
-    full = tiny_model(heads=4)
-    graphdef, _ = nnx.split(full)
-    state = nnx.state(grouped)
-    for block in state["blocks"].values():
-        for name in ("key", "value"):
-            linear = block["attention"]["branch"][name]
-            heads = linear["kernel"][...].reshape(32, 2, 8)
-            linear["kernel"] = linear["kernel"].replace(jnp.repeat(heads, 2, 1).reshape(32, 32))
-    np.testing.assert_allclose(nnx.merge(graphdef, state)(tokens), grouped(tokens), atol=1e-5)
+@pytest.mark.parametrize("norm", EACH)
+def test_no_token_sees_a_later_one(norm):
+    """The same for every placement: test_placement_rows.py; that rows are apart: tests/norms."""
+    fields = {"branch_gain": 1.0} if norm == "none" else {}  # open branches
+    assert_causal(tiny_model(norm, norm_fields=fields, layers=1))
 
 
-def test_rotation_keeps_norms_and_sees_only_distances():
-    rng = np.random.default_rng(0)
-    q, k = (np.float32(rng.normal(size=(1, 12, 1, 8))) for _ in range(2))
-    q[:], k[:] = q[:, :1], k[:, :1]
-    frequencies = {"theta": 100.0}
-    rq, rk = rotate(jnp.asarray(q), **frequencies), rotate(jnp.asarray(k), **frequencies)
-    np.testing.assert_allclose(np.linalg.norm(rq, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
-    scores = np.einsum("bqhd,bkhd->qk", rq, rk)
-    for distance in range(12):
-        diagonal = np.diag(scores, -distance)
-        np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-4)
+def test_a_precision_is_given_to_a_call_and_changes_no_weight():
+    model, low = tiny_model(layers=1), Precision.parse("fp16:sequential")
+    before = weights(model)
+    both = lambda: [model(TOKENS, Context(given)) for given in (None, low)]  # noqa: E731
+    exact, rounded = jax.jit(both, compiler_options=QUICK)()
+    assert np.abs(rounded - exact).max() > 0
+    np.testing.assert_allclose(rounded, exact, atol=0.02 * np.abs(exact).max())
+    assert all(np.array_equal(a, before[name]) for name, a in weights(model).items())
 
 
-def test_a_tied_head_is_the_embedding():
-    names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(nnx.state(tiny_model()))]
-    assert not any("head" in n for n in names)
-    model = tiny_model()
-    x = np.float32(np.random.default_rng(0).normal(size=(1, 2, TINY["width"])))
-    np.testing.assert_allclose(model.logits(x), x @ model.embed.embedding[...].T, atol=1e-5)
+def test_dropout_needs_a_key_and_depends_on_nothing_else():
+    model = tiny_model(dropout=0.5, layers=1)
+    run = jax.jit(lambda key: model(TOKENS, Context(dropout_key=key)), compiler_options=QUICK)
+    first, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+    def drawn(key):
+        program = str(jax.make_jaxpr(lambda: model(TOKENS, Context(dropout_key=key)))())
+        return program.count("name=_bernoulli")
+
+    assert drawn(jax.random.key(1)) == 3, "the stem and each branch"
+    assert drawn(None) == 0
 
 
-def test_dropout_needs_a_key_and_depends_on_nothing_else(tokens):
-    model = tiny_model(dropout=0.5)
-    assert np.array_equal(model(tokens), model(tokens))
-    run = lambda seed: model(tokens, Context(dropout_key=jax.random.key(seed)))  # noqa: E731
-    assert np.array_equal(run(1), run(1))
-    assert not np.array_equal(run(1), run(2))
+def test_dropout_keeps_the_mean_and_draws_again_each_time():
+    def twice():
+        context = Context(dropout_key=jax.random.key(0))
+        return [context.dropout(jnp.ones((200, 200)), 0.25) for _ in range(2)]
 
-
-def test_dropout_keeps_the_mean_and_draws_anew_each_time():
-    context, x = Context(dropout_key=jax.random.key(0)), jnp.ones((200, 200))
-    first, second = context.dropout(x, 0.25), context.dropout(x, 0.25)
+    first, second = map(np.asarray, jax.jit(twice)())
     assert not np.array_equal(first, second)
     assert first.mean() == pytest.approx(1.0, abs=0.02)  # 8 standard errors
     assert set(np.unique(first)) == {0.0, np.float32(1 / 0.75)}
@@ -168,16 +141,27 @@ def test_impossible_shapes_are_refused_with_the_nearest_that_works(fields, messa
         ModelConfig(**fields)
 
 
+def said(model, tokens, **context):
+    """The shape of a model's logits; nothing is computed."""
+    graphdef, params = nnx.split(model)
+    return jax.eval_shape(
+        lambda p, t: nnx.merge(graphdef, p)(t, Context(**context)), params, tokens
+    ).shape
+
+
 def test_a_scale_for_a_site_that_is_none_is_refused(tokens):
     model = tiny_model()
     found = "unknown site 'norm_finale'. Did you mean 'norm_final'"
     with pytest.raises(UnknownNameError, match=found):
-        model(tokens, Context(scales={"norm_finale": 2.0}))
-    assert model(tokens, Context(scales={"norm_final": 2.0})).shape == (2, 16, 97)
+        said(model, tokens, scales={"norm_finale": 2.0})
+    assert said(model, tokens, scales={"norm_final": 2.0}) == (2, 16, 97)
 
 
-def test_tokens_are_a_batch_of_sequences():
-    model = tiny_model(layers=1, width=8)
+def test_tokens_are_a_batch_of_sequences_no_longer_than_the_model_reads():
     for shape in ((8,), (1, 1, 8)):
         with pytest.raises(ValueError, match=r"tokens of shape .*: expected \[batch, length\]"):
-            model(np.zeros(shape, np.int32))
+            said(tiny_model(), np.zeros(shape, np.int32))
+    long = np.zeros((1, 65), np.int32)
+    with pytest.raises(ValueError, match="65 tokens are more than model.max_length = 64"):
+        said(tiny_model(), long)
+    assert said(tiny_model(), long[:, :64]) == (1, 64, 97)
