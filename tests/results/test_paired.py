@@ -33,6 +33,14 @@ def test_the_standard_error_is_that_of_the_bootstrap():
     assert paired_difference(worse, nll, counts).stderr == pytest.approx(deltas.std(), rel=0.06)
 
 
+def test_of_few_windows_it_is_that_of_a_sample():
+    """Beside a reference without spread: p times the standard error of the mean."""
+    means, counts = np.array([3.0, 3.5, 2.75, 3.25]), np.full(4, 8)
+    found = paired_difference(means * counts, np.full(4, 3.0) * counts, counts)
+    wanted = math.exp(means.mean()) * means.std(ddof=1) / 2
+    assert found.stderr == pytest.approx(wanted, rel=1e-12)
+
+
 def test_it_is_much_smaller_than_the_unpaired_one():
     worse, nll, counts = sample(300)
     paired = paired_difference(worse, nll, counts).stderr
