@@ -82,18 +82,20 @@ def signalled(monkeypatch, step, number):
     monkeypatch.setattr(Trainer, "_note", noted)
 
 
-def scripted(monkeypatch, loss=lambda step: 5.0, valid=None):
+def scripted(monkeypatch, loss=lambda step: 5.0, gradient=lambda step: 1.0, valid=None):
     """From now on trainers' steps compute nothing: the loop is real, the numbers are told.
 
     Args:
         monkeypatch: pytest's.
         loss: the loss of the step of that number, counted from 1.
+        gradient: likewise its gradient's norm.
         valid: mean losses of validations, one after another; 5.0 once there are no more.
     """
     make, told = Trainer.__init__, iter(() if valid is None else valid)
 
     def step(params, state, number, *texts):
-        return params, state, {"loss": loss(int(number) + 1), "grad_norm": 1.0}
+        number = int(number) + 1
+        return params, state, {"loss": loss(number), "grad_norm": gradient(number)}
 
     def made(self, *arguments):
         make(self, *arguments)

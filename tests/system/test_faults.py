@@ -10,7 +10,6 @@ from orbax.checkpoint import v1 as ocp
 
 from normlab.checkpoint import Checkpoints
 from normlab.data import embedded, wikitext
-from normlab.run import Run
 from tests.support.runs import (
     flipped,
     largest,
@@ -20,9 +19,7 @@ from tests.support.runs import (
     tiny_config,
     unlisted,
 )
-from train.identity import LINE, noting_failure, reason
 from train.loop import train
-from train.metrics import StepLines
 
 
 @pytest.mark.system
@@ -144,36 +141,6 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(alone, tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert same_ends(train(config), alone, config)
-
-
-def test_a_directory_that_cannot_be_written_is_said_before_anything_is_trained():
-    target = Path("/sys/normlab") if Path("/sys").is_dir() else Path("/dev/null/normlab")
-    with pytest.raises(OSError, match=str(target)):
-        train(tiny_config(target))
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_log_without_room_is_named():
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        StepLines(Path("/dev/full")).append({"step": 1})
-
-
-def test_a_reason_keeps_what_failed_and_the_cause():
-    error = OSError(
-        f"a checkpoint in {'/long' * 200} could not be written: No space left on device"
-    )
-    said = reason(error)
-    assert len(said) < LINE + 5
-    assert said.startswith("OSError: a checkpoint in")
-    assert said.endswith("No space left on device")
-    assert reason(OSError("short\nand more")) == "OSError: short"
-
-
-def test_a_record_that_cannot_be_written_hides_no_error(tmp_path):
-    run = Run(tmp_path / "a file")
-    run.directory.write_text("where the directory should be")
-    with pytest.raises(MemoryError, match="the cause"), noting_failure(run):
-        raise MemoryError("the cause")
 
 
 @pytest.mark.system

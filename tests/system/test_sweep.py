@@ -14,124 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
 from normlab.cli import RunFailed, one_of_several
-from normlab.config import to_dict
-from normlab.data import CorpusUnavailableError
-from normlab.data.cache import cached
-from normlab.results.spread import lines
 from normlab.run import Run
-from tests.support.runs import scripted, tiny_config
-from train.identity import refuse
-from train.loop import Trainer, train
-from train.tracking import PACKAGES
 
 TINY = [
     "model.layers=1", "model.width=16", "model.heads=1", "data=embedded", "data.vocab_size=300",
     "steps=2", "optimizer.warmup=1", "batch=2", "window=16", "eval_windows=2",
 ]  # fmt: skip
-
-
-def out_of_memory(*_):
-    raise RuntimeError("out of memory\nallocating 12 GB")
-
-
-def test_a_run_that_raised_says_so_and_is_tried_again(tmp_path, monkeypatch):
-    scripted(monkeypatch)
-    config = tiny_config(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_restore", out_of_memory)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            train(config)
-    (run,) = map(Run, tmp_path.iterdir())
-    assert run.record["state"] == "failed"
-    assert run.record["reason"] == "RuntimeError: out of memory"
-    assert not run.ended
-    again = train(config)
-    assert again.record["state"] == "finished"
-    assert "reason" not in again.record
-
-
-def test_what_failed_and_what_was_refused_are_rows(tmp_path, monkeypatch):
-    runs = tmp_path / "runs"
-    monkeypatch.setattr(Trainer, "__init__", out_of_memory)
-    for seed in (0, 1):
-        with pytest.raises(RuntimeError):
-            train(tiny_config(runs, seed=seed))
-    wrong = to_dict(tiny_config(runs)) | {"norm": {"type": "none"}}
-    wrong["model"]["layers"] = -1
-    refuse(wrong, ["norm=none"], ValueError("model.layers = -1: expected more"))
-    found = evaluate(EvaluateConfig(runs=str(runs), precision=("fp32",), out=str(tmp_path / "out")))
-    said = sorted((r.norm, r.status) for r in found)
-    failed = "failed: RuntimeError: out of memory"
-    refused = "refused: ValueError: model.layers = -1: expected more"
-    assert said == [("none", refused), ("rmsnorm", failed), ("rmsnorm", failed)]
-    (head, row) = lines([r for r in found if r.norm == "rmsnorm"], ["fp32"])
-    assert row[head.index("fp32")] == f"2 {failed}"
-
-
-def test_a_refused_config_does_not_hold_its_directory(tmp_path, monkeypatch):
-    scripted(monkeypatch)
-    config = tiny_config(tmp_path, run=str(tmp_path / "mine"))
-    for warmup in (2000, 3000):
-        wrong = to_dict(config)
-        wrong["optimizer"]["warmup"] = warmup
-        refuse(wrong, [], ValueError(f"optimizer.warmup = {warmup}"))
-    run = Run(tmp_path / "mine")
-    assert run.record["reason"].endswith("3000")
-    assert train(config).record["state"] == "finished"
-    assert run.read("config.yaml")["optimizer"]["warmup"] == 2
-    refuse(wrong, [], ValueError("again"))  # and nothing that was trained is lost to one
-    assert run.record["state"] == "finished"
-
-
-@pytest.mark.parametrize("corpus", ["embedded", "auto"])
-def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monkeypatch, corpus):
-    def gone(*_):
-        raise CorpusUnavailableError("no text")
-
-    def fails():
-        with monkeypatch.context() as patch:
-            patch.setattr("train.loop.load_tokens", gone)
-            with pytest.raises(CorpusUnavailableError):
-                train(config, ["seed=0"])
-        return [Run(path) for path in tmp_path.iterdir()]
-
-    monkeypatch.setattr("normlab.data.corpus._wikitext", gone)  # so that auto is the embedded text
-    scripted(monkeypatch)
-    config = tiny_config(tmp_path, data={"corpus": corpus, "vocab_size": 300})
-    (row,) = fails()
-    assert row.record == {"state": "refused", "reason": "CorpusUnavailableError: no text"}
-    assert row.read("asked.yaml") == ["seed=0"]
-    run = train(config, stop_after=2)
-    assert (row.directory == run.directory) == (corpus == "embedded")
-    assert list(tmp_path.iterdir()) == [run.directory]
-    assert len(fails()) == (1 if corpus == "embedded" else 2)
-    assert run.record["state"] == "running"  # a run that has begun is not taken for refused
-    assert train(config).record["state"] == "finished"
-    assert list(tmp_path.iterdir()) == [run.directory]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"mesh": {"data": 4}, "batch": 8}, "mesh.data = 4 × mesh.model = 1 is 4 devices"),
-        ({"norm": {"type": "groupnorm", "groups": 5}}, "norm.groups = 5 doesn't divide the width"),
-        ({"compute": {"attention": "cudnn", "dtype": "bfloat16"}}, "compute.attention=cudnn: exp"),
-        ({"tracking": ["wandb"]}, r"tracking=\[wandb\] needs no_such_package"),
-    ],
-)
-def test_what_is_not_here_is_refused_before_anything_is_made(
-    tmp_path, monkeypatch, fields, message
-):
-    monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")
-    monkeypatch.setattr("normlab.data.tokens.cached", None if "norm" in fields else cached)
-    with pytest.raises(ValueError, match=message):
-        train(tiny_config(tmp_path, **fields))
-    (run,) = map(Run, tmp_path.iterdir())
-    assert run.record["state"] == "refused"
-    assert {p.name for p in run.directory.iterdir()} == {"asked.yaml", "config.yaml", "record.json"}
 
 
 def test_an_error_becomes_words_that_go_from_process_to_process(capsys):

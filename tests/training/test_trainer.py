@@ -4,6 +4,7 @@ import math
 import signal
 import time
 from itertools import repeat
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,17 +13,14 @@ from flax import nnx
 
 import normlab.run
 from normlab.checkpoint import Checkpoints
-from normlab.config import to_dict
 from normlab.data import load_tokens
-from normlab.data.tokenizer import load_tokenizer
 from normlab.model import placements
 from normlab.norms import norms
 from normlab.run import Run
 from tests.support.runs import logged, same_ends, scripted, signalled, tiny_config
 from train.config import TrainConfig
-from train.identity import identity, sign
 from train.loop import train, validation_windows
-from train.metrics import MetricsLog
+from train.metrics import MetricsLog, StepLines
 from train.step import make_validate
 from train.stop import StopRequest
 from train.tracking import PACKAGES
@@ -50,6 +48,10 @@ def test_a_run_directory_holds_everything(alone):
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 13))
     assert [r["step"] for r in rows if "valid_loss" in r] == [0, 4, 8, 12]
     assert record["best_valid_loss"] == min(r["valid_loss"] for r in rows if "valid_loss" in r)
+    assert record["best_valid_perplexity"] == pytest.approx(math.exp(record["best_valid_loss"]))
+    assert record["train_loss"] == [r["loss"] for r in rows if "loss" in r][-1]
+    assert record["seconds"] >= rows[-1]["seconds"] > 0
+    assert [record[k] for k in ("norm", "placement", "seed")] == ["rmsnorm", "pre", 0]
     assert rows[0]["valid_loss"] == pytest.approx(math.log(300), abs=1.0)
     assert rows[-1]["valid_loss"] < rows[0]["valid_loss"] - 0.5
     train_ids, (_, targets) = windows(tiny_config("unused"))
@@ -134,19 +136,21 @@ def test_a_step_is_under_way_before_the_numbers_of_the_one_before_are_asked_for(
     assert seen == [begun[0], *between, fetched[4]]
 
 
-@pytest.mark.parametrize("where", ["loss", "validation"])
+@pytest.mark.parametrize("where", ["loss", "gradient", "validation"])
 def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, where):
-    if where == "loss":
-        scripted(monkeypatch, lambda step: math.nan if step == 7 else 5.0)
-    else:
-        scripted(monkeypatch, valid=[5.0, 4.0, math.inf])
+    script = {
+        "loss": {"loss": lambda step: math.nan if step == 7 else 5.0},
+        "gradient": {"gradient": lambda step: math.inf if step == 7 else 1.0},
+        "validation": {"valid": [5.0, 4.0, math.inf]},
+    }
+    scripted(monkeypatch, **script[where])
     run = train(tiny_config(tmp_path))
-    end = 7 if where == "loss" else 8
+    end = 8 if where == "validation" else 7
     assert run.record["state"] == "diverged"
     assert run.metrics[-1]["step"] == run.record["steps"] == end
     assert run.metrics[-1]["diverged"] is True
     assert run.record["train_loss"] == 5.0
-    assert run.record["best_valid_loss"] == (5.0 if where == "loss" else 4.0)
+    assert run.record["best_valid_loss"] == (4.0 if where == "validation" else 5.0)
     with Checkpoints(run["checkpoints"]) as checkpoints:
         assert checkpoints.steps() == [4, 0]
 
@@ -252,57 +256,10 @@ def test_a_first_signal_is_noted_and_a_second_one_acts():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# --- which run a directory holds
-
-
-def signed(directory, **fields):
-    """A directory in which a run has begun, its config and its text."""
-    config = tiny_config("unused", run=str(directory), **fields)
-    tokens = load_tokens(config.data)
-    sign(Run(directory), config, tokens, ["a=1"])
-    return Run(directory), config, tokens
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [({"steps": 13}, "steps = 12 there, 13 here"), ({"norm": {"type": "none"}}, "norm.type = ")],
-)
-def test_another_config_in_the_same_directory_is_refused(tmp_path, fields, message):
-    signed(tmp_path)
-    with pytest.raises(ValueError, match=f"another config .{message}"):
-        signed(tmp_path, **fields)
-    signed(tmp_path, log_every=7)
-
-
-@pytest.mark.parametrize("what", ["text", "tokenizer"])
-def test_a_text_that_changed_under_a_run_is_refused(tmp_path, what):
-    run, *_ = signed(tmp_path)
-    run.write("provenance.json", run.read("provenance.json") | {what: "0" * 64})
-    with pytest.raises(ValueError, match=f"the {what} has changed since"):
-        signed(tmp_path)
-
-
-def test_a_kill_while_the_directory_is_being_made_leaves_nothing_that_stops_the_next_try(tmp_path):
-    run, _, tokens = signed(tmp_path)
-    for name in ("record.json", "provenance.json"):
-        run[name].unlink()
-    (run["tokenizer"] / "tokenizer.json").unlink()
-    run.write("asked.yaml", [])
-    signed(tmp_path)
-    assert run.record == {"state": "running"}
-    assert run.read("asked.yaml") == ["a=1"]
-    assert load_tokenizer(run["tokenizer"]).hash == tokens.tokenizer.hash
-    assert run.read("provenance.json")["sessions"] == []
-
-
-def test_what_a_number_depends_on_is_in_the_name_of_its_run():
-    def told(corpus="embedded", runs="runs", **fields):
-        return identity(to_dict(tiny_config(runs, **fields)), corpus)
-
-    assert told() == told(runs="elsewhere", log_every=7)
-    assert told() != told(corpus="wikitext2")
-    assert told() != told(seed=1)
-    assert told() != told(norm={"type": "rmsnorm", "eps": 1e-6})
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_without_room_is_named():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        StepLines(Path("/dev/full")).append({"step": 1})
 
 
 # --- end to end
