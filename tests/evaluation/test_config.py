@@ -6,7 +6,7 @@ import pytest
 
 from evaluate.__main__ import quoted, without_model
 from evaluate.config import EvaluateConfig, TextConfig
-from normlab.config import describe
+from normlab.config import build, describe
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,11 @@ def test_something_must_be_evaluated():
 def test_every_field_is_described():
     assert all(text for _, _, text in describe(EvaluateConfig()))
     assert len(list(describe(EvaluateConfig()))) >= len(dataclasses.fields(EvaluateConfig))
+
+
+def test_the_config_is_what_yaml_builds():
+    built = build(EvaluateConfig, {"runs": "r", "precision": ["fp32"], "data": {"root": "x"}})
+    assert built == EvaluateConfig(runs="r", precision=("fp32",), data=TextConfig(root="x"))
 
 
 def test_model_is_taken_out_before_hydra_sees_it():

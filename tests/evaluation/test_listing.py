@@ -105,6 +105,7 @@ def test_an_unknown_kind_is_an_error_with_the_nearest(capsys):
     assert "unknown kind 'nroms'. Did you mean 'norms'?" in capsys.readouterr().err
 
 
+@pytest.mark.system
 def test_the_command_needs_nothing_that_is_slow_to_import():
     code = (
         "import sys, runpy; sys.argv = ['evaluate', 'list', 'norms']\n"

@@ -1,15 +1,15 @@
 """An evaluation that is cut off goes on where it was, to the same numbers."""
 
-import jax
 import numpy as np
 import pytest
 
 from normlab import unfinished as module
-from normlab.perplexity import Column, score_columns
 from normlab.unfinished import Unfinished
-from tests.evaluation.test_perplexity import build, parse, windows
+from tests.conftest import same_trees, tiny_model
+from tests.support.scored_windows import BATCH, SPANS, scored, windows
 
-COLUMNS = [Column(parse("fp32")), Column(parse("fp16")), Column(parse("fp8_e4m3"))]
+COLUMNS = ("fp32", "fp16:pairwise", "fp16:sequential")
+READ = windows(SPANS * 2)  # six batches
 
 
 @pytest.fixture(autouse=True)
@@ -22,72 +22,72 @@ class CutOff(Exception):
     pass
 
 
-def cut_at(last):
+def cut_off(directory, at):
+    """What is cut off after batch `at` has left what came before it."""
+
     def on_batch(done):
-        if done >= last:
+        if done >= at * BATCH:
             raise CutOff
 
-    return on_batch
-
-
-def cut_off(directory, at):
     with pytest.raises(CutOff):
-        score_columns(
-            build(), windows(), COLUMNS, batch=1, on_batch=cut_at(at),
-            unfinished=Unfinished(directory),
-        )  # fmt: skip
+        scored(tiny_model(), READ, *COLUMNS, on_batch=on_batch, unfinished=Unfinished(directory))
 
 
 def gone_on(directory):
-    """The windows done after each batch, and the scores."""
+    """The batches done after the first one that is run, and the scores."""
     told = []
-    scores = score_columns(
-        build(), windows(), COLUMNS, batch=1, on_batch=told.append,
-        unfinished=Unfinished(directory),
-    )  # fmt: skip
-    return told, scores
+    scores = scored(
+        tiny_model(), READ, *COLUMNS, on_batch=told.append, unfinished=Unfinished(directory)
+    )
+    return told[0] / BATCH, scores
 
 
 def same(ours, others):
-    ours, others = jax.tree.leaves(vars(ours)), jax.tree.leaves(vars(others))
-    return all(np.array_equal(a, b) for a, b in zip(ours, others, strict=True))
+    return same_trees([vars(one) for one in ours], [vars(one) for one in others])
 
 
 @pytest.fixture(scope="module")
 def alone():
-    return score_columns(build(), windows(), COLUMNS, batch=1)
+    return scored(tiny_model(), READ, *COLUMNS)
 
 
-def test_it_goes_on_to_equal_scores(tmp_path, alone):
-    cut_off(tmp_path, 3)
-    told, scores = gone_on(tmp_path)
-    assert told[0] == 3  # of two windows the results were written
-    assert [same(a, b) for a, b in zip(scores, alone, strict=True)] == [True] * 3
-
-
-def test_cut_off_twice(tmp_path, alone):
-    cut_off(tmp_path, 3)
-    cut_off(tmp_path, 5)
-    told, scores = gone_on(tmp_path)
-    assert told[0] == 5
-    assert all(same(a, b) for a, b in zip(scores, alone, strict=True))
+def test_it_goes_on_to_equal_scores_even_twice(tmp_path, alone):
+    cut_off(tmp_path / "once", 3)
+    first, scores = gone_on(tmp_path / "once")
+    assert first == 3  # of two batches the results were written
+    assert same(scores, alone)
+    cut_off(tmp_path / "twice", 3)
+    cut_off(tmp_path / "twice", 5)
+    first, scores = gone_on(tmp_path / "twice")
+    assert first == 5
+    assert same(scores, alone)
 
 
 def test_the_last_batch_is_always_read(tmp_path, alone):
     gone_on(tmp_path)
-    told, scores = gone_on(tmp_path)
-    assert told == [len(windows())]
-    assert all(same(a, b) for a, b in zip(scores, alone, strict=True))
+    first, scores = gone_on(tmp_path)
+    assert first == len(READ) / BATCH
+    assert same(scores, alone)
 
 
-@pytest.mark.parametrize("left", [b"", b"PK\x03\x04 half a file", b"no zip"])
-def test_a_damaged_file_ends_what_is_taken_and_is_replaced(tmp_path, alone, left):
-    cut_off(tmp_path, 5)
-    (tmp_path / "00000002.npz").write_bytes(left)
-    told, scores = gone_on(tmp_path)
-    assert told[0] == 3
-    assert all(same(a, b) for a, b in zip(scores, alone, strict=True))
-    assert len(Unfinished(tmp_path).done) == len(windows()) - 1
+@pytest.mark.parametrize("left", [b"", b"PK\x03\x04 half a file", b"no zip", None])
+def test_a_damaged_file_ends_what_is_taken_and_is_replaced(tmp_path, left):
+    results, path = [(np.arange(3) + i, np.float32(i)) for i in range(4)], tmp_path / "00000002.npz"
+
+    def added(first):
+        kept = Unfinished(tmp_path)
+        assert len(kept.done) == first
+        for result in results[first:]:
+            kept.add(result)
+        return path.read_bytes()
+
+    whole = added(0)
+    path.unlink() if left is None else path.write_bytes(left)
+    assert added(2) == whole
+    kept = Unfinished(tmp_path)
+    assert same_trees(kept.done, results)
+    kept.remove()
+    assert not tmp_path.exists()
 
 
 def test_what_is_quickly_done_is_not_written(tmp_path, monkeypatch):

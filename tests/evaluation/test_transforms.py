@@ -29,6 +29,7 @@ def ask(spec, out, **fields):
     )
 
 
+@pytest.mark.system
 def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
     main(ask(spec, tmp_path))
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
@@ -53,14 +54,16 @@ def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
         assert "(rescale(0.25))" in (tmp_path / name).read_text()
 
 
-def test_a_second_call_reuses_every_row(spec, tmp_path, capsys):
+def test_a_second_call_reuses_every_row(spec, made_up, tmp_path, capsys):
     config = ask(spec, tmp_path, transform=("none", "rescale(.5)", "rescale(0.5)", "recentre"))
     first = [r.to_json() for r in evaluate(config)]
     assert len(first) == 3  # one of them was asked for twice
     written = (tmp_path / "records.jsonl").read_bytes()
     said = " ".join("".join(capsys.readouterr()).split())
     assert "recentre: expected a LayerNorm before every branch" in said
+    assert made_up.calls == [["fp32"], ["fp32"]]  # a rewrite that doesn't apply reads nothing
     assert [r.to_json() for r in evaluate(config)] == first
+    assert len(made_up.calls) == 2
     assert (tmp_path / "records.jsonl").read_bytes() == written
     assert len(RecordFile(Path(tmp_path) / "records.jsonl").read()) == len(first)
 

@@ -118,6 +118,7 @@ def test_word_scores_all_words_but_the_first_and_needs_a_word_tokenizer():
         cut("word", 16)
 
 
+@pytest.mark.system
 @pytest.mark.skipif("NORMLAB_DATA" not in os.environ, reason="needs WikiText-2 (NORMLAB_DATA)")
 def test_word_scores_245568_tokens_of_wikitext():
     corpus = load_corpus(DataConfig(corpus="wikitext2"))

@@ -1,0 +1,52 @@
+"""Windows of random tokens for the tests' tiny model, all read in batches of one shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from normlab.numerics import Precision
+from normlab.perplexity import Column, score_columns
+from normlab.protocols.windows import Span, Stream, assemble
+from tests.conftest import VOCAB
+
+LENGTH, BATCH = 11, 3
+RNG = np.random.default_rng(0)
+TEXT = Stream(*(RNG.integers(1, VOCAB, 100).astype(np.int32) for _ in range(3)))  # 0 is padding
+SPANS = [*(Span(i, i + 12, i + 1 + i % 5) for i in range(0, 84, 12)), Span(84, 90, 85)]
+
+
+def windows(spans=SPANS):
+    """Seven whole windows and a short one, some of which score a part of their tokens."""
+    return assemble(TEXT, spans, LENGTH)
+
+
+def columns(*asked):
+    """Columns of precisions, or of (precision, scales)."""
+    pairs = [(one, None) if isinstance(one, str) else one for one in asked]
+    return [Column(Precision.parse(text), scales) for text, scales in pairs]
+
+
+def scored(model, read, *asked, **more):
+    """The scores of two columns or more, by programs that all tests share."""
+    return score_columns(model, read, columns(*asked), batch=BATCH, **more)
+
+
+def times(model, factor, names=None):
+    """The model with weights `factor` times as large: all, or those of modules of some names."""
+    graphdef, params = nnx.split(model)
+
+    def change(path, x):
+        where = jax.tree_util.keystr(path)
+        chosen = names is None or any(f"'{name}'" in where for name in names)
+        return jnp.asarray(np.asarray(x) * np.float32(factor)) if chosen else x
+
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(change, params))
+
+
+def loud(model, factor):
+    """The same with a residual stream `factor` times as large, which fp32 norms don't see.
+
+    The last norm takes it back, for the embedding is the head too.
+    """
+    return times(times(model, factor, ("embed", "out", "down")), 1 / factor, ("norm_final",))
