@@ -97,10 +97,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", default=[], help="run directory or name")
     parser.add_argument("--count", type=int, default=256, help="rows for each d and model")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="d of Gaussian rows")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    batches = [("Gaussian", np.float32(rng.standard_normal((args.count, d)))) for d in WIDTHS]
+    batches = [("Gaussian", np.float32(rng.standard_normal((args.count, d)))) for d in args.widths]
     for spec in args.model:
         rows = spread(np.concatenate(site_inputs(spec)), args.count)
         batches.append((Path(spec).name, np.float32(rows)))

@@ -61,11 +61,12 @@ def row(name: str, observed: dict[str, Any], rows: Any, exact: Any) -> dict[str,
 def main() -> None:
     """Read, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=MODEL, help="a post-norm encoder")
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    lm = pretrained.load(MODEL)
+    lm = pretrained.load(asked.model)
     graphdef, params = nnx.split(lm.model)
     ids = tokens(lm, "test", asked.windows, asked.length)
     calibration = jnp.asarray(tokens(lm, "valid", 8, asked.length))
@@ -82,7 +83,12 @@ def main() -> None:
             lines.append(row(name, seen, rows, exact))
             print(json.dumps(lines[-1]))
     if asked.out:
-        result = {"model": MODEL, "windows": asked.windows, "length": asked.length, "rules": lines}
+        result = {
+            "model": asked.model,
+            "windows": asked.windows,
+            "length": asked.length,
+            "rules": lines,
+        }
         asked.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
