@@ -25,7 +25,7 @@ from typing import Any
 from outcome import keep
 
 HERE = Path(__file__).parent.parent
-SWEEP = ["experiment=dyt-alpha", "norm.alpha=0.25,1.0,4.0", "seed=0,1"]
+SWEEP = ["experiment=dyt-alpha", "norm=dyt", "norm.alpha=0.25,1.0,4.0", "seed=0,1"]
 """12 of the 30 runs of configs/experiment/dyt-alpha.yaml: three initial values, two widths."""
 
 

@@ -11,7 +11,7 @@ from normlab.data import load_tokens
 from normlab.model import ComputeConfig, Context, PlacementConfig, placements
 from tests.conftest import same_trees, tiny_model
 from tests.support.runs import tiny_config
-from tests.training.test_step import STEPS, gradients, texts
+from tests.support.steps import STEPS, gradients, texts
 from train.loop import Trainer, _sizes, train
 from train.optimizer import OptimizerConfig, groups, make_optimizer
 from train.stacked import check_alike, stack, stacked, unstack, unstacked

@@ -13,34 +13,14 @@ from flax import nnx
 from normlab.loss import token_nll
 from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormState, norms, penalties
-from tests.conftest import same_trees, tiny_model
+from tests.conftest import forward, same_trees, tiny_model
 from tests.support.runs import tiny_config
+from tests.support.steps import STEPS, texts
 from train import step as steps
 from train import watch
 from train.loop import train
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.step import learned, make_step, make_validate
-
-STEPS = 20
-
-
-def texts(step, rows=4):
-    ids = np.random.default_rng(step).integers(0, 97, (rows, 17)).astype(np.int32)
-    return ids[:, :-1], ids[:, 1:]
-
-
-def gradients(model, compute=None, **context):
-    """(loss, gradients, what the norms keep) of a batch."""
-    graphdef, weights, kept = nnx.split(model, nnx.Param, NormState)
-    inputs, targets = texts(0)
-
-    def loss(weights):
-        model = nnx.merge(graphdef, weights, kept, copy=True)
-        logits = model(inputs, Context(compute=compute, progress=jnp.float32(0), **context))
-        return token_nll(logits, targets).mean(), nnx.state(model, NormState)
-
-    (value, kept), found = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
-    return value, found, kept
 
 
 @functools.cache
@@ -70,7 +50,7 @@ def test_parts_of_a_batch_add_up_to_the_batch():
     pairs = zip(*map(jax.tree.leaves, (whole, parts)), strict=True)
     assert max(np.abs(p - q).max() for p, q in pairs) < 5e-6
     half = [t[::2] for t in texts(0)]
-    lone = token_nll(small()(half[0]), half[1]).mean()
+    lone = token_nll(forward(small(), half[0]), half[1]).mean()
     assert abs(lone - losses[0]) > 1e-3, "a part is not the batch: one that is lost would be seen"
 
 
@@ -185,7 +165,7 @@ def structure(norm, model=None):
 
 
 def written(graphdef, state):
-    """The program of a pass in training, as it is told to XLA."""
+    """The program of a pass in training, before XLA sees it, and its constants."""
 
     def loss(state, progress, key, tokens):
         model = nnx.merge(graphdef, state, copy=True)
@@ -193,7 +173,8 @@ def written(graphdef, state):
         return logits, penalties(model), nnx.state(model, NormState)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.jit(loss).lower(state, np.float32(0), key, texts(0)[0]).as_text()
+    found = jax.make_jaxpr(loss)(state, np.float32(0), key, texts(0)[0])
+    return str(found), [np.asarray(c).tobytes() for c in found.consts]
 
 
 @pytest.mark.parametrize("norm", [*norms, "model"])
