@@ -16,17 +16,9 @@ from evaluate.job import evaluate
 from normlab.data import Corpus
 from normlab.protocols import protocols
 from normlab.results import RecordFile
-from tests.support.reference_forward import HalfNorm, as_llama, forward, log_softmax, rms_norm
-from tests.support.scored_windows import BATCH, LENGTH, loud
+from tests.support.scored_windows import BATCH, LENGTH, HalfReference, expected, loud
+from tests.support.transformer_reference import Reference
 from tests.support.unscored import CORPUS, TEXTS, made_run, untrained
-
-
-def expected(model, windows, rms):
-    """Each token's NLL, 0 where it is not scored, and its log-probabilities."""
-    logits, _ = forward("llama", *as_llama(model), windows.inputs, rms)
-    logp = log_softmax(logits)
-    nll = -np.take_along_axis(logp, windows.targets[..., None], -1)[..., 0]
-    return np.where(windows.scored, nll, 0.0), logp
 
 
 def check_record(record, out, windows, nll, wide, kl):
@@ -67,16 +59,14 @@ def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
     records = RecordFile(out / "records.jsonl").read()
     assert [(r.precision, r.protocol) for r in records] == [(text, "word") for text in columns]
     windows = protocols["word"].windows(TEXTS["test"], lm.tokenizer, LENGTH + 1, 8)
-    blocks = range(model.config.layers)
-    sites = [f"blocks.{i}.{part}.norm_in" for i in blocks for part in ("attention", "mlp")]
-    scales = [records[2].sites[site]["scale"] for site in (*sites, "norm_final")]
-    norms = [rms_norm, HalfNorm("sequential", [1.0] * 5), HalfNorm("pairwise", scales)]
-    wide, logp = expected(model, windows, norms[0])
-    for record, norm in zip(records, norms, strict=True):
-        nll, other = expected(model, windows, norm)
+    scales = {site: seen["scale"] for site, seen in records[2].sites.items()}
+    low = [HalfReference(model, "sequential"), HalfReference(model, "pairwise", scales)]
+    wide, logp = expected(Reference(model), windows)
+    for record, reference in zip(records, [Reference(model), *low], strict=True):
+        nll, other = expected(reference, windows)
         kl = (np.exp(logp) * (logp - other)).sum(-1)[windows.scored]
         check_record(record, out, windows, nll, wide, kl)
-        seen = getattr(norm, "overflowed", 0)
+        seen = getattr(reference, "overflowed", 0)
         assert record.overflowed_rows == seen == sum(s["overflowed"] for s in record.sites.values())
         assert record.delta == record.perplexity - records[0].perplexity
     assert records[1].overflowed_rows > 0 == records[2].overflowed_rows

@@ -19,8 +19,20 @@ from normlab.perplexity import (
 )
 from normlab.protocols.windows import assemble
 from tests.conftest import TINY, VOCAB, skeleton, tiny_model
-from tests.support.reference_forward import HalfNorm, as_llama, forward, log_softmax
-from tests.support.scored_windows import BATCH, LENGTH, SPANS, TEXT, loud, scored, times, windows
+from tests.support.reference_forward import log_softmax
+from tests.support.scored_windows import (
+    BATCH,
+    LENGTH,
+    SPANS,
+    TEXT,
+    HalfReference,
+    expected,
+    loud,
+    scored,
+    times,
+    windows,
+)
+from tests.support.transformer_reference import Reference
 
 D = TINY["width"]
 ORDERS = ("fp32", "fp16:pairwise", "fp16:sequential")
@@ -32,9 +44,7 @@ ORDERS = ("fp32", "fp16:pairwise", "fp16:sequential")
 def test_sums_are_those_of_an_independent_float64_computation():
     model, read, done = tiny_model(), windows(), []
     scores, again = scored(model, read, "fp32", "fp32", on_batch=done.append)
-    logits, _ = forward("llama", *as_llama(model), read.inputs)
-    logp = log_softmax(logits)
-    nll = np.where(read.scored, -np.take_along_axis(logp, read.targets[..., None], -1)[..., 0], 0)
+    nll, _ = expected(Reference(model), read)
     np.testing.assert_allclose(scores.token_nll, nll, rtol=2e-5)
     np.testing.assert_allclose(scores.window_nll, nll.sum(1), rtol=2e-6)
     total = scores.window_nll.sum() / read.scored.sum()
@@ -49,8 +59,9 @@ def test_sums_are_those_of_an_independent_float64_computation():
 
 def test_what_a_site_saw_is_that_of_the_rows_it_was_given():
     model, read = tiny_model(), windows()
-    half = HalfNorm("pairwise", [1.0] * 5)
-    _, stream = forward("llama", *as_llama(model), read.inputs, half)
+    half = HalfReference(model, "pairwise")
+    half.logits(read.inputs)
+    stream = half.inputs["norm_final"]
     real = np.arange(LENGTH) < read.lengths[:, None]
     norms = np.sort(np.linalg.norm(stream[real], axis=-1))
     s = np.float32(22.6 * np.median(norms))  # about half of the rows are imprecise

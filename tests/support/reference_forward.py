@@ -16,40 +16,6 @@ def rms_norm(x, weight, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
 
-def half_sum(squares, order):
-    """Halves added one by one, or pair by pair."""
-    if order == "sequential":
-        return np.add.accumulate(squares, axis=-1, dtype=np.float16)[..., -1:]
-    while squares.shape[-1] > 1:
-        odd = np.zeros_like(squares[..., : squares.shape[-1] % 2])
-        squares = np.concatenate([squares, odd], -1)
-        squares = squares[..., ::2] + squares[..., 1::2]
-    return squares
-
-
-class HalfNorm:
-    """RMSNorm as hardware with a half-precision accumulator does it, norm after norm.
-
-    Args:
-        order: of summation, sequential or pairwise.
-        scales: of each norm in turn.
-
-    Attributes:
-        overflowed: rows whose sum was infinite so far; they become zeros.
-    """
-
-    def __init__(self, order, scales):
-        self.order, self.scales, self.overflowed = order, iter(scales), 0
-
-    def __call__(self, x, weight, eps):
-        """`rms_norm`."""
-        s = next(self.scales)
-        with np.errstate(over="ignore"):
-            total = np.float64(half_sum(np.float16((x / s) ** 2), self.order))
-        self.overflowed += int(np.isinf(total).sum())
-        return x / s / np.sqrt(total / x.shape[-1] + eps / s**2) * weight
-
-
 def layer_norm(x, weight, bias, eps):
     """LayerNorm of the last axis."""
     x = x - x.mean(-1, keepdims=True)
@@ -102,25 +68,24 @@ def attend(q, k, v, scale, *, window=None, causal=True, cap=None):
     return np.einsum("bhqs,bshk->bqhk", weights, v).reshape(*q.shape[:2], -1)
 
 
-def forward(family, config, weights, tokens, rms=rms_norm):
-    """Logits [b, l, v], and the stream before the last norm.
+def forward(family, config, weights, tokens):
+    """Logits [b, l, v].
 
     Args:
         family: a key of `tests.support.small_checkpoints`'s configs.
         config: its config.json.
         weights: by Hugging Face's names.
         tokens: [b, l].
-        rms: takes the place of `rms_norm`; called for one norm after another.
     """
     w = {name.partition(".")[2] if name.startswith(("model.", "bert.", "transformer.")) else name:
          np.float64(value) for name, value in weights.items()}  # fmt: skip
     own = {"gpt2": _gpt2, "bert": _bert}
     if family in own:
         return own[family](config, w, tokens)
-    return _decoder(family, config, w, tokens, rms)
+    return _decoder(family, config, w, tokens)
 
 
-def _decoder(family, c, w, tokens, rms):
+def _decoder(family, c, w, tokens):
     """Llama and those that came after it: RMSNorm, rotary positions, gated MLPs, no biases."""
     gemma = family.startswith("gemma")
     before, after, mlp_before, mlp_after = (
@@ -131,7 +96,7 @@ def _decoder(family, c, w, tokens, rms):
 
     def norm(x, name):
         gain = None if name is None else w[f"{name}.weight"] + (1.0 if gemma else 0.0)
-        return x if name is None else rms(x, gain, c["rms_norm_eps"])
+        return x if name is None else rms_norm(x, gain, c["rms_norm_eps"])
 
     def heads(h, layer, part):
         y = h @ w[f"{layer}self_attn.{part}_proj.weight"].T
@@ -159,7 +124,7 @@ def _decoder(family, c, w, tokens, rms):
         gate, up = (h @ w[f"{layer}mlp.{part}_proj.weight"].T for part in ("gate", "up"))
         x = x + norm((act(gate) * up) @ w[f"{layer}mlp.down_proj.weight"].T, site(mlp_after))
     head = w.get("lm_head.weight", w["embed_tokens.weight"])
-    return capped(norm(x, "norm") @ head.T, c.get("final_logit_softcapping")), x
+    return capped(norm(x, "norm") @ head.T, c.get("final_logit_softcapping"))
 
 
 def _gpt2(c, w, tokens):
@@ -174,7 +139,7 @@ def _gpt2(c, w, tokens):
         x = x + linear(attend(q, k, v, q.shape[-1] ** -0.5), f"h.{i}.attn.c_proj")
         h = gelu_tanh(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"))
         x = x + linear(h, f"h.{i}.mlp.c_proj")
-    return norm(x, "ln_f") @ w["wte.weight"].T, x
+    return norm(x, "ln_f") @ w["wte.weight"].T
 
 
 def _bert(c, w, tokens):
@@ -199,30 +164,4 @@ def _bert(c, w, tokens):
         x = norm(x + linear(a, f"{layer}attention.output.dense"), f"{layer}attention.output")
         h = linear(gelu(linear(x, f"{layer}intermediate.dense")), f"{layer}output.dense")
         x = norm(x + h, f"{layer}output")
-    return x @ words.T, x
-
-
-def as_llama(model):
-    """(config, weights) of a pre-norm model of ours, gated and without biases, as Llama's."""
-    c = model.config
-    config = {
-        "hidden_size": c.width, "num_hidden_layers": c.layers, "head_dim": c.head_size,
-        "rope_theta": c.rope_theta, "rms_norm_eps": model.norm.eps,
-    }  # fmt: skip
-    found = {"embed_tokens": model.embed.embedding, "norm": model.norm_final.gain}
-    for i, block in enumerate(model.blocks):
-        layer, a, m = f"layers.{i}.", block.attention, block.mlp
-        parts = {"q": "query", "k": "key", "v": "value", "o": "out"}
-        found |= {
-            f"{layer}self_attn.{part}_proj": getattr(a.branch, name).kernel
-            for part, name in parts.items()
-        }
-        found |= {
-            f"{layer}mlp.{name}_proj": getattr(m.branch, name).kernel
-            for name in ("gate", "up", "down")
-        }
-        found[f"{layer}input_layernorm"] = a.norm_in.gain
-        found[f"{layer}post_attention_layernorm"] = m.norm_in.gain
-    weights = {f"{name}.weight": np.asarray(p[...], np.float64) for name, p in found.items()}
-    is_map = lambda name: "_proj" in name  # noqa: E731
-    return config, {name: w.T if is_map(name) else w for name, w in weights.items()}
+    return x @ words.T

@@ -9,6 +9,8 @@ from normlab.numerics import Precision
 from normlab.perplexity import Column, score_columns
 from normlab.protocols.windows import Span, Stream, assemble
 from tests.conftest import VOCAB
+from tests.support.reference_forward import log_softmax
+from tests.support.transformer_reference import Reference
 
 LENGTH, BATCH = 11, 3
 RNG = np.random.default_rng(0)
@@ -50,3 +52,45 @@ def loud(model, factor):
     The last norm takes it back, for the embedding is the head too.
     """
     return times(times(model, factor, ("embed", "out", "down")), 1 / factor, ("norm_final",))
+
+
+class HalfReference(Reference):
+    """RMSNorms as hardware with a half-precision accumulator has them; all else in float64.
+
+    Args:
+        model: as in `Reference`.
+        order: of summation, sequential or pairwise.
+        scales: by site; a site that is missing has 1.
+
+    Attributes:
+        overflowed: rows whose sum was infinite; they become zeros.
+    """
+
+    def __init__(self, model, order, scales=None):
+        super().__init__(model)
+        self.order, self.scales, self.overflowed = order, scales or {}, 0
+
+    def norm(self, name, x, site=None):
+        """In place of the exact one."""
+        self.inputs[name], s = x, self.scales.get(name, 1.0)
+        with np.errstate(over="ignore"):
+            total = np.float64(half_sum(np.float16((x / s) ** 2), self.order))
+        self.overflowed += int(np.isinf(total).sum())
+        y = x / s / np.sqrt(total / x.shape[-1] + self.norms.eps / s**2)
+        return y * self.w[f"{name}.gain"]
+
+
+def half_sum(squares, order):
+    """Halves added one by one, or pair by pair."""
+    if order == "sequential":
+        return np.add.accumulate(squares, axis=-1, dtype=np.float16)[..., -1:]
+    while squares.shape[-1] > 1:  # a power of two of them
+        squares = squares[..., ::2] + squares[..., 1::2]
+    return squares
+
+
+def expected(reference, read):
+    """Each token's NLL by a reference, 0 where it is not scored, and all log-probabilities."""
+    logp = log_softmax(reference.logits(read.inputs))
+    nll = -np.take_along_axis(logp, read.targets[..., None], -1)[..., 0]
+    return np.where(read.scored, nll, 0.0), logp
