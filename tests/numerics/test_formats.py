@@ -28,35 +28,64 @@ def wrong(rounding, name: str = "fp16") -> int:
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_every_value_is_kept(name):
+def test_every_value_midpoints_neighbours_and_any_float32(name):
+    bits = np.random.default_rng(1).integers(0, 2**32, 500_000, dtype=np.uint64)
     values = all_values(name)
     assert values.size == 2 ** (8 * np.dtype(DTYPES[name]).itemsize)
-    assert same(jitted(values, name), values).all()
+    hard, any_float32 = hard_values(name), bits.astype(np.uint32).view(np.float32)
+    assert same(hard[: len(values)], values).all()
+    x = np.concatenate([hard, any_float32])
+    got = np.asarray(jitted(x, name))
+    assert same(got, cast(x, name)).all()
+    assert same(got[: len(values)], values).all()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", DTYPES)
-@pytest.mark.parametrize("call", [round_to, jitted], ids=["eager", "jit"])
-def test_midpoints_neighbours_and_edges(name, call):
-    assert wrong(lambda x: call(x, name), name) == 0
+def test_without_jit(name):
+    assert wrong(lambda x: round_to(x, name), name) == 0
 
 
-@pytest.mark.parametrize("name", DTYPES)
-def test_any_float32(name):
-    bits = np.random.default_rng(1).integers(0, 2**32, 500_000, dtype=np.uint64)
-    x = bits.astype(np.uint32).view(np.float32)
-    assert same(jitted(x, name), cast(x, name)).all()
-
-
-@pytest.mark.parametrize("name", ["fp16", "bf16", "fp8_e4m3"])
+@pytest.mark.parametrize(
+    "name", ["fp16", *(pytest.param(n, marks=pytest.mark.system) for n in ("bf16", "fp8_e4m3"))]
+)
 def test_under_vmap_and_scan(name):
     x = hard_values(name)
     x = x[: len(x) // 50 * 50].reshape(-1, 50)
-    want = cast(x, name)
-    assert same(jax.vmap(lambda row: round_to(row, name))(x), want).all()
-    scanned = lax.scan(lambda carry, row: (carry, round_to(row, name)), 0, jnp.asarray(x))[1]
-    assert same(scanned, want).all()
+
+    @jax.jit
+    def ways(x):
+        each = lambda row: round_to(row, name)  # noqa: E731
+        return jax.vmap(each)(x), lax.scan(lambda carry, row: (carry, each(row)), 0, x)[1]
+
+    for got in ways(x):
+        assert same(got, cast(x, name)).all()
 
 
+def values_for(to, seed):
+    """Values over the whole range of the format, and their midpoints."""
+    rng = np.random.default_rng(seed)
+    reach = 2 ** (to.exponent - 1) + 3
+    with np.errstate(over="ignore"):
+        x = rng.standard_normal(2000) * 2.0 ** rng.uniform(-reach - to.mantissa, reach, 2000)
+        ties = rounded(x, FloatFormat.parse(f"e8m{to.mantissa}"))
+        ties = ties * (1 + 2.0 ** -(to.mantissa + 1))
+        x = np.float32(np.concatenate([x, ties, [0, -0.0, np.inf, -np.inf, np.nan]]))
+    return np.where(np.abs(x) < 2.0**-126, np.float32(0), x)
+
+
+WIDTHS = ("e2m1", "e2m21.flush", "e3m4.saturate", "e5m9.flush.saturate", "e6m16", "e8m1", "e8m21")
+
+
+def test_other_widths():
+    formats = [FloatFormat.parse(text) for text in WIDTHS]
+    given = [values_for(to, seed) for seed, to in enumerate(formats)]
+    found = jax.jit(lambda given: [round_to(x, to) for x, to in zip(given, formats, strict=True)])
+    for x, got, to in zip(given, found(given), formats, strict=True):
+        assert same(got, np.float32(rounded(x, to))).all(), str(to)
+
+
+@pytest.mark.extended
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(2, 8),
@@ -66,15 +95,9 @@ def test_under_vmap_and_scan(name):
 )
 def test_any_width(exponent, mantissa, options, seed):
     to = FloatFormat.parse(f"e{exponent}m{mantissa}{options}")
-    rng = np.random.default_rng(seed)
-    reach = 2 ** (exponent - 1) + 3
+    x = values_for(to, seed)
     with np.errstate(over="ignore"):
-        x = rng.standard_normal(2000) * 2.0 ** rng.uniform(-reach - mantissa, reach, 2000)
-        ties = rounded(x, FloatFormat.parse(f"e8m{mantissa}")) * (1 + 2.0 ** -(mantissa + 1))
-        x = np.float32(np.concatenate([x, ties, [0, -0.0, np.inf, -np.inf, np.nan]]))
-        x = np.where(np.abs(x) < 2.0**-126, np.float32(0), x)
-        want = rounded(x, to).astype(np.float32)
-    assert same(round_to(x, to), want).all()
+        assert same(round_to(x, to), np.float32(rounded(x, to))).all()
 
 
 def test_the_reference_for_any_width_agrees_with_numpy():
@@ -101,19 +124,19 @@ def test_limits(name, largest, normal, subnormal):
     assert (float(info.max), float(info.tiny)) == (to.max, to.smallest_normal)
 
 
-def test_overflow_as_each_format_has_it():
-    x = np.float32([65519.99, 65520, -1e9, np.inf, np.nan])
-    assert same(round_to(x, "fp16"), [65504, np.inf, -np.inf, np.inf, np.nan]).all()
-    assert same(round_to(x, "fp16.saturate"), [65504, 65504, -65504, 65504, np.nan]).all()
-    x = np.float32([464, 465])
-    assert same(round_to(x, "fp8_e4m3"), [448, np.nan]).all()
-    assert same(round_to(x, "fp8_e4m3.saturate"), [448, 448]).all()
-
-
-def test_flush_takes_the_results_below_the_smallest_normal_only():
-    normal = 2.0**-14
-    x = np.float32([normal, np.nextafter(np.float32(normal), 0), normal * 0.999, -normal / 2])
-    assert same(round_to(x, "fp16.flush"), [normal, normal, 0, -0.0]).all()
+def test_overflow_and_underflow_as_each_format_has_it():
+    """Flushing takes the results below the smallest normal only."""
+    n = np.float32(2.0**-14)
+    x = np.float32([65519.99, 65520, -1e9, np.inf, np.nan, 464, 465, n, -n / 2, n * 0.999])
+    x = np.append(x, np.nextafter(n, np.float32(0)))
+    names = ("fp16", "fp16.saturate", "fp8_e4m3", "fp8_e4m3.saturate", "fp16.flush")
+    made = jax.jit(lambda x: {name: round_to(x, name) for name in names})(x)
+    assert same(made["fp16"][:5], [65504, np.inf, -np.inf, np.inf, np.nan]).all()
+    assert same(made["fp16.saturate"][:5], [65504, 65504, -65504, 65504, np.nan]).all()
+    assert same(made["fp8_e4m3"][5:7], [448, np.nan]).all()
+    assert same(made["fp8_e4m3.saturate"][5:7], [448, 448]).all()
+    assert same(made["fp16.flush"][7:], [n, -0.0, 0, n]).all()
+    assert same(made["fp16.flush"][:5], made["fp16"][:5]).all()
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16", "fp8_e4m3"])
@@ -132,7 +155,9 @@ def test_stochastic_rounding_is_unbiased_and_hits_only_neighbours(name, x):
     assert abs(got.mean() - x) < 5 * deviation
 
 
-@pytest.mark.parametrize("mantissa", [2, 3, 7, 10, 16])
+@pytest.mark.parametrize(
+    "mantissa", [2, 10, *(pytest.param(m, marks=pytest.mark.extended) for m in (3, 7, 16))]
+)
 def test_stochastic_rounding_of_neighbours_is_independent(mantissa):
     """Of neighbouring values, places and seeds: up or not, halfway between, agrees half the time.
 
@@ -150,19 +175,26 @@ def test_stochastic_rounding_of_neighbours_is_independent(mantissa):
 
 def test_stochastic_rounding_depends_on_seed_and_row_alone():
     x = np.random.default_rng(0).normal(size=(8, 300)).astype(np.float32)
-    one = np.asarray(round_to(x, "fp16.stochastic(1)"))
-    assert same(jax.vmap(lambda row: round_to(row, "fp16.stochastic(1)"))(x), one).all()
+    one = np.asarray(jitted(x, "fp16.stochastic(1)"))
+    each = jax.jit(jax.vmap(lambda row: round_to(row, "fp16.stochastic(1)")))
+    assert same(each(x), one).all()
     assert same(jitted(x[3:4], "fp16.stochastic(1)"), one[3:4]).all()
-    assert not same(round_to(x, "fp16.stochastic(2)"), one).all()
+    assert not same(jitted(x, "fp16.stochastic(2)"), one).all()
     kept = all_values("fp16")
-    assert same(round_to(kept, "fp16.stochastic(1)"), kept).all()
+    assert same(jitted(kept, "fp16.stochastic(1)"), kept).all()
 
 
-@pytest.mark.parametrize("name", ["fp16", "bf16.stochastic(0)", "fp8_e4m3.saturate"])
-def test_the_derivative_is_that_of_the_identity(name):
-    x = jnp.array([1.2345, -0.3, 1e-3, 300.0])
-    gradient = jax.grad(lambda v: jnp.sum(v * round_to(v, name)))(x)
-    np.testing.assert_allclose(gradient, x + round_to(x, name), rtol=1e-6)
+def test_the_derivative_is_that_of_the_identity():
+    x = np.float32([1.2345, -0.3, 1e-3, 300.0])
+    names = ("fp16", "bf16.stochastic(0)", "fp8_e4m3.saturate")
+
+    @jax.jit
+    def made(x):
+        slopes = [jax.grad(lambda v, n=n: jnp.sum(v * round_to(v, n)))(x) for n in names]
+        return slopes, [round_to(x, name) for name in names]
+
+    for slope, y in zip(*made(x), strict=True):
+        np.testing.assert_allclose(slope, x + y, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +213,9 @@ def test_strings_round_trip(text):
         ("e9m3", "exponent bits = 9: expected 2 to 8"),
         ("e1m3", "exponent bits = 1"),
         ("e5m22", "mantissa bits = 22: expected 1 to 21, or 23"),
+        ("e8m24", "mantissa bits = 24"),
         ("e5m0", "mantissa bits = 0"),
+        ("fp16.stochastic(SEED)", "stochastic"),
     ],
 )
 def test_bad_strings_say_what_was_expected(text, says):
@@ -206,13 +240,17 @@ def test_trap_the_undone_magic_constant_is_caught():
     assert wrong(undone) > 1000
 
 
+EXCESS = "--xla_allow_excess_precision={}"
+AVX2 = "--xla_cpu_max_isa=AVX2 --xla_allow_excess_precision=true"
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        "--xla_allow_excess_precision=true",
-        pytest.param("--xla_allow_excess_precision=false", marks=pytest.mark.system),
+        pytest.param(EXCESS.format("true"), marks=pytest.mark.extended),
+        pytest.param(EXCESS.format("false"), marks=pytest.mark.extended),
         pytest.param(
-            "--xla_cpu_max_isa=AVX2 --xla_allow_excess_precision=true",
+            AVX2,
             marks=[
                 pytest.mark.system,
                 pytest.mark.skipif(platform.machine() != "x86_64", reason="x86 only"),
@@ -226,8 +264,3 @@ def test_under_other_xla_flags(flags):
     done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 1_000_000
-
-
-def test_a_seed_is_a_number():
-    with pytest.raises(ValueError, match="stochastic"):
-        FloatFormat.parse("fp16.stochastic(SEED)")

@@ -3,10 +3,9 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax import lax
@@ -28,66 +27,126 @@ total_of_squares = jax.jit(sum_of_squares, static_argnums=1)
 total = jax.jit(accumulate, static_argnums=1)
 
 
-def wrong(sums, x, text: str) -> int:
-    """The check of this file: in how many rows a sum of squares differs from the loops."""
+def wrong_squares(got, x, text: str) -> int:
+    """In how many rows a sum of squares differs from the loops."""
     precision = Precision.parse(text)
     want = summed(squares(x, precision.format), precision)
-    return int((~same(sums(x), want.astype(np.float32))).sum())
+    return int((~same(got, want.astype(np.float32))).sum())
+
+
+def wrong_sums(got, x, text: str) -> int:
+    """In how many rows a sum differs from the loops; one that cancels may be either zero."""
+    precision = Precision.parse(text)
+    to = precision.format
+    held = to.with_option("flush") if to.exponent == 8 and not to.is_float32 else to
+    with np.errstate(invalid="ignore"):  # one infinity less another
+        want = summed(rounded(x, held), precision)
+    return int((~(same(got, want) | ((np.asarray(got) == 0) & (want == 0)))).sum())
+
+
+# --- each order: one program, several formats and lengths
+
+FURTHER = {
+    "sequential": ("fp8_e4m3", "e5m12"),
+    "pairwise": ("fp16.saturate", "e5m12"),
+    "lanes(3)": ("fp8_e5m2", "e4m9.flush.saturate"),
+    "lanes(64)": ("fp16.flush", "e8m21"),
+    "blocks(4)": ("fp8_e4m3", "e5m12"),
+    "blocks(100)": ("fp8_e4m3.saturate", "e3m2"),
+    "rounded": ("fp16.flush", "e5m14"),
+}
+"""Formats of one order, beside those of all. A sum of more than 10 bits is no float32."""
+BESIDE = ("fp16", "bf16", "fp32")
+"""In fp32 no rounding stands between product and sum: nothing may contract them."""
+
+
+def some_rows(name, d, seed):
+    """Rows of several spreads, and of infinities and NaNs; for bf16 over float32's whole range."""
+    octaves = (0.0, 3.0, 1.0) if name.startswith("e3") else (0.0, 5.0, 14.0)
+    x = np.concatenate([extreme_rows(seed + i, d, o) for i, o in enumerate(octaves)])
+    edges = np.ones((4, d), np.float32)
+    edges[0, d // 2], edges[1, d // 3], edges[2, -1] = np.inf, np.nan, 256.0
+    edges[3, 0], edges[3, -1] = -np.inf, np.inf
+    return np.concatenate([x, edges])
+
+
+@functools.cache
+def sums(order):
+    """For each format and length: (the rows, their sums, their sums of squares)."""
+    asked = [(name, 100) for name in BESIDE + FURTHER[order]] + [("fp16", 1), ("fp16", 9)]
+    given = [some_rows(name, d, seed) for seed, (name, d) in enumerate(asked)]
+
+    @jax.jit
+    def both(given):
+        texts = [f"{name}:{order}" for name, _ in asked]
+        return [
+            (accumulate(x, t) if t.startswith("fp16:") else None, sum_of_squares(x, t))
+            for x, t in zip(given, texts, strict=True)
+        ]
+
+    return list(zip(asked, given, jax.device_get(both(given)), strict=True))
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@settings(deadline=None, max_examples=6)
-@given(
-    st.sampled_from(LENGTHS),
-    st.floats(0, 14),
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(["fp16", "fp8_e5m2", "fp8_e4m3", "fp16.flush", "fp16.saturate", "e5m12"]),
-)
-def test_sums_of_squares_of_extreme_rows(order, d, octaves, seed, name):
-    x = extreme_rows(seed, d, octaves)
-    text = f"{name}:{order}"
-    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
+def test_sums_of_extreme_rows(order):
+    for (name, d), x, (signed, squared) in sums(order):
+        text = f"{name}:{order}"
+        assert wrong_squares(squared, x, text) == 0, (text, d)
+        assert signed is None or wrong_sums(signed, x, text) == 0, (text, d)
 
 
-@settings(deadline=None, max_examples=6)
-@given(
-    st.sampled_from(ORDERS),
-    st.integers(1, 8192),
-    st.floats(0, 12),
-    st.integers(0, 2**32 - 1),
+@pytest.mark.parametrize("order", ORDERS)
+def test_infinities_and_nans(order):
+    _, x, (signed, squared) = sums(order)[0]
+    assert x.shape[1] == 100
+    assert same(squared[-4:], [np.inf, np.nan, np.inf, np.inf]).all()
+    assert same(signed[-4:], [np.inf, np.nan, 99 + 256, np.nan]).all()
+
+
+@pytest.mark.parametrize(
+    "order", [pytest.param(o, marks=[] if o == "pairwise" else pytest.mark.system) for o in ORDERS]
 )
-def test_any_length(order, d, octaves, seed):
-    text = f"fp16:{order}"
-    assert wrong(lambda x: total_of_squares(x, text), extreme_rows(seed, d, octaves, 4), text) == 0
+def test_bf16_over_all_of_float32s_range(order):
+    """With float32's exponent, what falls below 2^-126 is zero, on every machine."""
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.standard_normal((64, 90)) * 2.0 ** rng.uniform(-75, 62, (64, 1)))
+    assert (np.abs(x).min(), np.abs(x).max()) < (2.0**-63, np.inf)
+    assert wrong_squares(total_of_squares(x, f"bf16:{order}"), x, f"bf16:{order}") == 0
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("d", [8, 64, 300, 576])
+@pytest.mark.parametrize("order", ORDERS)
+def test_fp32_contracts_nothing_at_any_width(order, d):
+    """Whether a product meets an add in one loop depends on both, so both are walked."""
+    x = np.float32(np.random.default_rng(0).normal(1.0, 1.0, (64, d)))
+    assert wrong_squares(total_of_squares(x, f"fp32:{order}"), x, f"fp32:{order}") == 0
+
+
+def check_both_sums(x, text: str) -> None:
+    """Σx and Σx² of rows against the loops."""
+    assert wrong_squares(total_of_squares(x, text), x, text) == 0
+    assert wrong_sums(total(x, text), x, text) == 0
+
+
+ALTERNATING = np.float32([65504, 16, -65504, 2.0**-24, -16] * 1638 + [1, -1])
+RISING = np.linspace(-3, 3.5, 8192, dtype=np.float32)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("x", "order"), [(ALTERNATING, "lanes(64)"), (RISING, "blocks(100)")])
+def test_a_long_vector_that_cancels(x, order):
+    check_both_sums(x[None], f"fp16:{order}")
 
 
 numbers = st.floats(-(2.0**17), 2.0**17, width=32)
 vectors = hnp.arrays(np.float32, st.integers(1, 8192), elements=numbers, fill=numbers)
 
 
-def check_both_sums(x, text: str) -> None:
-    """Σx and Σx² of rows against the loops; a sum that cancels may be either zero."""
-    precision = Precision.parse(text)
-    to = precision.format
-    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
-    held = to.with_option("flush") if to.exponent == 8 and not to.is_float32 else to
-    with np.errstate(invalid="ignore"):  # one infinity less another
-        want, got = summed(rounded(x, held), precision), np.asarray(total(x, precision))
-    assert (same(got, want) | ((got == 0) & (want == 0))).all()
-
-
-@settings(deadline=None, max_examples=5)
-@given(vectors, st.sampled_from(ORDERS))
-@example(np.float32([65504, 16, -65504, 2.0**-24, -16] * 1638 + [1, -1]), "lanes(64)")
-@example(np.linspace(-3, 3.5, 8192, dtype=np.float32), "blocks(100)")
-def test_any_vector(x, order):
-    check_both_sums(x[None], f"fp16:{order}")
-
-
-@pytest.mark.system
+@pytest.mark.extended
 @settings(deadline=None, max_examples=40)
 @given(vectors, st.sampled_from(ORDERS), st.sampled_from(["fp16", "fp8_e4m3", "bf16", "e4m9"]))
-def test_many_more_vectors(x, order, name):
+def test_any_vector(x, order, name):
     check_both_sums(x[None], f"{name}:{order}")
 
 
@@ -99,25 +158,33 @@ any_format = st.builds(
 )
 
 
-def check_format(name, order, d, seed):
+@pytest.mark.extended
+@settings(deadline=None, max_examples=40)
+@given(any_format, st.sampled_from(ORDERS), st.sampled_from(LENGTHS), st.integers(0, 2**32 - 1))
+def test_sums_in_any_format(name, order, d, seed):
     octaves = 1.0 if int(name[1]) < 5 else 8.0
     check_both_sums(extreme_rows(seed, d, octaves, 8) / 16, f"{name}:{order}")
 
 
-@settings(deadline=None, max_examples=6)
-@given(any_format, st.sampled_from(ORDERS), st.sampled_from(LENGTHS[:9]), st.integers(0, 2**32 - 1))
-def test_sums_in_any_format(name, order, d, seed):
-    check_format(name, order, d, seed)
+@pytest.mark.extended
+@pytest.mark.parametrize("order", ORDERS)
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 8192) | st.sampled_from(LENGTHS),
+    st.floats(0, 14),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(
+        ["fp16", "fp8_e5m2", "fp8_e4m3", "fp16.flush", "fp16.saturate", "e4m2", "e6m9", "e5m14"]
+    ),
+)
+def test_sums_of_any_length(order, d, octaves, seed, name):
+    x, text = extreme_rows(seed, d, octaves, 4), f"{name}:{order}"
+    assert wrong_squares(total_of_squares(x, text), x, text) == 0
 
 
-@pytest.mark.system
-@settings(deadline=None, max_examples=40)
-@given(any_format, st.sampled_from(ORDERS), st.sampled_from(LENGTHS), st.integers(0, 2**32 - 1))
-def test_sums_in_many_more_formats(name, order, d, seed):
-    check_format(name, order, d, seed)
-
-
-@pytest.mark.parametrize("order", ["rounded", "blocks(16384)"])
+@pytest.mark.parametrize(
+    "order", ["rounded", pytest.param("blocks(16384)", marks=pytest.mark.system)]
+)
 def test_an_exact_sum_of_15000_halves_beside_its_midpoints(order):
     """Sums on a midpoint of FP16, and one smallest step, 2^-24, below and above it."""
     rng, d, n = np.random.default_rng(0), 15_000, 48
@@ -135,43 +202,10 @@ def test_an_exact_sum_of_15000_halves_beside_its_midpoints(order):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("order", ORDERS)
-@settings(deadline=None, max_examples=25)
-@given(
-    st.integers(1, 8192),
-    st.floats(0, 14),
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(["fp16", "fp8_e5m2", "fp8_e4m3", "fp16.flush", "e4m2", "e6m9", "e5m14"]),
-)
-def test_many_more_of_any_length(order, d, octaves, seed, name):
-    x, text = extreme_rows(seed, d, octaves, 4), f"{name}:{order}"
-    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", ["fp16", "bf16", "fp8_e4m3"])
-def test_signed_sums(order, name):
-    x = extreme_rows(3, 200, 5.0)
-    precision = Precision.parse(f"{name}:{order}")
-    want = summed(cast(x, name), precision)
-    got = np.asarray(total(x, precision))
-    assert (same(got, want) | ((got == 0) & (want == 0))).all()
-
-
-@pytest.mark.parametrize("order", ["sequential", "pairwise", "lanes(8)"])
-def test_bf16_over_all_of_float32s_range(order):
-    """With float32's exponent, what falls below 2^-126 is zero, on every machine."""
-    rng = np.random.default_rng(0)
-    x = np.float32(rng.standard_normal((64, 90)) * 2.0 ** rng.uniform(-75, 62, (64, 1)))
-    assert (np.abs(x).min(), np.abs(x).max()) < (2.0**-63, np.inf)
-    text = f"bf16:{order}"
-    assert wrong(lambda x: total_of_squares(x, text), x, text) == 0
-
-
 @pytest.mark.parametrize("order", ["sequential", "pairwise", "blocks(4)"])
 def test_without_jit(order):
     x, text = extreme_rows(5, 19, 3.0, 6), f"fp16:{order}"
-    assert wrong(lambda x: sum_of_squares(x, text), x, text) == 0
+    assert wrong_squares(sum_of_squares(x, text), x, text) == 0
 
 
 @pytest.mark.parametrize(
@@ -180,35 +214,36 @@ def test_without_jit(order):
 )
 def test_under_vmap_and_inside_scan(order):
     x, text = extreme_rows(5, 70, 3.0, 6), f"fp16:{order}"
-    assert wrong(jax.jit(jax.vmap(lambda row: sum_of_squares(row, text))), x, text) == 0
-    scan = lambda x: lax.scan(lambda c, row: (c, sum_of_squares(row, text)), 0, x)[1]  # noqa: E731
-    assert wrong(scan, jnp.asarray(x), text) == 0
-    folded = total_of_squares(x.reshape(3, 2, 70), text)
-    assert same(folded.reshape(6), total_of_squares(x, text)).all()
+
+    @jax.jit
+    def ways(x):
+        each = lambda row: sum_of_squares(row, text)  # noqa: E731
+        scanned = lax.scan(lambda c, row: (c, each(row)), 0, x)[1]
+        return jax.vmap(each)(x), scanned, each(x.reshape(3, 2, 70)).reshape(6)
+
+    for got in ways(x):
+        assert wrong_squares(got, x, text) == 0
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_infinities_and_nans(order):
-    x = np.ones((4, 100), np.float32)
-    x[0, 50], x[1, 3], x[2, 99] = np.inf, np.nan, 256.0
-    got = np.asarray(total_of_squares(x, f"fp16:{order}"))
-    assert same(got, [np.inf, np.nan, np.inf, 100]).all()
-    x[0, 51] = -np.inf
-    assert np.isnan(np.asarray(total(x, f"fp16:{order}"))[0])
-
-
-@pytest.mark.parametrize("mantissa", range(1, 22))
-def test_infinities_in_every_width(mantissa):
+@pytest.mark.parametrize(
+    "mantissas", [(1, 7, 10, 11, 21), pytest.param(range(1, 22), marks=pytest.mark.extended)]
+)
+def test_infinities_in_every_width(mantissas):
     """Whichever of the two addends is infinite: the sum is as IEEE 754 has it."""
     edges = np.array([np.inf, -np.inf, np.nan, 1.5, -1.5, 0.0], np.float32)
     a, b = (np.ravel(part) for part in np.meshgrid(edges, edges))
     with np.errstate(invalid="ignore"):
         want = a + b
-    to = FloatFormat.parse(f"e8m{mantissa}")
-    assert same(rounded_sum(jnp.asarray(a), jnp.asarray(b), to), want).all()
     lost = np.where(np.isfinite(a), 0, np.nan).astype(np.float32)  # as `two_sum` has it
-    got = rounded_pair(jnp.asarray(a), jnp.asarray(lost), to)
-    assert same(got, a).all()
+
+    @jax.jit
+    def made(a, b, lost):
+        formats = [FloatFormat.parse(f"e8m{mantissa}") for mantissa in mantissas]
+        return [(rounded_sum(a, b, to), rounded_pair(a, lost, to)) for to in formats]
+
+    for added, alone in made(a, b, lost):
+        assert same(added, want).all()
+        assert same(alone, a).all()
 
 
 @pytest.mark.parametrize("mantissa", [12, 21])
@@ -218,49 +253,17 @@ def test_sums_beyond_float32_are_infinite_on_both_sides(mantissa):
     assert same(got, [np.inf, -np.inf]).all()
 
 
-def test_left_to_right_stalls_and_the_others_do_not():
-    ones = np.ones(4096, np.float32)
-    sums = {order: float(total(ones, f"fp16:{order}")) for order in ORDERS}
-    assert sums.pop("sequential") == 2048
-    assert set(sums.values()) == {4096.0}
-
-
-def test_one_lane_and_blocks_of_one_are_sequential():
-    x = extreme_rows(7, 333, 4.0)
-    first = total_of_squares(x, "fp16:sequential")
-    for order in ("lanes(1)", "blocks(1)"):
-        assert same(total_of_squares(x, f"fp16:{order}"), first).all()
-
-
-def test_fp32_in_an_order_is_that_order():
-    """No rounding stands between product and sum here: nothing may contract them."""
-    x = extreme_rows(9, 300, 3.0)
-    carry = np.zeros(16, np.float32)
-    for column in np.moveaxis(x * x, -1, 0):
-        carry = carry + column
-    assert same(total_of_squares(x, "fp32:sequential"), carry).all()
-    exact = np.float32((x * x).astype(np.float64).sum(-1))
-    for order in ("rounded", "blocks(300)"):
-        assert same(total_of_squares(x, f"fp32:{order}"), exact).all()
-
-
-@pytest.mark.parametrize("d", [8, 64, 300, 576])
-@pytest.mark.parametrize("order", ORDERS)
-def test_fp32_contracts_nothing_at_any_width(order, d):
-    """Whether a product meets an add in one loop depends on both, so both are walked."""
-    precision = Precision.parse(f"fp32:{order}")
-    x = np.float32(np.random.default_rng(0).normal(1.0, 1.0, (64, d)))
-    want = summed(squares(x, precision.format), precision)
-    assert same(total_of_squares(x, f"fp32:{order}"), want).all()
+@pytest.mark.parametrize("order", ["lanes(1)", "blocks(1)"])
+def test_one_lane_and_blocks_of_one_are_sequential(order):
+    x = extreme_rows(7, 100, 4.0)
+    assert wrong_squares(total_of_squares(x, f"fp16:{order}"), x, "fp16:sequential") == 0
 
 
 def test_stochastic_sums_do_not_stall():
-    """Left to right, nearest rounding stays at 2048 and stochastic rounding is right on average."""
+    """Left to right, where nearest rounding stays at 2048, it is right on average."""
     x = np.float32(np.float16(np.random.default_rng(0).uniform(0.5, 1, (400, 4096))))
-    exact = x.astype(np.float64).sum(-1)
-    error = np.asarray(total(x, "fp16.stochastic(3):sequential")) - exact
+    error = np.asarray(total(x, "fp16.stochastic(3):sequential")) - x.astype(np.float64).sum(-1)
     assert abs(error.mean()) < 5 * error.std() / np.sqrt(len(error))
-    assert (np.asarray(total(x, "fp16:sequential")) < exact - 500).all()
 
 
 @pytest.mark.parametrize("text", ["sequential", "pairwise", "lanes(8)", "blocks(16)", "rounded"])
@@ -283,49 +286,12 @@ def test_bad_strings_say_what_was_expected(text, says):
         Order.parse(text)
 
 
-def _fused(x):
-    """A native half fma: the square is not rounded before it is added."""
-    carry = np.zeros(x.shape[0])
-    for column in np.moveaxis(np.float16(x).astype(np.float64), -1, 0):
-        carry = np.float16(carry + column * column).astype(np.float64)
-    return np.float32(carry)
-
-
-def _reduce_precision(x):
-    def add(carry, q):
-        return lax.reduce_precision(carry + q, 5, 10), None
-
-    q = lax.reduce_precision(jnp.asarray(x * x), 5, 10)
-    return lax.scan(add, jnp.zeros(x.shape[0]), q.T)[0]
-
-
-TRAPS = {
-    "jnp.sum": lambda x: jnp.sum(jnp.float16(x * x), axis=-1),
-    "jnp.sum, dtype": lambda x: jnp.sum(jnp.float16(x * x), axis=-1, dtype=jnp.float16),
-    "lax.reduce": lambda x: lax.reduce(jnp.float16(x * x), np.float16(0), lax.add, (1,)),
-    "casts dropped": lambda x: functools.reduce(np.add, np.moveaxis(x * x, -1, 0)),
-    "fused multiply-add": _fused,
-}
-
-
-@pytest.mark.parametrize("trap", TRAPS)
-def test_the_check_catches_a_planted_trap(trap):
-    x = np.float32(np.float16(np.random.default_rng(0).normal(size=(128, 576))))
-    assert wrong(lambda x: total_of_squares(x, "fp16:sequential"), x, "fp16:sequential") == 0
-    assert wrong(TRAPS[trap], x, "fp16:sequential") > 16
-
-
-def test_the_check_catches_reduce_precision_alone():
-    x = np.float32(np.random.default_rng(0).normal(size=(128, 64)) * 2.0**-9)
-    assert wrong(lambda x: total_of_squares(x, "fp16:sequential"), x, "fp16:sequential") == 0
-    assert wrong(_reduce_precision, x, "fp16:sequential") > 16
-
-
-def test_the_reference_itself_adds_as_numpy_halves_do():
+def test_the_reference_itself_adds_as_numpy_does():
     x = np.float32(np.random.default_rng(2).normal(size=(32, 200)))
-    carry = np.zeros(32, np.float16)
-    for q in np.moveaxis(np.float16(x * x), -1, 0):
-        carry = carry + q
-    precision = Precision.parse("fp16:sequential")
-    assert same(carry, summed(squares(x, precision.format), precision)).all()
-    assert same(rounded(x, precision.format), np.float16(x)).all()
+    for dtype, name in ((np.float16, "fp16"), (np.float32, "fp32")):
+        carry = np.zeros(32, dtype)
+        for q in np.moveaxis(dtype(x * x), -1, 0):
+            carry = carry + q
+        precision = Precision.parse(f"{name}:sequential")
+        assert same(carry, summed(squares(x, precision.format), precision)).all()
+        assert same(rounded(x, precision.format), dtype(x)).all()
