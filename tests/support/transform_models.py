@@ -1,49 +1,32 @@
-"""Small models in float64 with every parameter moved, for the tests of the transforms."""
+"""What the tests of the transforms ask of models in float64.
+
+Operation by operation: a transformed model differs from the one before in few of them, so that all
+of these models share what is compiled, while each would be a program of its own.
+"""
+
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from normlab.model import Context, PlacementConfig, Transformer
-from normlab.norms import norms
+from normlab.model import Context
 from tests.conftest import tiny_model
+from tests.support.passes import TOKENS
 
-TOKENS = np.random.default_rng(0).integers(0, 31, (2, 8)).astype(np.int32)
-SMALL = {"layers": 2, "width": 16, "heads": 2}
-
-
-def moved(model, seed=0, dtype=jnp.float64, size=0.3):
-    """The model with random numbers added to every parameter: no gain is 1, no bias 0."""
-    rng = np.random.default_rng(seed)
-    graphdef, params = nnx.split(model)
-    params = jax.tree.map(lambda p: jnp.asarray(p + rng.normal(0, size, p.shape), dtype), params)
-    made = nnx.merge(graphdef, params)
-    for table in (made.embed, made.positions):
-        if table is not None:
-            table.dtype = dtype
-    return made
+double = partial(tiny_model, dtype=np.float64)
+"""The tiny model in float64; call it with 64-bit types enabled."""
 
 
-def small(norm="rmsnorm", placement="pre", norm_fields=None, placement_fields=None, **fields):
-    """A moved model of two blocks; call it with 64-bit types enabled."""
-    shape = SMALL | fields
-    model = tiny_model(norm, placement, vocab_size=31, norm_fields=norm_fields, **shape)
-    if placement_fields:
-        config = PlacementConfig(type=placement, **placement_fields)
-        model = Transformer(model.config, norms[norm].Config(**(norm_fields or {})), config, 31)
-    return moved(model)
-
-
-def logits(model, tokens=TOKENS):
+def logits(model):
     """What it says of some tokens."""
-    return np.asarray(model(tokens))
+    return np.asarray(model(TOKENS))
 
 
-def stream(model, tokens=TOKENS):
+def stream(model):
     """The residual stream where each norm that reads it does, and the final one's input."""
     context = Context(capture=True)
-    model(tokens, context)
+    model(TOKENS, context)
     kinds = ("norm_in", "norm_final")
     return {n: np.asarray(x) for n, x in context.inputs.items() if n.rpartition(".")[2] in kinds}
 

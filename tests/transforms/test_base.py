@@ -52,7 +52,7 @@ def test_bad_chains_are_refused_by_name(text, message):
 
 
 def test_steps_act_from_left_to_right():
-    model = tiny_model("layernorm", layers=1, width=8)
+    model = tiny_model("layernorm")
     assert apply(model, "recentre+fold").norm_final.config.type == "rmsnorm"
     with pytest.raises(DoesNotApply, match="expected a LayerNorm"):
         apply(model, "recentre+recentre")
@@ -60,7 +60,7 @@ def test_steps_act_from_left_to_right():
 
 
 def test_a_norm_type_swaps():
-    model = tiny_model("layernorm", layers=1, width=8)
+    model = tiny_model("layernorm")
     before = bits(model)
     assert type(apply(model, "l1").norm_final) is norms["l1"]
     assert bits(model) == before

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from normlab.model import Transformer, placements
+from normlab.model import placements
 from normlab.norms import norms
 from normlab.transforms import DoesNotApply, apply
 from tests.conftest import tiny_model
-from tests.support.transform_models import bits, same, small, stream
+from tests.support.transform_models import bits, double, same, stream
 
 EXACT = {"pre", "lns", "sub-ln"}
 
@@ -21,7 +21,7 @@ FULL = {"tied": False, "bias": True, "positions": "learned"}
 )
 def test_recentring_is_exact(placement, fields):
     with jax.enable_x64(True):
-        model = small("layernorm", placement, **fields)
+        model = double("layernorm", placement, **fields)
         before = bits(model)
         made = apply(model, "recentre")
         assert same(model, made)
@@ -36,7 +36,7 @@ def test_recentring_is_exact(placement, fields):
 
 def test_norms_inside_a_branch_stay_layernorms():
     with jax.enable_x64(True):
-        model = small("layernorm", placement_fields={"norm_qk": True})
+        model = double("layernorm", placement_fields={"norm_qk": True})
         made = apply(model, "recentre")
         assert same(model, made)
     assert type(made.blocks[0].attention.branch.norm_q) is norms["layernorm"]
@@ -44,7 +44,7 @@ def test_norms_inside_a_branch_stay_layernorms():
 
 
 def test_a_tied_head_is_untied_and_stays_what_it_was():
-    model = tiny_model("layernorm", layers=1, width=8)
+    model = tiny_model("layernorm")
     made = apply(model, "recentre")
     assert (made.head is not None, made.config.tied, model.head) == (True, False, None)
     assert np.array_equal(made.head.kernel[...], model.embed.embedding[...].T)
@@ -54,23 +54,21 @@ def test_a_tied_head_is_untied_and_stays_what_it_was():
 @pytest.mark.parametrize("placement", [p for p in placements if p not in EXACT])
 def test_placements_whose_norms_write_to_the_stream_are_refused(placement):
     with pytest.raises(DoesNotApply, match=f"placement '{placement}'.*(norm_out|norm_skip)"):
-        apply(tiny_model("layernorm", placement, layers=4, width=8), "recentre")
+        apply(tiny_model("layernorm", placement, layers=4), "recentre")
 
 
 def test_a_norm_on_the_embedding_is_refused():
-    model = tiny_model("layernorm", layers=1, width=8)
-    config = type(model.placement)(norm_embed=True)
     with pytest.raises(DoesNotApply, match="has a norm at norm_embed"):
-        apply(Transformer(model.config, model.norm, config, 11), "recentre")
+        apply(tiny_model("layernorm", placement_fields={"norm_embed": True}), "recentre")
 
 
 def test_embedding_rows_of_one_length_are_refused():
     """The tied head divides by the rows that it had, the stem by the rows that it has."""
     with pytest.raises(DoesNotApply, match="model.embed_length"):
-        apply(tiny_model("layernorm", layers=1, width=8, embed_length=3.0), "recentre")
+        apply(tiny_model("layernorm", embed_length=3.0), "recentre")
 
 
 @pytest.mark.parametrize("norm", [n for n in norms if n != "layernorm"])
 def test_other_norms_are_refused(norm):
     with pytest.raises(DoesNotApply, match=f"expected a LayerNorm.*got norm '{norm}'"):
-        apply(tiny_model(norm, layers=1, width=8), "recentre")
+        apply(tiny_model(norm), "recentre")

@@ -13,14 +13,15 @@ import pytest
 from normlab.config import build
 from normlab.data import DataConfig
 from normlab.language_model import LanguageModel
-from normlab.model import Context
 from normlab.norms import all_norms, norms
 from normlab.run import load
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import Frozen, average_factors, freeze, removable
 from tests.conftest import tiny_model
+from tests.support.passes import TOKENS
 from tests.support.runs import tiny_config
-from tests.support.transform_models import TOKENS, bits, same, small
+from tests.support.transform_models import bits, double, same
+from tests.support.transformer_reference import Reference
 from train.loop import train
 from train.remove import COLUMNS, RemoveConfig, Tuner, _folded, main, remove, trained_text
 
@@ -29,7 +30,7 @@ from train.remove import COLUMNS, RemoveConfig, Tuner, _folded, main, remove, tr
 def test_a_frozen_norm_folds_away(norm):
     """Centring too: with every norm frozen and folded, no norm is left and no logit has moved."""
     with jax.enable_x64(True):
-        model = small(norm, tied=False)
+        model = double(norm, tied=False)
         before = bits(model)
         every = freeze(model, average_factors(model, TOKENS))
         assert bits(model) == before
@@ -42,7 +43,7 @@ def test_a_frozen_norm_folds_away(norm):
 
 def test_a_stored_one_plus_w_is_frozen_as_it_acts():
     with jax.enable_x64(True):
-        model = small("rmsnorm", norm_fields={"one_plus": True})
+        model = double("rmsnorm", norm_fields={"one_plus": True})
         site = "blocks.0.mlp.norm_in"
         made = freeze(model, {site: 0.5}).blocks[0].mlp.norm_in
         old = model.blocks[0].mlp.norm_in
@@ -52,26 +53,26 @@ def test_a_stored_one_plus_w_is_frozen_as_it_acts():
 
 def test_between_nonlinearities_a_model_without_statistics_is_linear():
     """The input norm of a frozen branch doubles with its input; the real one doesn't."""
-    model = tiny_model("layernorm", norm_fields={"bias": False}, layers=1, width=8)
+    model = tiny_model("layernorm", norm_fields={"bias": False})
     frozen = freeze(model, {"norm_final": 2.0}).norm_final
-    x = np.float32(np.random.default_rng(0).normal(size=(4, 8)))
+    frozen.gain[...] = np.ones(32, np.float32)
+    x = np.float32(np.random.default_rng(0).normal(size=(4, 32)))
     np.testing.assert_allclose(frozen(2 * x, None), 2 * frozen(x, None), rtol=1e-6)
     np.testing.assert_allclose(frozen(x, None), 2 * (x - x.mean(-1, keepdims=True)), atol=1e-6)
 
 
 def test_factors_are_the_averages_of_one_over_rms():
-    model = tiny_model("layernorm", vocab_size=31, layers=1, width=16)
-    context = Context(capture=True)
-    model(TOKENS, context)
-    factors = average_factors(model, TOKENS)
-    assert factors.keys() == {n.site.name for n in all_norms(model)}
-    for site, x in context.inputs.items():
-        by_hand = (1 / np.sqrt(np.float64(x).var(-1) + 1e-5)).mean()
+    model = tiny_model("layernorm", layers=1)
+    factors, reference = average_factors(model, TOKENS), Reference(model)
+    reference.logits(TOKENS)
+    assert factors.keys() == reference.inputs.keys()
+    for site, x in reference.inputs.items():
+        by_hand = (1 / np.sqrt(x.var(-1) + 1e-5)).mean()
         assert factors[site] == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_one_site_at_a_time_mlps_first_and_the_final_norm_last():
-    model = tiny_model("layernorm", layers=11, width=8, vocab_size=31)
+    model = tiny_model("layernorm", layers=11)
     order = removable(model)
     assert order[:3] == [f"blocks.{i}.mlp.norm_in" for i in range(3)]
     assert order[10:12] == ["blocks.10.mlp.norm_in", "blocks.0.attention.norm_in"]
@@ -83,11 +84,11 @@ def test_one_site_at_a_time_mlps_first_and_the_final_norm_last():
 
 
 def test_what_has_no_statistic_to_freeze_is_refused():
-    model = tiny_model("layernorm", layers=1, width=8)
+    model = tiny_model("layernorm")
     with pytest.raises(DoesNotApply, match="no LayerNorm or RMSNorm at 'blocks.7.mlp.norm_in'"):
         freeze(model, {"blocks.7.mlp.norm_in": 1.0})
     with pytest.raises(DoesNotApply, match="there are \\[\\]"):
-        freeze(tiny_model("dyt", layers=1, width=8), {"norm_final": 1.0})
+        freeze(tiny_model("dyt"), {"norm_final": 1.0})
     assert "frozen" not in norms
 
 
@@ -123,7 +124,7 @@ def test_the_loop_removes_every_norm_and_writes_a_table(run, tmp_path):
 
 @pytest.mark.parametrize("placement", ["post", "deepnorm", "reordered"])
 def test_where_nothing_folds_there_is_no_line_and_it_says_why(placement, capsys):
-    model = tiny_model("layernorm", placement, vocab_size=31, layers=1, width=16)
+    model = tiny_model("layernorm", placement, layers=1)
     frozen = freeze(model, average_factors(model, TOKENS))
     assert list(_folded(types.SimpleNamespace(model=frozen, become=None), "mine")) == []
     said = " ".join(capsys.readouterr().out.split())
@@ -135,7 +136,7 @@ def test_perplexities_are_of_the_statistics_that_the_run_has(monkeypatch):
     monkeypatch.setattr("train.remove.make_validate", lambda _, *more: asked.extend(more))
     tuner = object.__new__(Tuner)
     tuner.run = tiny_config("runs", compute={"statistics": "fp8_e4m3"})
-    tuner.become(tiny_model(layers=1, width=16))
+    tuner.become(tiny_model())
     assert asked == [tuner.run.compute.precision]
 
 
@@ -163,7 +164,7 @@ def test_a_run_is_tuned_in_its_own_tokens_on_its_own_text(run, tmp_path, monkeyp
 
 
 def test_a_model_without_statistics_is_refused(monkeypatch):
-    model = LanguageModel("m", tiny_model("dyt", layers=1, width=8), None)
+    model = LanguageModel("m", tiny_model("dyt"), None)
     monkeypatch.setattr("train.remove.load", lambda directory: model)
     with pytest.raises(DoesNotApply, match="m has norm 'dyt': expected LayerNorm or RMSNorm"):
         next(remove(RemoveConfig(checkpoint="somewhere")))

@@ -1,7 +1,6 @@
 """The rescaled stream: c times as large, and not a bit of a logit else for c = 2ᵏ."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +9,7 @@ from normlab.norms import norms
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.rescale import OF_ALPHA, OF_EPS
 from tests.conftest import tiny_model
-from tests.support.transform_models import SMALL, bits, logits, moved, same, small, stream
+from tests.support.transform_models import bits, double, logits, same, stream
 
 SUMS = sorted({"pre", "peri", "reordered", "sandwich", "sub-ln", "normformer", "lns"})
 """Placements whose stream is a sum."""
@@ -20,8 +19,7 @@ SUMS = sorted({"pre", "peri", "reordered", "sandwich", "sub-ln", "normformer", "
     ("placement", "c"), [*((placement, 0.25) for placement in SUMS), ("pre", 2.0**10)]
 )
 def test_a_power_of_two_changes_no_bit(placement, c):
-    fields = SMALL | {"vocab_size": 31, "bias": True, "positions": "learned"}
-    model = moved(tiny_model("layernorm", placement, **fields), dtype=jnp.float32)
+    model = tiny_model("layernorm", placement, bias=True, positions="learned")
     before = bits(model)
     made = apply(model, f"rescale({c})")
     assert np.array_equal(logits(made), logits(model))
@@ -43,7 +41,8 @@ def test_any_factor_is_exact_and_so_is_eps(norm, placement, norm_embed):
     """ε as large as the statistic: left as it is, it would be another network."""
     with jax.enable_x64(True):
         fields = {"eps": 0.5} if norm in OF_EPS else {}
-        model = small(norm, placement, fields, {"norm_embed": norm_embed}, layers=1)
+        sites = {"norm_embed": norm_embed}
+        model = double(norm, placement, norm_fields=fields, placement_fields=sites, layers=1)
         made = apply(model, "rescale(0.3)")
         assert same(model, made)
         peak, was = (np.abs(stream(m)["norm_final"]).max() for m in (made, model))
@@ -52,7 +51,7 @@ def test_any_factor_is_exact_and_so_is_eps(norm, placement, norm_embed):
 
 def test_a_stored_one_plus_w_is_rescaled_as_it_acts():
     with jax.enable_x64(True):
-        model = small("rmsnorm", "peri", norm_fields={"one_plus": True})
+        model = double("rmsnorm", "peri", norm_fields={"one_plus": True})
         assert same(model, apply(model, "rescale(0.3)"))
 
 
@@ -61,10 +60,10 @@ def test_every_norm_type_is_rescaled_exactly_or_refused():
     assert known <= set(norms)
     for norm in set(norms) - known:
         with pytest.raises(DoesNotApply, match=f"norm '{norm}' at .* can't be told"):
-            apply(tiny_model(norm, layers=1, width=8), "rescale(2)")
+            apply(tiny_model(norm), "rescale(2)")
 
 
 @pytest.mark.parametrize("placement", [p for p in placements if p not in SUMS])
 def test_streams_that_a_norm_replaces_are_refused(placement):
     with pytest.raises(DoesNotApply, match=f"placement '{placement}' normalizes the stream itself"):
-        apply(tiny_model("rmsnorm", placement, layers=4, width=8), "rescale(2)")
+        apply(tiny_model("rmsnorm", placement, layers=4), "rescale(2)")
