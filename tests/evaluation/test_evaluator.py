@@ -152,6 +152,7 @@ def test_what_an_earlier_call_kept_stays(run, made_up, tmp_path):
     asked = partial(ask, run, precision=("fp32", "fp16"))
     plain = evaluate(asked(tmp_path / "a"))[1]
     assert (plain.kl_mean, plain.token_nll_file) == (None, None)
+    assert plain.tokens_per_second == pytest.approx(plain.tokens_scored / plain.seconds)
     wide, compared = evaluate(asked(tmp_path / "a", compare=True))
     assert made_up.calls == [["fp32"], ["fp16"], ["fp32", "fp16"]]
     assert (wide.kl_mean, compared.key, compared.seconds) == (None, plain.key, plain.seconds)
