@@ -175,7 +175,7 @@ def test_an_estimated_statistic_is_not_of_the_row_that_it_divides():
 @pytest.mark.system
 def test_the_estimate_reaches_the_model(tokens):
     """Float64 of the formula at a model's MLP, whose first norm is an ordinary BHyT."""
-    model = tiny_model("bhyt-estimated", heads=4, kv_heads=2)
+    model = tiny_model("bhyt-estimated", spread=0.0, heads=4, kv_heads=2)
     block = model.blocks[1]
     block.attention.norm_in.lam[...] = jnp.float32(30.0)
     logits, context = recorded(model, tokens)
@@ -188,7 +188,7 @@ def test_the_estimate_reaches_the_model(tokens):
     for precision, scale, error in (("fp32", 1.0, 1e-5), ("fp16:pairwise", 0.5, 2e-3)):
         y = block.mlp.norm_in(summed, told(block, x, precision, scale))
         np.testing.assert_allclose(y, wanted, rtol=error, atol=1e-7)
-    exact = tiny_model("bhyt", heads=4, kv_heads=2)
+    exact = tiny_model("bhyt", spread=0.0, heads=4, kv_heads=2)
     exact.blocks[1].attention.norm_in.lam[...] = jnp.float32(30.0)
     assert not np.allclose(forward(exact, tokens), logits)
 
