@@ -22,9 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import settings
 
 from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormState, norms
+
+settings.register_profile("tests", deadline=None)  # a busy machine is no fault
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser):
