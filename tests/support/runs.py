@@ -28,6 +28,11 @@ def tiny_config(runs, **fields):
     return build(TrainConfig, values | fields)
 
 
+def loop_config(runs, **fields):
+    """The tiny run with one block: fewer arrays to save where the run is `scripted`."""
+    return tiny_config(runs, **{"model": TINY | {"layers": 1}} | fields)
+
+
 def saved(config, *points):
     """Of each (run, step) the parameters and the optimizer's state in that checkpoint."""
     like, found = Trainer(config, load_tokens(config.data), points[0][0]), []

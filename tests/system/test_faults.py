@@ -13,6 +13,7 @@ from normlab.data import embedded, wikitext
 from tests.support.runs import (
     flipped,
     largest,
+    loop_config,
     same_ends,
     scripted,
     signalled,
@@ -35,9 +36,9 @@ def test_a_signal_saves_and_the_same_command_comes_to_the_same_bits(alone, tmp_p
     assert same_ends(run, alone, config)
 
 
-def stopped(directory, steps=9):
+def stopped(directory, make=tiny_config, steps=9):
     """A run that was stopped after `steps`, with checkpoints of steps 4 and 8."""
-    config = tiny_config(directory)
+    config = make(directory)
     return config, train(config, stop_after=steps)
 
 
@@ -77,12 +78,12 @@ def names(run):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("damage", "aside"), [(flipped, ""), (unlisted, "corrupt.")])
+@pytest.mark.parametrize(("damage", "aside"), [(truncated, ""), (unlisted, "corrupt.")])
 def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(
     tmp_path, monkeypatch, damage, aside
 ):
     scripted(monkeypatch)
-    config, run = stopped(tmp_path)
+    config, run = stopped(tmp_path, loop_config)
     there, told = names(run), run["metrics.jsonl"].read_text()
     for step in there:
         damage(run["checkpoints"] / step)
@@ -97,7 +98,7 @@ def test_where_every_checkpoint_is_damaged_nothing_begins_again_by_itself(
 def test_what_the_machine_lacks_sets_no_checkpoint_aside(tmp_path, monkeypatch):
     scripted(monkeypatch)
     cause = MemoryError("Unable to allocate 64.0 MiB for an array")
-    config, run = stopped(tmp_path)
+    config, run = stopped(tmp_path, loop_config)
     there = names(run)
 
     def stale(path, *more):
@@ -124,7 +125,7 @@ def test_what_the_machine_lacks_sets_no_checkpoint_aside(tmp_path, monkeypatch):
 @pytest.mark.system
 def test_two_processes_on_one_directory(tmp_path, monkeypatch):
     scripted(monkeypatch)
-    config, run = stopped(tmp_path)
+    config, run = stopped(tmp_path, loop_config)
     with run.locked(), pytest.raises(ValueError, match=f"another process .*{os.getpid()} on"):
         train(config)
     assert train(config).record["state"] == "finished"
@@ -151,7 +152,7 @@ def test_a_text_file_that_changes_under_a_run(tmp_path, monkeypatch):
         text = embedded.read(split)[:60_000] + "\n"
         (tmp_path / f"wiki.{split}.raw").write_text(text)
     data = {"corpus": "wikitext2-raw", "root": str(tmp_path), "vocab_size": 300}
-    config = tiny_config(tmp_path / "runs", data=data)
+    config = loop_config(tmp_path / "runs", data=data)
     run = train(config, stop_after=5)
     told, file = run["metrics.jsonl"].read_text(), tmp_path / "wiki.train.raw"
     text = file.read_text()

@@ -12,7 +12,7 @@ from normlab.data.cache import cached
 from normlab.data.tokenizer import load_tokenizer
 from normlab.results.spread import lines
 from normlab.run import Run
-from tests.support.runs import scripted, tiny_config
+from tests.support.runs import loop_config, scripted, tiny_config
 from train.identity import LINE, identity, noting_failure, reason, refuse, sign
 from train.loop import Trainer, train
 from train.tracking import PACKAGES
@@ -101,7 +101,7 @@ def out_of_memory(*_):
 
 def test_a_run_that_raised_says_so_and_is_tried_again(tmp_path, monkeypatch):
     scripted(monkeypatch)
-    config = tiny_config(tmp_path)
+    config = loop_config(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_restore", out_of_memory)
         with pytest.raises(RuntimeError, match="out of memory"):
@@ -135,7 +135,7 @@ def test_what_failed_and_what_was_refused_are_rows(tmp_path, monkeypatch):
 
 def test_a_refused_config_does_not_hold_its_directory(tmp_path, monkeypatch):
     scripted(monkeypatch)
-    config = tiny_config(tmp_path, run=str(tmp_path / "mine"))
+    config = loop_config(tmp_path, run=str(tmp_path / "mine"))
     for warmup in (2000, 3000):
         wrong = to_dict(config)
         wrong["optimizer"]["warmup"] = warmup
@@ -162,7 +162,7 @@ def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monk
 
     monkeypatch.setattr("normlab.data.corpus._wikitext", gone)  # so that auto is the embedded text
     scripted(monkeypatch)
-    config = tiny_config(tmp_path, data={"corpus": corpus, "vocab_size": 300})
+    config = loop_config(tmp_path, data={"corpus": corpus, "vocab_size": 300})
     (row,) = fails()
     assert row.record == {"state": "refused", "reason": "CorpusUnavailableError: no text"}
     assert row.read("asked.yaml") == ["seed=0"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from normlab.run import Run
-from tests.support.runs import scripted, tiny_config
+from tests.support.runs import loop_config, scripted, tiny_config
 from train.loop import train
 from train.tracking import known_as, scalars, tracked, trackers
 
@@ -37,7 +37,7 @@ def fake():
 
 def test_a_tracker_is_told_what_the_log_is_told(fake, tmp_path, monkeypatch):
     scripted(monkeypatch)
-    run = train(tiny_config(tmp_path, tracking=["fake"], seed=3))
+    run = train(loop_config(tmp_path, tracking=["fake"], seed=3))
     opened, *told, closed = fake
     assert opened == ("open", run.directory.name, 3, 0)
     assert closed == "closed"
@@ -51,8 +51,8 @@ def test_tracking_is_no_part_of_a_runs_name_and_goes_on_where_the_run_does(
     fake, tmp_path, monkeypatch
 ):
     scripted(monkeypatch)
-    run = train(tiny_config(tmp_path), stop_after=7)
-    assert train(tiny_config(tmp_path, tracking=["fake"])).directory == run.directory
+    run = train(loop_config(tmp_path), stop_after=7)
+    assert train(loop_config(tmp_path, tracking=["fake"])).directory == run.directory
     assert fake[0][-1] == 4  # the step of the newest checkpoint
     assert fake[1][0] == 5
 
@@ -63,7 +63,7 @@ def test_a_tracker_is_closed_when_the_run_fails(fake, tmp_path, monkeypatch):
 
     scripted(monkeypatch, fails)
     with pytest.raises(RuntimeError, match="no more"):
-        train(tiny_config(tmp_path, tracking=["fake"]))
+        train(loop_config(tmp_path, tracking=["fake"]))
     assert fake[-1] == "closed"
 
 

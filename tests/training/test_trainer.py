@@ -17,7 +17,7 @@ from normlab.data import load_tokens
 from normlab.model import placements
 from normlab.norms import norms
 from normlab.run import Run
-from tests.support.runs import logged, same_ends, scripted, signalled, tiny_config
+from tests.support.runs import logged, loop_config, same_ends, scripted, signalled, tiny_config
 from train.config import TrainConfig
 from train.loop import train, validation_windows
 from train.metrics import MetricsLog, StepLines
@@ -130,7 +130,7 @@ def test_a_step_is_under_way_before_the_numbers_of_the_one_before_are_asked_for(
         return Fetched(seen, step)
 
     scripted(monkeypatch, loss)
-    train(tiny_config(tmp_path, steps=5, eval_every=1000))
+    train(loop_config(tmp_path, steps=5, eval_every=1000))
     begun, fetched = ([(what, i) for i in range(1, 6)] for what in ("begun", "fetched"))
     between = (event for i in range(4) for event in (begun[i + 1], fetched[i]))
     assert seen == [begun[0], *between, fetched[4]]
@@ -144,7 +144,7 @@ def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path, mon
         "validation": {"valid": [5.0, 4.0, math.inf]},
     }
     scripted(monkeypatch, **script[where])
-    run = train(tiny_config(tmp_path))
+    run = train(loop_config(tmp_path))
     end = 8 if where == "validation" else 7
     assert run.record["state"] == "diverged"
     assert run.metrics[-1]["step"] == run.record["steps"] == end
@@ -157,7 +157,7 @@ def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path, mon
 
 def test_what_gets_no_better_stops_early(tmp_path, monkeypatch):
     scripted(monkeypatch, valid=[5.0, 3.0, 4.0, 2.0, 2.5, 2.5, 1.0])
-    config = tiny_config(tmp_path, eval_every=1, patience=2)
+    config = loop_config(tmp_path, eval_every=1, patience=2)
     run = train(config)
     assert run.record["state"] == "stopped early"
     assert [run.record[k] for k in ("best_step", "best_valid_loss", "steps")] == [3, 2.0, 5]
@@ -172,7 +172,7 @@ def test_a_signal_saves_leaves_and_the_same_command_goes_on(
 ):
     """Between two validations, and at one."""
     scripted(monkeypatch)
-    config, before = tiny_config(tmp_path), signal.getsignal(number)
+    config, before = loop_config(tmp_path), signal.getsignal(number)
     with monkeypatch.context() as patch:
         signalled(patch, step, number)
         with pytest.raises(SystemExit) as left:
@@ -190,7 +190,7 @@ def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(tmp_path, m
     scripted(monkeypatch)
     signalled(monkeypatch, 12, signal.SIGTERM)
     with pytest.raises(SystemExit) as left:  # so that a sweep begins no other run
-        train(tiny_config(tmp_path))
+        train(loop_config(tmp_path))
     assert left.value.code == 128 + signal.SIGTERM
     (run,) = map(Run, tmp_path.iterdir())
     assert run.record["state"] == "finished"
@@ -199,7 +199,7 @@ def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(tmp_path, m
 
 def test_how_often_something_is_logged_and_validated(tmp_path, monkeypatch):
     scripted(monkeypatch, valid=repeat(2.0))
-    run = train(tiny_config(tmp_path, log_every=5, eval_every=6, eval_windows=11))
+    run = train(loop_config(tmp_path, log_every=5, eval_every=6, eval_windows=11))
     rows = run.metrics
     assert [r["step"] for r in rows if "loss" in r] == [5, 10, 12]
     assert [(r["step"], r["valid_loss"]) for r in rows if "valid_loss" in r] == [
