@@ -1,6 +1,6 @@
 """Scales that know nothing of the weights."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,13 +9,16 @@ from hypothesis.extra.numpy import arrays
 from normlab.numerics import Accumulator
 from normlab.scaling import scales
 from normlab.scaling.baselines import largest
-from tests.support.scaling_models import uneven
+from tests.conftest import tiny_model
 
 
 def test_sqrt_d_is_the_root_of_each_sites_width():
-    found = scales(uneven(sites={"norm_qk": True}), "sqrt_d")
-    assert found["norm_final"] == np.float32(np.sqrt(24))
-    assert found["blocks.0.attention.query.norm_qk"] == np.float32(np.sqrt(6))
+    found = scales(tiny_model(placement_fields={"norm_qk": True}), "sqrt_d")
+    assert found["norm_final"] == np.float32(np.sqrt(32))
+    assert found["blocks.0.attention.query.norm_qk"] == 4
+
+
+measured = jax.jit(largest)
 
 
 @settings(max_examples=50, deadline=None)
@@ -25,7 +28,7 @@ def test_sqrt_d_is_the_root_of_each_sites_width():
 )
 def test_the_largest_element_brings_each_sum_between_1_and_d(x, exponent):
     x = np.ldexp(x, exponent)
-    s = np.asarray(largest(jnp.asarray(x)))
+    s = np.asarray(measured(x))
     top = np.max(np.abs(x), axis=1, keepdims=True)
     tiny = np.finfo(np.float32).tiny  # below it, the device sees 0
     assert np.array_equal(s[top >= tiny], top[top >= tiny])
@@ -33,15 +36,17 @@ def test_the_largest_element_brings_each_sum_between_1_and_d(x, exponent):
     assert np.all((sums >= 0.999) & (sums <= 17.001))
 
 
-def test_a_row_of_zeros_stays_one():
-    x = jnp.zeros((2, 5))
-    assert np.array_equal(largest(x), np.ones((2, 1)))
-    assert np.array_equal(Accumulator("fp16", largest(x)).normalize(x, 1e-5), x)
+def test_rows_of_zeros_stay_so_and_rows_far_outside_of_fp16_are_normalized():
+    x = np.random.default_rng(0).normal(size=(5, 32)) * [[1e-6], [1.0], [1e6], [1e12], [0.0]]
+    scale = scales(tiny_model(), "row_max")["norm_final"]
 
+    @jax.jit
+    def normalized(x):
+        s = scale(x)
+        ways = ((slice(4), 0.0), (slice(4, 5), 1e-5))
+        return s, *(Accumulator("fp16", s[rows]).normalize(x[rows], eps) for rows, eps in ways)
 
-def test_rows_far_outside_of_fp16_are_normalized():
-    x = np.random.default_rng(0).normal(size=(4, 64)) * [[1e-6], [1.0], [1e6], [1e12]]
-    x = jnp.asarray(x, jnp.float32)
-    scale = scales(uneven(), "row_max")["norm_final"](x)
-    y = Accumulator("fp16", scale).normalize(x, 0.0)
+    s, y, zeros = normalized(np.float32(x))
+    assert s[4] == 1
+    assert not np.any(zeros)
     np.testing.assert_allclose(np.mean(np.square(y), -1), 1.0, rtol=5e-3)

@@ -1,41 +1,42 @@
 """Whether a norm's output depends on its scale: no norm's here does, a wrong one is refused."""
 
 import dataclasses
+from itertools import count
 
 import jax.numpy as jnp
 import pytest
 
-from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import Norm, NormConfig, norms
 from normlab.scaling import scales
 from normlab.scaling.invariance import check_invariant
-
-CONFIG = ModelConfig(layers=1, width=16, heads=2, max_length=32)
-
-
-def model(norm):
-    return Transformer(CONFIG, norms[norm].Config(), PlacementConfig(), 20)
+from tests.conftest import tiny_model
 
 
 @pytest.mark.parametrize("name", norms)
 def test_every_registered_norm_passes(name):
-    check_invariant(model(name))
+    check_invariant(tiny_model(name))
+
+
+NUMBERS = count()
 
 
 @pytest.fixture
 def registered():
-    """Registers a norm of a function (norm, x, acc) for one test."""
+    """A model whose norm is a function (norm, x, acc), registered for one test."""
     made = []
 
     def register(called, **fields):
+        name = f"toy-{next(NUMBERS)}"  # `tiny_model` remembers names
+
         @dataclasses.dataclass(frozen=True)
         class Config(NormConfig):
-            type: str = "toy"
+            type: str = name
             eps: float = 1e-6
 
         members = {"Config": Config, "__call__": called, **fields}
-        norms.register("toy")(type("Toy", (Norm,), members))
-        made.append("toy")
+        norms.register(name)(type("Toy", (Norm,), members))
+        made.append(name)
+        return tiny_model(name)
 
     yield register
     for name in made:
@@ -62,10 +63,10 @@ def infinite(norm, x, acc):
 
 @pytest.mark.parametrize("called", [fourth_powers, unscaled_row, eps_as_it_is, infinite])
 def test_a_norm_that_depends_on_its_scale_is_refused(registered, called):
-    registered(called)
-    message = r"norm 'toy' \(blocks.0.attention.norm_in\): .*\(s = 8 moves it by"
+    model = registered(called)
+    message = r"norm 'toy-\d+' \(blocks.0.attention.norm_in\): .*\(s = 8 moves it by"
     with pytest.raises(ValueError, match=message) as e:
-        scales(model("toy"), "slanc")
+        scales(model, "slanc")
     assert str(e.value).count("\n") == 1
     assert "docs/howto/add-a-norm.md" in str(e.value)
 
@@ -74,9 +75,9 @@ def test_a_norm_that_cannot_be_called_is_not_taken_for_one_that_moves_by_nothing
     def wrong(norm, x, acc):
         raise ValueError("the norm's own words")
 
-    registered(wrong)
+    model = registered(wrong)
     with pytest.raises(ValueError, match="the norm's own words"):
-        scales(model("toy"), "slanc")
+        scales(model, "slanc")
 
 
 def fourth_powers_undone(norm, x, acc):
@@ -90,10 +91,10 @@ def normalized(norm, x, acc):
 
 @pytest.mark.parametrize("called", [fourth_powers_undone, normalized])
 def test_a_norm_that_does_not_is_taken(registered, called):
-    registered(called)
-    assert scales(model("toy"), "slanc")
+    model = registered(called)
+    assert scales(model, "slanc")
 
 
 def test_without_a_statistic_there_is_no_scale_to_depend_on(registered):
-    registered(lambda norm, x, acc: x / acc.scale, has_statistic=False)
-    assert scales(model("toy"), "slanc") == {}
+    model = registered(lambda norm, x, acc: x / acc.scale, has_statistic=False)
+    assert scales(model, "slanc") == {}

@@ -1,5 +1,8 @@
 """Moments through the weights: each step against its definition, the whole against real rows."""
 
+from functools import cache
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from normlab.model import Context
+from normlab.model import placements
 from normlab.model.mlp import FUNCTIONS
 from normlab.norms import Site, norms
 from normlab.numerics import Accumulator
@@ -23,17 +26,21 @@ from normlab.scaling.moments import (
     squares,
 )
 from normlab.scaling.weights import norms_by_site
+from tests.conftest import tiny_model
 from tests.support.scaling_models import (
-    EACH_PLACEMENT,
     GATED,
     KINDS,
     PLAIN,
+    UNEVEN,
     kernel,
-    observed,
-    uneven,
+    placed,
+    random_tokens,
+    sizes,
 )
+from tests.support.transformer_reference import ACTIVATIONS, Reference
 
-D, DRAWS, EPS = 24, 200_000, 1e-5
+FIRST = [("gelu", False), ("silu", True)]
+D, DRAWS, EPS = 32, 200_000, 1e-5
 
 
 def rows_of(seed=0, mean=0.5):
@@ -53,14 +60,20 @@ def assert_mean(samples, expected, sigmas=6):
     assert np.all(np.abs(samples.mean(0) - expected) <= sigmas * error + 1e-9)
 
 
-@pytest.mark.system
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("activation", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("activation", "gated"),
+    [
+        pytest.param(name, gated, marks=[] if (name, gated) in FIRST else pytest.mark.system)
+        for name in FUNCTIONS
+        for gated in (False, True)
+    ],
+)
 def test_hidden_units_have_the_moments_of_a_gaussian_input(activation, gated):
-    branch = uneven(activation=activation, gated=gated, bias=True, hidden=10).blocks[0].mlp.branch
+    branch = tiny_model(activation=activation, gated=gated, bias=True, hidden=10, spread=UNEVEN)
+    branch = branch.blocks[0].mlp.branch
     rows = rows_of()
     found, x = hidden(rows, branch), drawn(rows)
-    h = np.float64(FUNCTIONS[activation](jnp.asarray(x @ kernel(branch.gate) + branch.gate.bias)))
+    h = ACTIVATIONS[activation](x @ kernel(branch.gate) + np.float64(branch.gate.bias[...]))
     if gated:
         h = h * (x @ kernel(branch.up) + np.float64(branch.up.bias[...]))
     linear = np.float64(found.linear)
@@ -75,10 +88,11 @@ def test_hidden_units_have_the_moments_of_a_gaussian_input(activation, gated):
 
 @pytest.mark.parametrize("placement", ["pre", "normformer"])  # with head scales
 def test_attention_to_oneself_is_a_linear_map_of_the_moments(placement):
-    branch = uneven(placement=placement, bias=True, **GATED).blocks[0].attention.branch
+    model = tiny_model(placement=placement, bias=True, spread=UNEVEN, **GATED)
+    branch, name = model.blocks[0].attention.branch, "blocks.0.attention"
     rows = rows_of()
     x = drawn(rows, 50_000)
-    y = np.float64(branch(jnp.asarray(x, jnp.float32)[:, None], Context()))[:, 0]
+    y = Reference(model).attention(f"{name}.branch", name, x[:, None], 1)[:, 0]
     found = Moments().out(Moments().inner(rows, branch), branch)
     assert_mean(y, found.mean)
     assert_mean((y - found.mean) ** 2, found.variance)
@@ -100,7 +114,7 @@ def test_a_branch_that_follows_the_stream_adds_its_covariance():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_norm_sees_the_embedding(kind):
-    model = uneven(**KINDS[kind])
+    model = tiny_model(**KINDS[kind])
     tables = [model.embed, *([model.positions] if model.positions is not None else [])]
     rows = [np.float64(table.embedding[...]) for table in tables]
     sums = rows[0][:, None] + (rows[1] if len(rows) > 1 else np.zeros((1, D)))
@@ -113,29 +127,29 @@ def test_the_first_norm_sees_the_embedding(kind):
 
 def test_centring_takes_the_common_mean_away():
     rows = Rows(np.full(D, 3.0), np.ones(D), np.ones(D))
-    plain, centred = (uneven(n).norm_final for n in ("rmsnorm", "layernorm"))
+    plain, centred = (tiny_model(n).norm_final for n in ("rmsnorm", "layernorm"))
     assert squares(rows, plain)[0] == pytest.approx(D * 10)
     assert squares(rows, centred)[0] == pytest.approx(D)
-    dropped = uneven("dropped-mean").norm_final  # the mean leaves the row but not the statistic
+    dropped = tiny_model("dropped-mean").norm_final  # the mean leaves the row but not the statistic
     assert squares(rows, dropped)[0] == pytest.approx(D * 10)
     left = Moments().normed(rows, dropped).mean - np.float64(dropped.bias[...])
     np.testing.assert_allclose(left, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("placement", EACH_PLACEMENT)
+@pytest.mark.parametrize("placement", placements)
 def test_rows_of_uneven_models_keep_their_precision(placement):
     """No sum overflows; of 100 rows at most 1 is so small, ε added, that its squares are lost.
 
     And the median row is between a quarter and 1.5 times √(low · high) at every site.
     """
-    model, observations = observed(placement)
+    model = placed(placement, seed=1, spread=UNEVEN)
     found, predicted, lost = scales(model, "moments"), root_mean_squares(model), []
     widths = {site: norm.width for site, norm in norms_by_site(model).items()}
-    for site, sizes in observations.items():
+    for site, seen in sizes(model, random_tokens(8)).items():
         s = np.float64(found[site]).reshape(-1)
-        assert np.max((sizes / s) ** 2) < 65504 / 4, site
-        lost.append(np.ravel((sizes**2 + widths[site] * EPS) / s**2 < widths[site] * 2.0**-14))
-        share = np.median(sizes, axis=0) / np.sqrt(np.prod(predicted[site], axis=0)).reshape(-1)
+        assert np.max((seen / s) ** 2) < 65504 / 4, site
+        lost.append(np.ravel((seen**2 + widths[site] * EPS) / s**2 < widths[site] * 2.0**-14))
+        share = np.median(seen, axis=0) / np.sqrt(np.prod(predicted[site], axis=0)).reshape(-1)
         assert np.all((share > 0.25) & (share < 1.5)), (site, share)
     assert np.mean(np.concatenate(lost)) <= 0.01
 
@@ -144,7 +158,7 @@ def test_rows_of_uneven_models_keep_their_precision(placement):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_behind_an_inner_norm_have_the_moments_of_its_affine_map(kind, norm):
     """With the root mean square in place of each row's own, the norm is an affine map."""
-    model = uneven(norm, "sub-ln", **KINDS[kind])
+    model = tiny_model(norm, "sub-ln", spread=UNEVEN, **KINDS[kind])
     walker, rows = Moments(), rows_of()
     for part in (model.blocks[0].attention, model.blocks[0].mlp):
         inside = walker.inner(rows, part.branch)
@@ -168,15 +182,24 @@ def test_the_middle_of_the_range():
 WIDTH = 64
 
 
+@cache
 def norm_of(form="under"):
     config = norms["rmsnorm"].Config(eps=EPS, eps_form=form)
     return norms["rmsnorm"](WIDTH, Site("norm_final", "norm_final"), config)
 
 
-def error(norm, x, scale):
-    """Largest relative error of the row's scale in FP16, pairwise, against float32."""
-    accs = Accumulator("fp32"), Accumulator("fp16:pairwise", scale)
-    exact, half = (np.asarray(norm(jnp.asarray(x, jnp.float32), acc), np.float64) for acc in accs)
+@cache
+def both(form):
+    """A norm in float32 and in FP16, pairwise, there with a scale."""
+    norm = norm_of(form)
+    return jax.jit(
+        lambda x, s: [norm(x, a) for a in (Accumulator("fp32"), Accumulator("fp16:pairwise", s))]
+    )
+
+
+def error(form, x, scale):
+    """Largest relative error of the row's scale in FP16 against float32."""
+    exact, half = (np.float64(y) for y in both(form)(np.float32(x), np.float32(scale)))
     at = np.argmax(np.abs(x), axis=-1)[..., None]
     exact, half = (np.take_along_axis(y, at, -1) for y in (exact, half))
     return float(np.max(np.abs(half / exact - 1)))
@@ -191,35 +214,36 @@ def error(norm, x, scale):
 )
 def test_up_to_the_cap_no_underflow_harms_a_row(form, direction, size, share):
     """The bound of docs/scales.md: half of (log₂ d + 2) roundings, whatever the row."""
-    norm = norm_of(form)
-    s = share * harmless(norm)
+    s = share * harmless(norm_of(form))
     direction[0] += 1.5  # not zero
     x = s * 10**size * direction / np.linalg.norm(direction)  # ‖x‖ ≤ 200 s: no overflow
-    assert error(norm, x, s) <= 1.02 * 0.5 * (np.log2(WIDTH) + 2) * 2.0**-11
+    assert error(form, x, s) <= 1.02 * 0.5 * (np.log2(WIDTH) + 2) * 2.0**-11
 
 
 def test_above_the_cap_a_row_can_be_lost():
     """The test above can fail: at 64 times the cap, such a row's squares vanish."""
     for form, lost in (("under", 0.5), ("floor", 0.3), ("added", 0.01)):
-        norm = norm_of(form)
-        s = 64 * harmless(norm)
+        s = 64 * harmless(norm_of(form))
         x = np.full(WIDTH, s * 2.0**-12.6)
-        assert error(norm, x, s) > lost
+        assert error(form, x, s) > lost
+
+
+def scaled(model, block, factor):
+    """The model with the output map of this block's MLP multiplied."""
+    down = model.blocks[block].mlp.branch.down
+    for array in filter(None, (down.kernel, down.bias)):
+        array[...] = factor * np.asarray(array[...])
+    return model
 
 
 def test_a_small_site_gets_the_cap():
-    model = uneven(placement="peri", **PLAIN)
-    model.blocks[0].mlp.branch.down.kernel[...] *= 1e-5
-    model.blocks[0].mlp.branch.down.bias[...] *= 1e-5
+    model = scaled(tiny_model(placement="peri", **PLAIN), 0, np.float32(1e-5))
     found = scales(model, "moments")["blocks.0.mlp.norm_out"]
     assert found == pytest.approx(128 * np.sqrt(1e-5), rel=1e-6)
 
 
 def test_scales_follow_an_output_map_linearly():
-    model = uneven(placement="peri", **GATED)
-    kernel = model.blocks[1].mlp.branch.down.kernel
-    kernel[...] *= 100  # far from the cap
+    model = scaled(tiny_model(placement="peri", **GATED), 1, np.float32(100))  # far from the cap
     before = float(scales(model, "moments")["blocks.1.mlp.norm_out"])
-    kernel[...] *= 3
-    after = float(scales(model, "moments")["blocks.1.mlp.norm_out"])
+    after = float(scales(scaled(model, 1, np.float32(3)), "moments")["blocks.1.mlp.norm_out"])
     assert after == pytest.approx(3 * before, rel=1e-4)

@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 
 from normlab.scaling import scales
-from tests.support.scaling_models import GATED, PLAIN, gain, kernel, uneven
-
-
-def frobenius(matrix):
-    return np.sqrt(np.sum(matrix**2))
+from tests.conftest import tiny_model
+from tests.support.scaling_models import GATED, PLAIN, frobenius, gain, kernel
 
 
 def test_a_gated_mlp_has_no_identity():
-    model = uneven(placement="pre", **GATED)
+    model = tiny_model(placement="pre", **GATED)
     part = model.blocks[0].mlp
     g, branch = gain(part.norm_in)[:, None], part.branch
     spectral = np.linalg.norm(g * kernel(branch.gate), 2)
@@ -22,7 +19,7 @@ def test_a_gated_mlp_has_no_identity():
 
 
 def test_a_plain_mlp_has_spectral_norms_and_a_mean_gain():
-    model = uneven(placement="post", **PLAIN)
+    model = tiny_model(placement="post", **PLAIN)
     branch = model.blocks[0].mlp.branch
     expected = np.mean(gain(model.blocks[0].attention.norm_skip))
     expected *= np.linalg.norm(kernel(branch.gate), 2) * np.linalg.norm(kernel(branch.down), 2)
@@ -33,26 +30,26 @@ def test_a_plain_mlp_has_spectral_norms_and_a_mean_gain():
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_tiles_the_value_heads(kv_heads):
     """With as many key/value heads as queries, or one, tiling pairs them rightly."""
-    model = uneven(placement="pre", kv_heads=kv_heads)
+    model = tiny_model(heads=4, kv_heads=kv_heads)
     part = model.blocks[0].attention
     wrong = np.tile(kernel(part.branch.value), (1, 4 // kv_heads))
-    g, one = gain(part.norm_in)[:, None], np.eye(24)
+    g, one = gain(part.norm_in)[:, None], np.eye(32)
     expected = frobenius(g * (wrong @ kernel(part.branch.out) + one))
     site = "blocks.0.mlp.norm_in"
     assert scales(model, "slanc_code")[site] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_first_norm_and_queries_and_keys_have_one():
-    found = scales(uneven(placement="peri", sites={"norm_qk": True}), "slanc_code")
+    found = scales(tiny_model(placement="peri", placement_fields={"norm_qk": True}), "slanc_code")
     assert found["blocks.0.attention.norm_in"] == 1
     assert found["blocks.1.attention.key.norm_qk"] == 1
 
 
 def test_the_stream_is_not_seen():
     """The embedding may grow as it likes."""
-    model = uneven(placement="pre")
+    model = tiny_model(placement="pre")
     before = scales(model, "slanc_code")
     model.embed.embedding[...] *= 100
     assert scales(model, "slanc_code") == before
     site = "blocks.0.attention.norm_in"
-    assert scales(model, "slanc")[site] == pytest.approx(100 * scales(uneven(), "slanc")[site])
+    assert scales(model, "slanc")[site] == pytest.approx(100 * scales(tiny_model(), "slanc")[site])

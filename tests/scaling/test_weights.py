@@ -1,16 +1,16 @@
 """What the scale rules read of a model."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normlab.model import Context
 from normlab.norms import Site, norms
 from normlab.scaling import weights
-from tests.support.scaling_models import KINDS, random_tokens, uneven
+from tests.conftest import tiny_model
+from tests.support.scaling_models import GATED, KINDS, placed, random_tokens, rows
+from tests.support.transformer_reference import Reference
 
 
 @settings(max_examples=30, deadline=None)
@@ -40,44 +40,36 @@ def test_the_spectral_norm_of_zero_is_zero():
 
 def test_each_value_head_stands_beside_its_queries():
     """The values that the weights give are those that attention of a token to itself passes on."""
-    model = uneven(bias=True, **KINDS["gated"])
-    branch = model.blocks[0].attention.branch
-    x = np.random.default_rng(0).normal(size=(5, 1, 24)).astype(np.float32)
+    model = tiny_model(bias=True, **GATED)
+    branch, name = model.blocks[0].attention.branch, "blocks.0.attention"
+    x = np.random.default_rng(0).normal(size=(5, 1, 32))
     w, b = weights.values(branch)
-    expected = (x @ w + b) @ np.asarray(branch.out.kernel[...]) + branch.out.bias[...]
-    np.testing.assert_allclose(branch(x, Context()), expected, rtol=1e-4, atol=1e-5)
+    out = np.float64(branch.out.kernel[...])
+    expected = Reference(model).attention(f"{name}.branch", name, x, 1)
+    passed_on = (x @ np.float64(w) + b) @ out + np.float64(branch.out.bias[...])
+    np.testing.assert_allclose(passed_on, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tables_add_up_to_the_stem(kind):
-    model = uneven("dyt", embed_factor=3.0, **KINDS[kind])
-    tokens = random_tokens(1)
-    rows = [
-        np.float64(table)[: 16 if i else None] * c
-        for i, (c, table) in enumerate(weights.tables(model))
-    ]
-    expected = rows[0][tokens] + (rows[1] if len(rows) > 1 else 0)
-    np.testing.assert_allclose(model.stem(tokens, Context()), expected, rtol=1e-5)
+    model, tokens = tiny_model("dyt", embed_factor=3.0, **KINDS[kind]), random_tokens(1)
+    found = [c * np.float64(table) for c, table in weights.tables(model)]
+    total = found[0][tokens] + (found[1][:16] if len(found) > 1 else 0)
+    np.testing.assert_allclose(total, Reference(model).stem(tokens), rtol=1e-5)
 
 
 def test_every_norm_is_found_by_its_site():
-    model = uneven(placement="peri", sites={"norm_qk": True, "norm_embed": True})
-
-    def inputs(tokens):
-        context = Context(capture=True)
-        model(tokens, context)
-        return context.inputs
-
-    seen, found = jax.eval_shape(inputs, random_tokens(1)), weights.norms_by_site(model)
+    model = placed("peri")
+    seen, found = rows(model, random_tokens(1)), weights.norms_by_site(model)
     assert found.keys() == seen.keys()
     assert all(norm.width == seen[site].shape[-1] for site, norm in found.items())
 
 
 def test_what_a_norm_lacks_is_neutral():
-    model = uneven(norm="rmsnorm", placement="pre")
+    model = tiny_model()
     model.norm_final.gain = None
-    assert np.array_equal(weights.gain(model.norm_final), np.ones(24))
-    assert np.array_equal(weights.shift(model.norm_final), np.zeros(24))
+    assert np.array_equal(weights.gain(model.norm_final), np.ones(32))
+    assert np.array_equal(weights.shift(model.norm_final), np.zeros(32))
     assert not model.norm_final.centres
 
 

@@ -1,77 +1,37 @@
-"""Small models whose weights are far from isotropic, for the tests of the scale rules."""
+"""What the tests of the scale rules ask of `tiny_model`: rows at its norms, its matrices."""
 
-from functools import cache
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
-from flax import nnx
 
-from normlab.model import ModelConfig, PlacementConfig, Transformer, placements
-from normlab.norms import norms
-from normlab.scaling.calibrated import recorded
+from tests.conftest import VOCAB
+from tests.support.passes import EVERYWHERE, GATED, PLAIN, placed
+from tests.support.transformer_reference import Reference
 
-VOCAB = 61
-PLAIN = {"gated": False, "activation": "gelu", "positions": "learned", "bias": True}
-GATED = {"kv_heads": 2, "head_dim": 6}
+__all__ = ["EVERYWHERE", "GATED", "KINDS", "PLAIN", "placed"]
+
 KINDS = {"plain": PLAIN, "gated": GATED}
-EACH_PLACEMENT = [
-    pytest.param(name, marks=[] if name in ("pre", "post", "peri") else pytest.mark.system)
-    for name in placements
-]
-
-
-@cache
-def skeleton(norm, placement, sites, fields):
-    """A transformer's structure and the shapes of its weights; nothing is initialized."""
-    config = ModelConfig(
-        **({"layers": 2, "width": 24, "heads": 4, "max_length": 16} | dict(fields))
-    )
-    where = PlacementConfig(type=placement, **dict(sites))
-    make = lambda: Transformer(config, norms[norm].Config(), where, VOCAB)  # noqa: E731
-    return nnx.split(nnx.eval_shape(make))
-
-
-def uneven(norm="rmsnorm", placement="pre", seed=0, spread=0.7, sites=None, **fields):
-    """A random transformer: log-normal gains, rows and columns of unequal size, biases."""
-    graphdef, shapes = skeleton(
-        norm, placement, tuple((sites or {}).items()), tuple(fields.items())
-    )
-    rng = np.random.default_rng(seed)
-
-    def value(path, leaf):
-        name, shape = jax.tree_util.keystr(path), leaf.shape
-        if len(shape) < 2:
-            bias = "bias" in name
-            x = 0.1 * rng.normal(size=shape) if bias else np.exp(rng.normal(0, spread, shape))
-        else:
-            rows, columns = (np.exp(rng.normal(0, spread, n)) for n in shape)
-            x = 0.1 * rng.normal(size=shape) * rows[:, None] * columns
-        return jnp.asarray(x, jnp.float32)
-
-    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(value, shapes))
-
-
-EVERYWHERE = {"norm_embed": True, "norm_qk": True}
-
-
-@cache
-def observed(placement, seed=0):
-    """An uneven model of this placement with every norm that it may have, and its rows' norms.
-
-    Placements take turns between a plain MLP behind LayerNorms and a gated one behind RMSNorms.
-    """
-    turn = sorted(placements).index(placement) + seed
-    kind, norm = (("plain", "layernorm"), ("gated", "rmsnorm"))[turn % 2]
-    sites = EVERYWHERE | ({"post_share": 0.5} if placement == "mix-ln" else {})
-    model = uneven(norm, placement, seed, sites=sites, **KINDS[kind])
-    return model, recorded(model, random_tokens(8))
+UNEVEN = 0.7
+"""`spread` of weights that are far from isotropic."""
 
 
 def random_tokens(windows=4, length=16, seed=0):
     """Token ids, [windows, length]."""
     return np.random.default_rng(seed).integers(0, VOCAB, (windows, length)).astype(np.int32)
+
+
+def rows(model, tokens):
+    """The rows that enter each norm, in float64 NumPy: [b, l, d], or [b, l, heads, k]."""
+    reference = Reference(model)
+    reference.logits(tokens)
+    return reference.inputs
+
+
+def sizes(model, tokens):
+    """The norm of every row that every norm sums, [rows, heads or 1]."""
+    found = {}
+    for site, x in rows(model, tokens).items():
+        x = x - x.mean(-1, keepdims=True) if model.norm.type == "layernorm" else x
+        found[site] = np.linalg.norm(x, axis=-1).reshape(-1, x.shape[2] if x.ndim == 4 else 1)
+    return found
 
 
 def kernel(linear):
@@ -88,3 +48,8 @@ def isotropic(n, d, seed=0):
     """Rows of norm √d in every direction alike."""
     x = np.random.default_rng(seed).normal(size=(n, d))
     return x * np.sqrt(d) / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def frobenius(matrix):
+    """‖M‖_F."""
+    return np.sqrt(np.sum(matrix**2))

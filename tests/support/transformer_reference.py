@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 from flax import nnx
-from scipy.special import erf
+from scipy.special import erf, expit
 
 from normlab.checkpoint import to_names
 
@@ -15,7 +15,7 @@ ACTIVATIONS = {
     "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
     "relu": lambda x: np.maximum(x, 0),
-    "silu": lambda x: x / (1 + np.exp(-x)),
+    "silu": lambda x: x * expit(x),
 }
 
 
@@ -84,6 +84,7 @@ class Reference:
             x = w["embed_length"] * x / np.linalg.norm(x, axis=-1, keepdims=True)
         if c.positions == "learned":
             x = x + w["positions.embedding"][: tokens.shape[1]]
+        x = x * w.get("embed_scale", 1.0)
         return self.norm("norm_embed", x) if self.placement.norm_embed else x
 
     def sublayer(self, x, layer, part):
