@@ -23,8 +23,8 @@ table: $(VENV)/.core
 	$(QUIET) $(RUN) -m train experiment=table-peri $(ASK)
 	$(QUIET) $(RUN) -m evaluate runs=runs/table out=results/table max_windows=256
 	@$(RUN) -m evaluate show results/smollm2-135m
-	@echo "optimizer.lr: for each placement the best rate by validation (experiment=table-rates,"
-	@echo "docs/results/ten-models.md). One seed and a short run: which norm is better, these tables do not say."
+	@echo "optimizer.lr: chosen for each placement by validation, in experiment=table-rates"
+	@echo "(docs/results/ten-models.md). One seed and a short run: which norm is better, these tables do not say."
 
 test: $(VENV)/.test
 	$(PYTEST)
