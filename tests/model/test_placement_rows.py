@@ -79,11 +79,16 @@ def scaled(model, factor, *maps):
     return with_arrays(model, arrays)
 
 
-def change(placement, *maps, **fields):
-    """How far the logits move when these maps, so large that no ε counts, become larger."""
-    model = scaled(placed(placement, **fields), 1e3, *maps)
-    before = np.asarray(passed(model).logits)
+def change(placement, *maps, size=1.0):
+    """How far the logits move when these maps, so much larger than they are, become larger."""
+    model = scaled(placed(placement), size, *maps)
+    before = passed(model).logits
     return np.abs(passed(scaled(model, 3.0, *maps)).logits - before).max()
+
+
+def unseen(placement, *maps):
+    """Whether that is nothing where no ε counts."""
+    return change(placement, *maps, size=1e3) < 1e-4
 
 
 def mean_square(x):
@@ -105,19 +110,21 @@ def test_keel_without_branches_is_a_norm():
 
 def test_peri_variance_grows_by_one_a_sublayer():
     """Each branch adds a row of mean square 1; at the start it is nearly uncorrelated."""
-    found = passed(scaled(placed("peri", spread=0.0), 1e3, "out", "down"))
     between = [f"blocks.{i}.{part}.norm_in" for i in range(2) for part in ("attention", "mlp")]
-    streams = [np.float64(found.inputs[site]) for site in (*between, "norm_final")]
-    for before, after in pairwise(streams):
-        np.testing.assert_allclose(mean_square(after - before), 1, rtol=1e-4)
-    grown = np.mean(mean_square(streams[-1])) - np.mean(mean_square(streams[0]))
-    assert grown == pytest.approx(4, rel=0.1)
+    grown = []
+    for seed in range(16):
+        found = passed(scaled(placed("peri", spread=0.0, seed=seed), 1e3, "out", "down"))
+        streams = [np.float64(found.inputs[site]) for site in (*between, "norm_final")]
+        for before, after in pairwise(streams):
+            np.testing.assert_allclose(mean_square(after - before), 1, rtol=1e-4)
+        grown.append(np.mean(mean_square(streams[-1]) - mean_square(streams[0])))
+    assert np.mean(grown) == pytest.approx(4, rel=0.1)
 
 
 def test_under_output_norms_the_size_of_a_branch_is_unseen():
     for placement in ("peri", "reordered"):
-        assert change(placement, "out", "down") < 1e-4, placement
-    assert change("peri", "value", "up") < 1e-4
+        assert unseen(placement, "out", "down"), placement
+    assert unseen("peri", "value", "up")
     assert change("pre", "out", "down") > 1e-2
 
 
@@ -129,8 +136,8 @@ def test_sandwich_is_peri_bit_for_bit():
 
 def test_sub_ln_does_not_see_the_size_of_values():
     for weight in ("value", "up"):
-        assert change("sub-ln", weight) < 1e-4, weight
-    assert change("pre", "value") > 5e-3
+        assert unseen("sub-ln", weight), weight
+    assert change("pre", "value") > 1e-2
     assert change("sub-ln", "out", "down") > 1e-2
 
 
@@ -168,8 +175,8 @@ def test_mix_ln_ends_in_pre_and_post():
 
 def test_hybridnorm_does_not_see_the_size_of_q_k_v():
     for name in ("hybridnorm", "hybridnorm-star"):
-        assert change(name, "query", "key", "value") < 1e-4, name
-    assert change("pre", "query", "key", "value") > 5e-3
+        assert unseen(name, "query", "key", "value"), name
+    assert change("pre", "query", "key", "value") > 1e-2
 
 
 def test_hybridnorm_star_differs_in_its_first_block():
@@ -181,12 +188,8 @@ def test_hybridnorm_star_differs_in_its_first_block():
             assert star.wiring(part, layer, 3) == base.wiring(part, layer, 3)
 
 
-EACH = [
-    name if name == "pre" else pytest.param(name, marks=pytest.mark.system) for name in placements
-]
-
-
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.system
+@pytest.mark.parametrize("name", placements)
 def test_the_gradient_is_that_of_the_formula(name):
     """Against float64 differences along random directions, in which each array has its share."""
     model, rng = placed(name), np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """The registry of scale rules: every rule serves every site, and a scale changes nothing else."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ def test_norms_without_a_statistic_get_no_scale(norm):
     assert all(found(tiny_model(norm), rule) == {} for rule in scale_rules)
 
 
+@cache
 def large():
     """A model whose norms overflow in FP16."""
     model = tiny_model(placement_fields={"norm_qk": True}, layers=1, spread=UNEVEN, **GATED)
@@ -78,9 +79,15 @@ def _outcome(graphdef, params, scales):
     return logits[0], sum(o.overflowed for o in half.observed.values())
 
 
+@cache
+def ones():
+    """A scale of 1 for each site, or head."""
+    return jax.tree.map(np.ones_like, jax.device_get(found(large(), "moments")))
+
+
 def outcome(scales=None):
     """Logits of `large` with its sums in an order of their own, and rows that overflow in FP16."""
-    like = jax.tree.map(np.ones_like, jax.device_get(found(large(), "moments")))
+    like = ones()
     if scales is None or not any(map(callable, scales.values())):  # one program for all
         scales = {n: np.broadcast_to((scales or like)[n], one.shape) for n, one in like.items()}
     logits, lost = _outcome(*nnx.split(large()), scales)

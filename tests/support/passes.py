@@ -1,6 +1,6 @@
 """Passes through a model: one compiled program forward that shows all of it, one back."""
 
-from functools import cache, partial
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -23,21 +23,25 @@ LAYERNORM_BEFORE_PLAIN = ("hybridnorm", "hybridnorm-star", "keel", "mix-ln", "re
 EVERYWHERE = {"norm_embed": True, "norm_qk": True}
 
 
-@cache
-def keys_of(placement):
-    """(norm, fields of the placement, fields of the model) of `placed`."""
-    own = {"mix-ln": {"post_share": 0.5}, "reordered": {"norm_qk_full": True}}.get(placement, {})
-    plain = placement in LAYERNORM_BEFORE_PLAIN
-    return "layernorm" if plain else "rmsnorm", EVERYWHERE | own, PLAIN if plain else GATED
+OWN = {
+    "mix-ln": {"post_share": 0.5},
+    "reordered": EVERYWHERE | {"norm_qk_full": True},
+    "sub-ln": EVERYWHERE,
+    "peri": {"norm_embed": True},
+    "sandwich": {"norm_embed": True},
+}
 
 
-def placed(placement, **fields):
-    """A model of this placement with every norm that it may have.
+def placed(placement, sites=None, **fields):
+    """A model of this placement.
 
-    Some placements stand for LayerNorms before plain MLPs, others for RMSNorms before gated ones.
+    Some placements stand for LayerNorms before plain MLPs, others for RMSNorms before gated ones;
+    some have a norm on the embedding and on queries and keys, all if `sites` says so.
     """
-    norm, sites, shape = keys_of(placement)
-    return tiny_model(norm, placement, placement_fields=sites, **(shape | fields))
+    plain = placement in LAYERNORM_BEFORE_PLAIN
+    norm, shape = ("layernorm", PLAIN) if plain else ("rmsnorm", GATED)
+    where = (sites or {}) | OWN.get(placement, {})
+    return tiny_model(norm, placement, placement_fields=where, **(shape | fields))
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=QUICK)

@@ -1,12 +1,16 @@
 """What the tests of the scale rules ask of `tiny_model`: rows at its norms, its matrices."""
 
+from functools import partial
+
 import numpy as np
 
 from tests.conftest import VOCAB
-from tests.support.passes import EVERYWHERE, GATED, PLAIN, placed
+from tests.support.passes import EVERYWHERE, GATED, PLAIN
+from tests.support.passes import placed as plainly_placed
 from tests.support.transformer_reference import Reference
 
-__all__ = ["EVERYWHERE", "GATED", "KINDS", "PLAIN", "placed"]
+placed = partial(plainly_placed, sites=EVERYWHERE)
+"""A model of this placement with every norm that it may have."""
 
 KINDS = {"plain": PLAIN, "gated": GATED}
 UNEVEN = 0.7

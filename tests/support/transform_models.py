@@ -18,24 +18,24 @@ double = partial(tiny_model, dtype=np.float64)
 """The tiny model in float64; call it with 64-bit types enabled."""
 
 
-def logits(model):
-    """What it says of some tokens."""
-    return np.asarray(model(TOKENS))
-
-
-def stream(model):
-    """The residual stream where each norm that reads it does, and the final one's input."""
+def seen(model):
+    """What it says of some tokens, and the stream where norms read it: input and final norms."""
     context = Context(capture=True)
-    model(TOKENS, context)
+    logits = np.asarray(model(TOKENS, context))
     kinds = ("norm_in", "norm_final")
-    return {n: np.asarray(x) for n, x in context.inputs.items() if n.rpartition(".")[2] in kinds}
+    stream = {n: x for n, x in context.inputs.items() if n.rpartition(".")[2] in kinds}
+    return logits, {name: np.asarray(x) for name, x in stream.items()}
+
+
+def close(before, after, limit=1e-12):
+    """Whether two models' logits are the same, relative to the largest."""
+    assert np.isfinite(before).all()
+    return np.abs(before - after).max() <= limit * np.abs(before).max()
 
 
 def same(a, b, limit=1e-12):
-    """Whether two models say the same, relative to the largest logit."""
-    before, after = logits(a), logits(b)
-    assert np.isfinite(before).all()
-    return np.abs(before - after).max() <= limit * np.abs(before).max()
+    """Whether two models say the same."""
+    return close(seen(a)[0], seen(b)[0], limit)
 
 
 def bits(model):
