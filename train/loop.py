@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from normlab.damage import CorruptCheckpointError
 from normlab.data import Batches, Tokenized, load_tokens
 from normlab.data.unigram import unigram_loss
 from normlab.hosts import agreed, by_first, joined, own
-from normlab.model import Transformer
+from normlab.model import ModelConfig, PlacementConfig, Transformer
+from normlab.norms import NormConfig
 from normlab.progress import Progress, announced, console
 from normlab.provenance import provenance, source_hash
 from normlab.run import Run, parameters
@@ -29,7 +31,7 @@ from train.identity import noting_failure, noting_refusal, run_name, sign
 from train.metrics import MetricsLog
 from train.optimizer import groups, make_optimizer
 from train.stacked import Layers
-from train.step import learned, make_step, make_validate
+from train.step import PROGRAMS, learned, make_step, make_validate
 from train.stop import StopRequest
 from train.tracking import check_installed, tracked
 from train.watch import Watch
@@ -77,7 +79,7 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
         CorpusUnavailableError, CorpusDamagedError: see `load_tokens`.
     """
     c = config
-    nnx.eval_shape(lambda: Transformer(c.model, c.norm, c.placement, c.data.vocab_size, c.seed))
+    _try_to_build(c.model, c.norm, c.placement)
     tokens = load_tokens(c.data)
     run = Run(c.run or Path(c.runs) / run_name(to_dict(c), tokens.corpus.name))
 
@@ -88,6 +90,12 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
 
     by_first(check_here)
     return run, tokens
+
+
+@lru_cache(PROGRAMS)
+def _try_to_build(model: ModelConfig, norm: NormConfig, placement: PlacementConfig) -> None:
+    """Raise what a model of this shape raises; a sweep's later runs of the same needn't ask."""
+    nnx.eval_shape(lambda: Transformer(model, norm, placement, 2))
 
 
 @contextmanager

@@ -49,7 +49,8 @@ class Layers:
     """
 
     def __init__(self, model: Transformer, scan: bool):
-        self.graphdef, self._like = nnx.split(nnx.eval_shape(lambda: model))
+        self.graphdef, params = nnx.split(model)
+        self._like = jax.eval_shape(lambda: params)
         self._stacked = model.config.layers if scan else None
         self.model = stacked(model) if scan else model
 

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,9 +140,17 @@ def _files(name: str, folder: Path, split: str) -> list[Path]:
 
 
 def _read_files(files: list[Path]) -> str:
+    found = [(file, file.stat()) for file in files]
+    return _read(tuple((file, about.st_mtime_ns, about.st_size) for file, about in found))
+
+
+@lru_cache(len(HUB_NAMES))
+def _read(known: tuple[tuple[Path, int, int], ...]) -> str:
+    """The text of some files as they stand: a sweep's later runs don't read them again."""
     from datasets import config, load_dataset
 
     config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every read of a local file
+    files = [file for file, *_ in known]
     builder: dict[str, Any] = {"path": "parquet"}
     if files[0].suffix != ".parquet":
         builder = {"path": "text", "keep_linebreaks": True}
