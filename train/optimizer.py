@@ -88,7 +88,7 @@ class AdamW:
         decays: of each parameter in order, whether it decays.
     """
 
-    numbers: dict[str, Array | np.ndarray]
+    numbers: dict[str, Any]
     decays: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
 
     def init(self, params: Any) -> Any:

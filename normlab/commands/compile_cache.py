@@ -49,7 +49,7 @@ def use() -> None:
     from normlab.data import DataConfig
 
     asked = choice(SWITCH, os.environ.get(SWITCH) or "on", ("on", "off"))
-    if asked == "off" or jax.config.jax_compilation_cache_dir is not None:
+    if asked == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:
         folder = directory(DataConfig().cache_folder())
