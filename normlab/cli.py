@@ -267,7 +267,7 @@ def print_help(app: str, schema: type, examples: str = "") -> None:
         "\nWhat stands behind each name: python -m evaluate list\n"
         f"More of Hydra (sweeps with -m, launchers): python -m {app} --hydra-help\n"
         f"The traceback behind an error: {TRACEBACK}=1\n"
-        f"Compiled programs are kept in NORMLAB_CACHE/xla; {compile_cache.SWITCH}=off: they aren't"
+        f"Compiled programs are kept in NORMLAB_CACHE/xla: not with {compile_cache.SWITCH}=off"
     )
 
 
