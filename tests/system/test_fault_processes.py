@@ -12,7 +12,7 @@ from tests.support import fault_runs
 from tests.support.runs import same_ends, tiny_config
 from train.loop import train
 
-SHORT = {"steps": 600, "eval_every": 100, "log_every": 10}
+SHORT = {"steps": 1000, "eval_every": 100, "log_every": 10}
 LONG = SHORT | {"steps": 3000}
 needs_mounts = pytest.mark.skipif(
     not fault_runs.mounts(), reason="`unshare --user --mount` doesn't work here"
@@ -61,6 +61,9 @@ def test_a_kill_and_then_a_termination_leave_the_same_bits(tmp_path):
     run, config = Run(tmp_path / "run"), tiny_config(tmp_path / "alone", **SHORT)
     process = started(run.directory, SHORT)
     wait_for(process, run, 120)
+    while not any(checkpoints(run)):  # a save goes on behind the steps; that of step 0 is no news
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     process.communicate()
