@@ -194,6 +194,7 @@ def test_a_card_that_cannot_be_read_is_damage(tmp_path, content):
 # --- the real text
 
 
+@pytest.mark.system
 @pytest.mark.skipif("NORMLAB_DATA" not in os.environ, reason="NORMLAB_DATA is not set")
 def test_wikitext_comes_back_exactly(tmp_path):
     from normlab.data import DataConfig, load_corpus

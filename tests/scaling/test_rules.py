@@ -22,6 +22,8 @@ from tests.support.transformer_reference import Reference
 
 WALKS = ("slanc", "slanc_code", "moments", "bound")
 """Rules that walk the weights, and refuse what they can't follow."""
+COMMON = ("pre", "post", "peri")
+"""Placements that the unit tier asks; the others are system tests."""
 PREDICTIONS = ("slanc", "moments", "bound")
 TEXT = random_tokens(2, 64)  # windows as long as those of random_tokens: one program for both
 FROM_ROWS = [rule for rule in scale_rules if rule == "random_tokens" or needs_calibration(rule)]
@@ -47,7 +49,10 @@ def assert_each_site_has_one(model, rules):
             assert np.all(np.asarray(given[site]) > 0), (rule, site)
 
 
-@pytest.mark.parametrize("placement", placements)
+@pytest.mark.parametrize(
+    "placement",
+    [pytest.param(p, marks=[pytest.mark.system] * (p not in COMMON)) for p in placements],
+)
 def test_every_rule_has_a_scale_for_every_site(placement):
     rules = [rule for rule in scale_rules if rule not in FROM_ROWS]
     assert_each_site_has_one(placed(placement, spread=UNEVEN), rules)

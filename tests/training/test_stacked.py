@@ -19,14 +19,13 @@ from train.step import learned, make_step
 
 CASES = [
     ("rmsnorm", "pre", {}, False),
-    pytest.param(
-        "layernorm", "peri", {"dropout": 0.3, "bias": True}, True, marks=pytest.mark.system
-    ),
-    pytest.param("batchnorm", "post", {}, True, marks=pytest.mark.system),
-    pytest.param("rmsnorm", "keel", {"tied": False, "window": 4}, False, marks=pytest.mark.system),
+    ("layernorm", "peri", {"dropout": 0.3, "bias": True}, True),
+    ("batchnorm", "post", {}, True),
+    ("rmsnorm", "keel", {"tied": False, "window": 4}, False),
 ]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("norm", "placement", "fields", "remat"), CASES)
 def test_a_stack_has_the_gradients_of_its_layers(norm, placement, fields, remat):
     model, key = tiny_model(norm, placement, **fields), jax.random.key(1)

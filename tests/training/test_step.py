@@ -43,6 +43,7 @@ def trained(model, steps=3, compute=None, accumulate=1, batch=texts):
     return params, losses
 
 
+@pytest.mark.system
 def test_parts_of_a_batch_add_up_to_the_batch():
     whole, losses = trained(small())
     parts, parted = trained(small(), accumulate=4)

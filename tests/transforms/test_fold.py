@@ -22,9 +22,9 @@ FLOAT32 = {"fast-rsqrt"}
 
 
 def params():
-    """Every type that can be folded; those that approximate LayerNorm take long to compile."""
+    """Every type that can be folded; those that take long to compile are system tests."""
     for norm in sorted(set(norms) - UNFOLDED - FLOAT32):
-        slow = norms[norm].__module__.rpartition(".")[2] in ("approximate", "integer")
+        slow = norms[norm].__module__.rpartition(".")[2] in ("approximate", "batch", "integer")
         yield pytest.param(norm, marks=[pytest.mark.system] * slow)
 
 
