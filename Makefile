@@ -1,6 +1,6 @@
 # Two commands need nothing but python3 and a package index:
 #   make table    evaluate a real model, train ten small ones and print the tables of their perplexities
-#   make test     the unit tests, in less than five minutes
+#   make test     the unit tests, in about five minutes
 # make test-system runs what goes end to end, make test-all everything, make test-slice today's part of the
 # extended tests (one in PARTS, in turn by date). make check looks at style, types and documents.
 # make parity installs PyTorch and transformers too, and compares with them what make test skips.
