@@ -56,7 +56,7 @@ def run(placement):
         "norm": {"type": "rmsnorm"},
         "placement": {"type": placement},
         "data": {"corpus": "embedded", "vocab_size": 512},
-        "optimizer": {"lr": 3e-3, "warmup": 10},
+        "optimizer": {"lr": 3e-3, "warmup": STEPS // 10},
         "steps": STEPS,
         "window": 64,
         "eval_every": STEPS,
