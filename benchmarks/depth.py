@@ -54,7 +54,7 @@ def compiled(asked: argparse.Namespace, layers: int, compute: ComputeConfig) -> 
     step, arguments = prepared(asked, layers, compute)
     jax.clear_caches()
     times = [time.perf_counter()]
-    lowered = step.lower(*arguments)
+    lowered = step.func.lower(*step.args, *arguments)
     times.append(time.perf_counter())
     program = lowered.compile()
     times.append(time.perf_counter())

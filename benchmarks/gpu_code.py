@@ -129,7 +129,8 @@ def training(compute: ComputeConfig, on: NamedSharding) -> dict[str, float]:
     text = jax.ShapeDtypeStruct((12, 1024), jnp.int32, sharding=on)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=on)
     step = make_step(graphdef, optimizer, 0, 1000, compute)
-    lowered = step.lower(*jax.tree.map(place, (params, state)), number, text, text)
+    state = jax.tree.map(place, (params, state))
+    lowered = step.func.lower(*step.args, *state, number, text, text)
     with tempfile.TemporaryDirectory() as dump:
         plan = compiled(lowered, dump).memory_analysis()
     return {
