@@ -183,7 +183,7 @@ def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
     assert [json.loads(values)[SEEN] for _, _, values in rows] == [1, 2, 3, 3, 4, 5]
 
 
-@pytest.mark.extended
+@pytest.mark.system
 def test_the_tracker_of_the_documentation_tracks(tmp_path, monkeypatch):
     page = Path(__file__).parent.parent.parent / "docs" / "tracking.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
