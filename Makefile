@@ -17,7 +17,7 @@ EXTRAS := test,tensorboard,wandb,trackio,slurm,ray
 .PHONY: table test test-system test-all test-slice parity extras check docs clean
 
 table: $(VENV)/.core
-	$(RUN) -m evaluate model=smollm2-135m out=results/smollm2-135m max_windows=8
+	$(RUN) -m evaluate pretrained=smollm2-135m out=results/smollm2-135m max_windows=8
 	$(QUIET) $(RUN) -m train experiment=table $(ASK)
 	$(QUIET) $(RUN) -m train experiment=table-post $(ASK)
 	$(QUIET) $(RUN) -m train experiment=table-peri $(ASK)

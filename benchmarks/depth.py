@@ -21,9 +21,9 @@ from outcome import keep
 
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.stacked import stacked
-from train.step import learned, make_step
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.stacked import stacked
+from normlab.training.step import learned, make_step
 
 WAYS = {
     "unrolled": ComputeConfig(),

@@ -6,7 +6,7 @@
 SmolLM2-135M's shape with random weights, float32 on all sides, the NLL of each next token on the
 same windows. Every variant stays loaded and they take turns; a ratio is the median over rounds of
 (normlab's rate / the peer's) within one round, so that a busy machine slows both. normlab's loop is
-`normlab.perplexity.score`, counting of rows out of range and all.
+`normlab.evaluation.perplexity.score`, counting of rows out of range and all.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from outcome import keep
 from turns import in_turns
 
 from normlab.config import build
+from normlab.evaluation.perplexity import score
+from normlab.evaluation.protocols import Windows
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormConfig
 from normlab.numerics import Precision
-from normlab.perplexity import score
-from normlab.protocols import Windows
 
 SHAPE = {"layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "hidden": 1536}
 VOCABULARY, LENGTH = 49_152, 2048

@@ -33,13 +33,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from large_model import CONFIG, WINDOWS
 from outcome import keep
 
+from normlab.evaluation.perplexity import _batch_nll, default_batch, unit_scales
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
 from normlab.numerics import Accumulator, Precision
-from normlab.perplexity import _batch_nll, default_batch, unit_scales
 from normlab.pretrained.families import configs
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import learned, make_step
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.step import learned, make_step
 
 H100 = """
 platform_name: "CUDA"
@@ -59,10 +59,10 @@ gpu_device_info {
 """The device's figures (NVIDIA's data sheet and CUDA's limits for compute capability 9.0)."""
 ROWS, D = 2048, 4096
 NORMS = (
-    "fp32", "fp16:sequential", "fp16:pairwise", "fp16:lanes(8)", "fp16:lanes(64)",
-    "fp16:blocks(16)", "fp16:rounded", "bf16:pairwise", "fp8_e5m2:pairwise", "fp8_e4m3:pairwise",
+    "fp32", "fp16:sequential", "fp16:pairwise", "fp16:lanes8", "fp16:lanes64",
+    "fp16:blocks16", "fp16:rounded", "bf16:pairwise", "fp8_e5m2:pairwise", "fp8_e4m3:pairwise",
     "e6m9:pairwise", "e5m16:pairwise", "fp32:pairwise", "fp16.flush.saturate:pairwise",
-    "fp16.stochastic(0):pairwise", "fp16:pairwise.onepass", "fp16:pairwise.input",
+    "fp16.stochastic0:pairwise", "fp16:pairwise.onepass", "fp16:pairwise.input",
     "fp16:pairwise.mean",
 )  # fmt: skip
 _FLOAT = re.compile(r"^\s*((?:add|sub|mul|div|fma|mad|rsqrt|sqrt|rcp)\.[a-z0-9.]*f32)\s", re.M)

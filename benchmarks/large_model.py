@@ -26,8 +26,8 @@ from evaluation_speed import windows
 from outcome import keep
 
 from normlab import pretrained
+from normlab.evaluation.perplexity import score
 from normlab.numerics import Precision
-from normlab.perplexity import score
 from normlab.scaling import scales
 
 CONFIG: dict[str, Any] = {

@@ -19,14 +19,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from normlab import pretrained, run
+from normlab import pretrained
 from normlab.data import DataConfig, load_corpus
 from normlab.model import Context
 from normlab.numerics import FloatFormat, sum_of_squares
 from normlab.plots import figure, look, save
+from normlab.runs import run
 
 FORMATS = ("fp16", "bf16", "fp8_e5m2", "fp8_e4m3")
-ORDERS = ("sequential", "lanes(8)", "lanes(64)", "pairwise", "blocks(4)", "blocks(16)", "rounded")
+ORDERS = ("sequential", "lanes8", "lanes64", "pairwise", "blocks4", "blocks16", "rounded")
 WIDTHS = (128, 256, 576, 1024, 2048, 4096, 8192)
 FIELDS = ("d", "format", "order", "rows", "mean", "worst", "overflowed", "subnormal", "zero")
 

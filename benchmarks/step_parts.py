@@ -31,7 +31,7 @@ from turns import in_turns
 
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig
-from train.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
 
 Call = Callable[[], Any]
 

@@ -47,8 +47,8 @@ from flax import nnx
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import learned, make_step
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.step import learned, make_step
 
 Step = Callable[[int], float]
 """One step of training on the batch of that number; its loss."""

@@ -23,10 +23,10 @@ from turns import in_turns
 
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
-from normlab.run import Run
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import learned, make_step
-from train.watch import Watch
+from normlab.runs.run import Run
+from normlab.training.diagnostics import Watch
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.step import learned, make_step
 
 
 def calls(asked: argparse.Namespace, directory: Path) -> dict[str, Callable[[], Any]]:

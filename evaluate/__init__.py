@@ -1,1 +1,1 @@
-"""Evaluation: perplexities of trained models in chosen precisions, as records and a table."""
+"""`python -m evaluate [VERB]`: a few lines over normlab/commands/."""

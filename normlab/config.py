@@ -38,7 +38,8 @@ def build(cls: type[C], values: Mapping[str, Any], path: str = "") -> C:
 
     Args:
         cls: a dataclass. Where it has a classmethod `variant(values)`, that chooses the subclass.
-        values: field names to values; nested dataclasses as nested mappings.
+        values: field names to values; nested dataclasses as nested mappings, a string alone for a
+            list of one.
         path: where `values` sits in the whole, for messages ("model.").
 
     Raises:
@@ -71,6 +72,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         names = ", ".join(f.name for f in dataclasses.fields(hint))
         raise TypeError(f"{path} = {value!r}: expected {path}.FIELD, a field of it: {names}")
     elif origin is tuple:
+        if isinstance(value, str):
+            return (_convert(args[0], value, path),)
         if isinstance(value, (list, tuple)):
             return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,12 +1,33 @@
-"""Names to things: the only door for norms, placements, scale rules and the like."""
+"""Names to things: how norms, placements, scale rules and the like are registered and found."""
 
 import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """One row of docs/norms.md, kept beside the thing it describes.
+
+    Args:
+        title: the method's name as the field writes it.
+        formula: in one line of plain text, in the catalogue's notation.
+        source: authors and year, arXiv id, and equation or section; "unconfirmed: …" where a fact
+            of it was read in no primary text.
+        property: what distinguishes a right implementation from a wrong one, in one sentence.
+        test: the test of that property: "tests/norms/test_walk.py::test_name".
+    """
+
+    title: str
+    formula: str
+    source: str
+    property: str
+    test: str
 
 
 class UnknownNameError(ValueError):

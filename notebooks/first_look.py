@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from IPython.display import Markdown
 
-import normlab.run
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
+import normlab.runs.run
 from normlab.config import build
 from normlab.data import load_tokens
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.model import Context
 from normlab.numerics import Precision, sum_of_squares
 from normlab.plots import figure
@@ -38,8 +38,8 @@ from normlab.progress import console
 from normlab.results import tables
 from normlab.results.formats import markdown
 from normlab.scaling import scales
-from train.config import TrainConfig
-from train.loop import train
+from normlab.training.config import TrainConfig
+from normlab.training.trainer import train
 
 # %matplotlib inline
 console.quiet = True  # no progress bars on this page
@@ -77,7 +77,7 @@ run = train(config)
 # *statistic*. A forward pass hands out every norm's input when it is asked to.
 
 # %%
-model = normlab.run.load(run.directory).model
+model = normlab.runs.run.load(run.directory).model
 text = load_tokens(config.data).split("test")
 context = Context(capture=True)
 model(jnp.asarray(text[: 8 * 64]).reshape(8, 64), context)
@@ -134,7 +134,7 @@ made
 # %%
 precisions = ("fp32", "fp16:sequential", "fp16:pairwise", "fp16:pairwise+slanc")
 records = evaluate(
-    EvaluateConfig(checkpoint=str(run.directory), precision=precisions, out=str(folder / "out"))
+    EvaluateConfig(run=str(run.directory), precision=precisions, out=str(folder / "out"))
 )
 Markdown(markdown(tables(records, [str(Precision.parse(p)) for p in precisions])))
 

@@ -29,16 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 from IPython.display import Markdown
 
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
 from normlab.config import build, check, knob
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.norms import Norm, NormConfig, Site, norms
 from normlab.numerics import Accumulator
 from normlab.progress import console
 from normlab.results import spread, tables
 from normlab.results.formats import grid, markdown
-from train.config import TrainConfig
-from train.loop import train
+from normlab.training.config import TrainConfig
+from normlab.training.trainer import train
 
 console.quiet = True  # no progress bars on this page
 
@@ -46,7 +46,7 @@ console.quiet = True  # no progress bars on this page
 # ## The norm
 #
 # RMSNorm with the row's *median* taken off first, as LayerNorm takes off the mean: a massive activation
-# moves a mean, but not a median. Two things make it a norm that the whole house knows:
+# moves a mean, but not a median. Two things make it a norm that all of normlab knows:
 #
 # - a frozen dataclass with its settings, each with a default and a description;
 # - a registered class. `acc` does the sum, so that whoever runs the model decides in which precision.

@@ -30,8 +30,8 @@ from IPython.display import Markdown
 from normlab.config import build
 from normlab.plots import depth_figure, gradient_figure, series, training_figure
 from normlab.progress import console
-from train.config import TrainConfig
-from train.loop import train
+from normlab.training.config import TrainConfig
+from normlab.training.trainer import train
 
 # %matplotlib inline
 console.quiet = True  # no progress bars on this page

@@ -28,8 +28,8 @@ import tempfile
 import numpy as np
 from IPython.display import Markdown
 
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.plots import delta_figure, scales_figure, sums_figure
 from normlab.pretrained import load
 from normlab.progress import console
@@ -124,6 +124,6 @@ Markdown("\n".join(lines))
 # The same from the command line:
 #
 # ```
-# python -m evaluate model=smollm2-135m precision=[fp32,fp16:pairwise,fp16:pairwise+slanc] out=results/smol
-# python -m evaluate.figures results/smol
+# python -m evaluate pretrained=smollm2-135m precision=[fp32,fp16:pairwise,fp16:pairwise+slanc] out=results/smol
+# python -m evaluate figures results/smol
 # ```

@@ -28,15 +28,15 @@ from itertools import product
 
 from IPython.display import Markdown
 
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
 from normlab.config import build
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.plots import loss_figure, series
 from normlab.progress import console
 from normlab.results import spread, tables
 from normlab.results.formats import grid, latex
-from train.config import TrainConfig
-from train.loop import train
+from normlab.training.config import TrainConfig
+from normlab.training.trainer import train
 
 # %matplotlib inline
 console.quiet = True  # no progress bars on this page

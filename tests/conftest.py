@@ -145,7 +145,7 @@ def tokens():
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory):
     """`tests.support.runs.tiny_config`, trained to its end and left alone."""
+    from normlab.training.trainer import train
     from tests.support.runs import tiny_config
-    from train.loop import train
 
     return train(tiny_config(tmp_path_factory.mktemp("alone")), asked=["steps=12"])

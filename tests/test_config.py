@@ -41,7 +41,7 @@ def test_an_unknown_key_names_the_nearest():
         ({"inner": {"size": True}}, "inner.size = True: expected int, got bool"),
         ({"inner": {"size": 1.5}}, "inner.size = 1.5: expected int, got float"),
         ({"on": 1}, "on = 1: expected bool, got int"),
-        ({"names": "x"}, "names = 'x': expected"),
+        ({"names": 1}, "names = 1: expected"),
         ({"names": ["x", 1]}, r"names\[1\] = 1: expected str"),
         ({"inner": 3}, r"inner = 3: expected inner\.FIELD, a field of it: size, rate"),
     ],

@@ -9,8 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from normlab import cli, progress
-from train.config import TrainConfig
+from normlab import progress
+from normlab.commands.groups import CONFIGS, register
+from normlab.commands.launch import runs_here
+from normlab.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def compiled(title="training"):
 def test_a_first_call_that_takes_long_is_compiling(capsys, monkeypatch):
     monkeypatch.setattr(progress, "TICK", 0.02)
     before = threading.active_count()
-    assert compiled() == before, "nothing ticks once it is compiled"
+    assert compiled() <= before, "nothing ticks once it is compiled"
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == "training: compiling, 0 s"
     assert last.startswith("training: 2/2  loss 3.000")
@@ -172,15 +174,15 @@ def test_the_runs_of_a_sweep_are_counted_where_one_process_makes_them_all(
     monkeypatch, arguments, runs
 ):
     monkeypatch.setattr(sys, "argv", ["train", *arguments.split()])
-    cli.register("train", TrainConfig)
+    register("train", TrainConfig)
     experiment = [a for a in sys.argv if a.startswith("experiment")]
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", experiment, return_hydra_config=True)
     if "elsewhere" in arguments:
         OmegaConf.set_readonly(config.hydra, False)
         config.hydra.runtime.choices["hydra/launcher"] = "joblib"
     HydraConfig.instance().set_config(config)
     try:
-        assert cli.runs_here() == runs
+        assert runs_here() == runs
     finally:
         HydraConfig.instance().cfg = None

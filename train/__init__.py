@@ -1,1 +1,1 @@
-"""Training of small language models: `python -m train`."""
+"""`python -m train [VERB]`: a few lines over normlab/commands/."""

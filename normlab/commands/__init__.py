@@ -1,1 +1,1 @@
-"""What the two commands are made of."""
+"""The two commands: arguments, verbs, printing, exit codes."""

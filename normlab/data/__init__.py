@@ -1,4 +1,4 @@
-"""Corpora, tokenizers and batches: from the name of a text to the integers that a step reads."""
+"""Corpora, tokenizers, token files, batches."""
 
 from normlab.data.batches import Batch, Batches
 from normlab.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""The transformer: where norms sit, attention, MLP, blocks."""
+"""Placements, attention, MLP, block, transformer."""
 
 from normlab.model.compute import ComputeConfig
 from normlab.model.config import ModelConfig

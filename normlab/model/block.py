@@ -74,7 +74,7 @@ def scanned(block: Block, x: Float[Array, "b l d"], context: Context) -> Float[A
     if context.observe or context.capture or context.scales:
         raise ValueError(
             "a model of stacked layers knows no single site: expected neither observe, capture nor "
-            "scales; take train.stacked.unstacked(model)"
+            "scales; take normlab.training.stacked.unstacked(model)"
         )
     graphdef, state = nnx.split(block)
     run = _pure(graphdef, context)

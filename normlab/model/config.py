@@ -164,6 +164,15 @@ class ModelConfig:
             return self.hidden
         return -(-8 * self.width // 24) * 8 if self.gated else 4 * self.width
 
+    @property
+    def divided_sizes(self) -> dict[str, int]:
+        """What devices that share a model divide: each field and its number."""
+        return {
+            "model.heads": self.heads,
+            "model.kv_heads": self.kv,
+            "model.hidden": self.hidden_size,
+        }
+
 
 def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]

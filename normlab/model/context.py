@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm
 from normlab.numerics import Accumulator, Observed, Precision
-from normlab.sharding import whole_rows
+from normlab.parallel.sharding import whole_rows
 
 
 class Context:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.model.config import ModelConfig
 from normlab.norms import NormConfig
-from normlab.registry import Registry, choice
+from normlab.registry import MethodCard, Registry, choice
 
 SUBLAYERS = ("attention", "mlp")
 INSIDE = ("norm_in", "norm_out", "norm_skip", "norm_inner", "norm_qk", "norm_v")
@@ -71,7 +70,7 @@ class Placement:
     """One row of the table: the wiring of each sublayer, and where the row comes from."""
 
     wire: Callable[[At], Wiring]
-    about: About
+    card: MethodCard
 
 
 placements: Registry[Placement] = Registry("placement")
@@ -163,8 +162,8 @@ def _at(*sites: str, **factors: float | bool) -> Wiring:
     return Wiring(frozenset(sites), **factors)  # type: ignore[arg-type]
 
 
-def _row(name: str, wire: Callable[[At], Wiring], about: About) -> None:
-    placements.register(name)(Placement(wire, about))
+def _row(name: str, wire: Callable[[At], Wiring], card: MethodCard) -> None:
+    placements.register(name)(Placement(wire, card))
 
 
 def _tests(name: str) -> str:
@@ -176,7 +175,7 @@ _PERI = ("norm_in", "norm_out")
 _row(
     "pre",
     lambda at: _at("norm_in"),
-    About(
+    MethodCard(
         title="Pre-LN",
         formula="x + F(N(x)); a final norm",
         source="Xiong et al. 2020, arXiv:2002.04745, Fig. 1b",
@@ -187,7 +186,7 @@ _row(
 _row(
     "post",
     lambda at: _at("norm_skip"),
-    About(
+    MethodCard(
         title="Post-LN",
         formula="N(x + F(x)); no final norm",
         source="Vaswani et al. 2017, arXiv:1706.03762, section 3.1",
@@ -198,7 +197,7 @@ _row(
 _row(
     "peri",
     lambda at: _at(*_PERI),
-    About(
+    MethodCard(
         title="Peri-LN",
         formula="x + N(F(N(x))); a final norm; N on the embedding by norm_embed",
         source="Kim et al. 2025, arXiv:2502.02732, section unconfirmed",
@@ -209,7 +208,7 @@ _row(
 _row(
     "reordered",
     lambda at: _at("norm_out"),
-    About(
+    MethodCard(
         title="Reordered norm (OLMo 2)",
         formula="x + N(F(x)); a final norm; there with norm_qk over all heads (norm_qk_full)",
         source="OLMo 2 team 2025, arXiv:2501.00656, section 3.2",
@@ -220,7 +219,7 @@ _row(
 _row(
     "sandwich",
     lambda at: _at(*_PERI),
-    About(
+    MethodCard(
         title="Sandwich norm (Gemma 2 and 3)",
         formula="x + N(F(N(x))); a final norm",
         source="Gemma 2, arXiv:2408.00118; google-deepmind/gemma, gm/nn/_modules.py",
@@ -231,7 +230,7 @@ _row(
 _row(
     "deepnorm",
     lambda at: _at("norm_skip", alpha=(2 * at.layers) ** 0.25, gain=(8 * at.layers) ** -0.25),
-    About(
+    MethodCard(
         title="DeepNorm",
         formula="N(αx + F(x)), α = (2M)^¼; initial values, output map and MLP times β = (8M)^−¼",
         source="Wang et al. 2022, arXiv:2203.00555, Fig. 2 (decoder-only); torchscale decoder.py",
@@ -242,7 +241,7 @@ _row(
 _row(
     "sub-ln",
     lambda at: _at("norm_in", "norm_inner", gain=math.sqrt(math.log(2 * at.layers))),
-    About(
+    MethodCard(
         title="Sub-LN (Magneto)",
         formula="x + N(F'(N(x)))W: N before each output map; initial gain √ln 2N as in DeepNorm",
         source="Wang et al. 2022, arXiv:2210.06423; torchscale decoder.py (subln)",
@@ -257,7 +256,7 @@ _row(
         if at.sublayer == "attention"
         else _at("norm_in", "norm_inner")
     ),
-    About(
+    MethodCard(
         title="NormFormer",
         formula="x + N(Concat(γ_i h_i)W_o), heads h_i of N(x); x + N(φ(N(x)W₁))W₂",
         source="Shleifer et al. 2021, arXiv:2110.09456, equation numbers unconfirmed; no ResScale",
@@ -268,7 +267,7 @@ _row(
 _row(
     "lns",
     lambda at: _at("norm_in", scale_in=at.layer**-0.5, gain=1.0),
-    About(
+    MethodCard(
         title="LayerNorm Scaling",
         formula="x + F(N(x)/√ℓ) in block ℓ; a final norm, unscaled; no 1/√(2L) at the start",
         source="Sun et al. 2025, arXiv:2502.05795, section unconfirmed; their modeling_llama.py",
@@ -281,7 +280,7 @@ _row(
     lambda at: _at(
         "norm_skip" if at.layer <= math.floor(at.post_share * at.layers + 1e-9) else "norm_in"
     ),
-    About(
+    MethodCard(
         title="Mix-LN",
         formula="Post-LN in the first ⌊αL⌋ blocks, Pre-LN in the rest; α is post_share, left alone "
         "0.25 and one block at least",
@@ -306,7 +305,7 @@ def _hybrid_star(at: At) -> Wiring:
 _row(
     "hybridnorm",
     _hybrid,
-    About(
+    MethodCard(
         title="HybridNorm",
         formula="Y = x + A(N(Q), N(K), N(V)) per head; Z = N(Y); Z + F(Z); a final norm",
         source="Zhuo et al. 2025, arXiv:2503.04598, section 3; BryceZhuo/HybridNorm, model.py",
@@ -317,7 +316,7 @@ _row(
 _row(
     "hybridnorm-star",
     _hybrid_star,
-    About(
+    MethodCard(
         title="HybridNorm*",
         formula="HybridNorm whose first block has a norm before attention and x + F(N(x))",
         source="Zhuo et al. 2025, arXiv:2503.04598, section 3; their README's special config",
@@ -328,7 +327,7 @@ _row(
 _row(
     "keel",
     lambda at: _at("norm_in", "norm_skip", alpha=2.0 * at.layers),
-    About(
+    MethodCard(
         title="KEEL",
         formula="N(αx + F(N(x))), α the number of sublayers, 2L",
         source="Chen and Wei 2026, arXiv:2601.19895; unconfirmed: read in summaries and ports only",

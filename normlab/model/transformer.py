@@ -54,7 +54,7 @@ class Transformer(nnx.Module):
         make_norms = partial(norm_maker, kind, norm)
         make_norm = make_norms(placement.around(config.layers), "")
         self.config, self.norm, self.placement = config, norm, placement
-        self.stacked = False  # see train.stacked: one block that holds the weights of all
+        self.stacked = False  # one block that holds the weights of all: normlab.training.stacked
 
         def table(rows: int) -> nnx.Embed:
             return nnx.Embed(rows, config.width, embedding_init=normal, rngs=rngs)

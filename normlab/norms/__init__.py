@@ -1,4 +1,4 @@
-"""What normalizes: one registered class for each type, found through `norms`."""
+"""What normalizes: one registered class for each type."""
 
 from normlab.norms.base import Norm, NormConfig, NormState, Site, all_norms, norms, penalties
 

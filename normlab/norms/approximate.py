@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import NormConfig, norms
 from normlab.norms.statistics import LayerNorm, LayerNormConfig, RMSNormConfig
 from normlab.numerics import Accumulator
+from normlab.registry import MethodCard
 
 MAGIC = 0x5F3759DF
 
@@ -43,7 +43,7 @@ class L1LayerNorm(LayerNorm):
 
     Config: ClassVar[type[NormConfig]] = L1Config
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="L1 LayerNorm",
         formula="y = (x − μ) / √((√(π/2)·mean|x − μ|)² + ε) ⊙ γ + β",
         source="Lin et al. 2020, arXiv:2009.08034; unconfirmed: the constant √(π/2), and ε",
@@ -78,7 +78,7 @@ class DroppedMean(LayerNorm):
 
     Config: ClassVar[type[NormConfig]] = DroppedMeanConfig
     centred_statistic: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="LayerNorm, μ² dropped",
         formula="y = (x − μ) / √(mean x² + ε) ⊙ γ + β",
         source="Hardware-oriented algorithms for softmax and layer normalization, Sci. China Inf. "
@@ -114,7 +114,7 @@ class MaxRescale(LayerNorm):
     """
 
     Config: ClassVar[type[NormConfig]] = MaxRescaleConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="Max-rescale",
         formula="y = x/m / √(mean (x/m)² + ε/m²) ⊙ γ + β, m = max|x|",
         source="Blue 1978 (doi:10.1145/355769.355771), LAPACK; for norms apple/coremltools#2821",
@@ -163,7 +163,7 @@ class Doubled(LayerNorm):
     """
 
     Config: ClassVar[type[NormConfig]] = DoubledConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="[x, −x] doubling",
         formula="y = LayerNorm([x, −x])[:d] ⊙ γ + β",
         source="Anemll/Anemll (RMSNorm on the Apple neural engine); no paper",
@@ -221,7 +221,7 @@ class FastRsqrt(ByInverseRoot):
 
     Config: ClassVar[type[NormConfig]] = FastRsqrtConfig
     unit_rows: ClassVar[bool] = False  # without a step, up to 3.4 % over
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="Fast inverse square root",
         formula="a = float(0x5f3759df − (bits(v) ≫ 1)), then a ← a(1.5 − 0.5 v a²); y = (x − μ) a",
         source="Quake III Arena (1999); in norms PIM-GPT, Wu et al. 2023, arXiv:2310.09385; "
@@ -295,7 +295,7 @@ class IterL2Norm(ByInverseRoot):
 
     Config: ClassVar[type[NormConfig]] = IterL2Config
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="IterL2Norm",
         formula="y = √d·a·(x − μ) ⊙ γ + β; a ← a + λma(1 − ma²), m = ‖x − μ‖² + dε",
         source="Ye et al. 2024, arXiv:2412.04778; unconfirmed: λ = 0.345·2^−e, the start "
@@ -342,7 +342,7 @@ class Dyadic(ByInverseRoot):
     Config: ClassVar[type[NormConfig]] = DyadicConfig
     differentiable: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="Dyadic rescaling",
         formula="y = (x − μ)·b / 2^c ⊙ γ + β, b/2^c ≈ 1/√(σ² + ε)",
         source="Yao et al. 2020, arXiv:2011.10680, and batch_frexp of its code",

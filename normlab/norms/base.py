@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normlab.about import About
 from normlab.config import knob
 from normlab.numerics import Accumulator
-from normlab.registry import Registry
+from normlab.registry import MethodCard, Registry
 
 norms: Registry[type["Norm"]] = Registry("norm", package="normlab.norms")
 """Every norm type by name. A file put into this package registers its classes by itself."""
@@ -77,7 +76,7 @@ class Norm(nnx.Module):
     """
 
     Config: ClassVar[type[NormConfig]] = NormConfig
-    about: ClassVar[About]
+    card: ClassVar[MethodCard]
     """Its row of the reference table."""
     has_statistic: ClassVar[bool] = True
     """Whether a sum over the row is accumulated, so that a precision means something."""

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
+from normlab.registry import MethodCard
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class BatchNorm(Norm):
     Config: ClassVar[type[NormConfig]] = BatchNormConfig
     has_statistic: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="BatchNorm",
         formula="y = (x − μ) / √(σ² + ε) ⊙ γ + β, μ and σ² of a channel over the batch",
         source="Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2; causal statistics "

@@ -8,11 +8,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
+from normlab.registry import MethodCard
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SeeDNorm(Norm):
 
     Config: ClassVar[type[NormConfig]] = SeeDNormConfig
     affine_last: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="SeeDNorm",
         formula="y = [tanh(x·b)·α + γ] ⊙ x / √(mean x² + ε); with heads: x_h·b_h for each part of "
         "the row",

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int32, UInt32
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import NormConfig, Site, norms
 from normlab.norms.statistics import LayerNorm, LayerNormConfig
 from normlab.numerics import Accumulator
+from normlab.registry import MethodCard
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class IBertLayerNorm(LayerNorm):
     has_statistic: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="I-BERT integer LayerNorm",
         formula="y = q − round(mean q); σ = ⌊√Σ(y≫h)²⌋≪h; out = ⌊y⌊2³¹/σ⌋/2⌋·√d/2³⁰ ⊙ γ + β",
         source="Kim et al. 2021, arXiv:2101.01321, section 3.6 and Alg. 4; its code in Hugging "
@@ -180,7 +180,7 @@ class AILayerNorm(LayerNorm):
     has_statistic: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="AILayerNorm (SOLE)",
         formula="y = (x − μ)/√(Σ4bit(x)²/d − μ² + ε) ⊙ γ + β on 8-bit x with power-of-two factors",
         source="Wang et al. 2023 (ICCAD), arXiv:2510.17189; unconfirmed in the paper itself: the "

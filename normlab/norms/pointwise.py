@@ -11,12 +11,11 @@ from jax import lax
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, OutsideBlockError, Site, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
-from normlab.registry import choice
+from normlab.registry import MethodCard, choice
 
 _WIDTHS = (1024, 2048, 4096, 8192)
 _ALPHA_ATTENTION = (1.0, 1.0, 0.8, 0.2)
@@ -65,7 +64,7 @@ class DyT(Norm):
 
     Config: ClassVar[type[NormConfig]] = DyTConfig
     has_statistic: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="DyT",
         formula="y = γ ⊙ tanh(αx) + β, α a scalar",
         source="Zhu et al. 2025, arXiv:2503.10622, Eq. 2; initial values of section 7",
@@ -114,7 +113,7 @@ class Derf(Norm):
 
     Config: ClassVar[type[NormConfig]] = DerfConfig
     has_statistic: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="Derf",
         formula="y = γ ⊙ erf(αx + s) + β, α and s scalars",
         source="arXiv:2512.10938; zlab-princeton/Derf, language model/model_derf.patch; "
@@ -173,7 +172,7 @@ class BHyT(Norm):
     """
 
     Config: ClassVar[type[NormConfig]] = BHyTConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="BHyT",
         formula="y = γ ⊙ tanh(λ x / (κ √(mean x² + ε))), λ a scalar; before the head RMSNorm",
         source="arXiv:2601.09719; MLAI-Yonsei/BHyT, modeling_llama.py, class BHyT_Star; "
@@ -219,7 +218,7 @@ class EstimatedBHyT(BHyT):
 
     Config: ClassVar[type[NormConfig]] = EstimatedBHyTConfig
     affine_last: ClassVar[bool] = False  # γ folded into W_V would change the estimate
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="BHyT, one statistic a block",
         formula="before the MLP: y = γ ⊙ tanh(λ x / (κ √(s² + λ₁²‖W_V W_O‖_F²/(κ²Td) + ε))), s and "
         "λ₁ of the block's first norm",
@@ -303,7 +302,7 @@ class NoNorm(Norm):
     Config: ClassVar[type[NormConfig]] = NoneConfig
     has_statistic: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="none (ReZero, SkipInit, Fixup, T-Fixup)",
         formula="y = x; stream x + g·F(x), g a scalar for each branch, initially 0, 1/√L or 1, or "
         "none and smaller weights",

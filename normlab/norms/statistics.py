@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulator import EPS_FORMS
-from normlab.registry import choice
+from normlab.registry import MethodCard, choice
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class LayerNorm(Norm):
     """
 
     Config: ClassVar[type[NormConfig]] = ExactLayerNormConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="LayerNorm",
         formula="y = (x − μ) / √(σ² + ε) ⊙ γ + β",
         source="Ba, Kiros, Hinton 2016, arXiv:1607.06450, Eqs. 3-4",
@@ -91,7 +90,7 @@ class RMSNorm(LayerNorm):
     """
 
     Config: ClassVar[type[NormConfig]] = RMSNormConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="RMSNorm",
         formula="y = x / √(mean x² + ε) ⊙ γ; also x / (√(mean x²) + ε), and γ = 1 + w",
         source="Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4; bzhangGo/rmsnorm for ε",
@@ -122,7 +121,7 @@ class PartialRMSNorm(LayerNorm):
 
     Config: ClassVar[type[NormConfig]] = PartialRMSNormConfig
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="pRMSNorm",
         formula="y = x / √(mean of the first ⌊pd⌋ x² + ε) ⊙ γ",
         source="Zhang and Sennrich 2019, arXiv:1910.07467, section 4; k = int(d·p) in "
@@ -169,7 +168,7 @@ class ScaleNorm(Norm):
 
     Config: ClassVar[type[NormConfig]] = ScaleNormConfig
     affine_last: ClassVar[bool] = False  # g is neither `gain` nor `bias`
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="ScaleNorm",
         formula="y = g · x / max(‖x‖₂, ε), g a scalar, initially √d",
         source="Nguyen and Salazar 2019, arXiv:1910.05895; initial g and ε as in "
@@ -231,7 +230,7 @@ class FixNorm(ScaleNorm):
     """
 
     Config: ClassVar[type[NormConfig]] = FixNormConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="FixNorm",
         formula="x₀ = ℓ · e/‖e‖; logits = h · e/‖e‖ = g · cos(h, e) behind a ScaleNorm",
         source="Nguyen and Salazar 2019, arXiv:1910.05895 (after Nguyen and Chiang 2018, "
@@ -271,7 +270,7 @@ class GroupNorm(Norm):
     """
 
     Config: ClassVar[type[NormConfig]] = GroupNormConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="GroupNorm",
         formula="y = (x − μ_g) / √(σ_g² + ε) ⊙ γ + β, g one of G groups of channels",
         source="Wu and He 2018, arXiv:1803.08494, section 3; on one token's channels",

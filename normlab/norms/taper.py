@@ -12,11 +12,11 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
 from normlab.numerics import Accumulator, Observed
 from normlab.numerics.accumulate import widened
+from normlab.registry import MethodCard
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TaperNorm(Norm):
     Config: ClassVar[type[NormConfig]] = TaperNormConfig
     affine_last: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="TaperNorm",
         formula="y = g · x/r ⊙ γ + (1 − g) · c · x ⊙ γ̃, r = √(mean x² + ε), g from 1 to 0; with "
         "anchor: loss + λ E[(r − r₀)²] before the head",

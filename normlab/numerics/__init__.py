@@ -1,4 +1,4 @@
-"""Numerics: what a low-precision norm computes, bit for bit (docs/numerics.md)."""
+"""Formats, orders of summation, precisions, the accumulator (docs/numerics.md)."""
 
 from normlab.numerics.accumulate import accumulate, sum_of_squares
 from normlab.numerics.accumulator import Accumulator

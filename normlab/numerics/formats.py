@@ -29,10 +29,10 @@ FORMATS = {
     "fp8_e5m2": (5, 2, False),
 }
 """Formats with a name: (exponent bits, mantissa bits, whether it has no infinities)."""
-FORMAT_OPTIONS = ("flush", "saturate", "stochastic(SEED)")
+FORMAT_OPTIONS = ("flush", "saturate", "stochasticSEED")
 Place = Array | np.ndarray | int
 _FREE = re.compile(r"e([1-9])m(\d{1,2})")
-_SEEDED = re.compile(r"stochastic\((\d+)\)")
+_SEEDED = re.compile(r"stochastic(\d+|\(\d+\))")  # stochastic7; stochastic(7) in old records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +68,16 @@ class FloatFormat:
 
     @classmethod
     def parse(cls, text: str) -> "FloatFormat":
-        """The format written `NAME{.OPTION}`: `fp16`, `e4m3.flush`, `bf16.stochastic(7)`."""
+        """The format written `NAME{.OPTION}`: `fp16`, `e4m3.flush`, `bf16.stochastic7`."""
         name, *options = text.split(".")
         return functools.reduce(
             lambda made, option: made.with_option(option), options, _named(name)
         )
 
     def with_option(self, option: str) -> "FloatFormat":
-        """The same format with `flush`, `saturate` or `stochastic(SEED)` added."""
+        """The same format with `flush`, `saturate` or `stochasticSEED` added."""
         if seeded := _SEEDED.fullmatch(option):
-            return dataclasses.replace(self, stochastic=int(seeded[1]))
+            return dataclasses.replace(self, stochastic=int(seeded[1].strip("()")))
         if option == "flush":
             return dataclasses.replace(self, subnormals="flush")
         if option == "saturate":
@@ -90,7 +90,7 @@ class FloatFormat:
             self.overflow == "saturate"
         )
         if self.stochastic is not None:
-            options.append(f"stochastic({self.stochastic})")
+            options.append(f"stochastic{self.stochastic}")
         return ".".join([self.name, *options])
 
     @property
@@ -145,7 +145,7 @@ def round_to(x: Float[Array, "*shape"], to: str | FloatFormat) -> Float[Array, "
 
     Args:
         x: any float array; taken to float32 first.
-        to: a format or its string, `fp16`, `fp8_e4m3.saturate`, `e5m7.flush.stochastic(0)`.
+        to: a format or its string, `fp16`, `fp8_e4m3.saturate`, `e5m7.flush.stochastic0`.
     """
     return _round_to(jnp.asarray(x, jnp.float32), as_format(to))
 

@@ -15,7 +15,7 @@ from normlab.numerics.exact import two_sum
 from normlab.numerics.formats import FloatFormat, rounded_pair, rounded_sum
 from normlab.registry import unknown
 
-_WRITTEN = re.compile(r"([a-z]+)(?:\((\d+)\))?")
+_WRITTEN = re.compile(r"([a-z]+)(\d+|\(\d+\))?")  # lanes8; lanes(8) in old records
 _UNROLL = {"cpu": 8}
 """The most steps in one turn of a loop: 16 are no faster on a CPU. Elsewhere 32, as each turn is a
 launch of kernels there; 32 are still compiled to one, 64 are not (benchmarks/gpu_code.py)."""
@@ -24,30 +24,33 @@ _LANES = 64  # accumulators of an exact sum, whose order cannot be seen
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """An order of summation: `sequential`, `pairwise`, `lanes(k)`, `blocks(k)` or `rounded`."""
+    """An order of summation: `sequential`, `pairwise`, `lanesK`, `blocksK` or `rounded`."""
 
     name: str
-    width: int | None = None  # the k of lanes(k) and blocks(k)
+    width: int | None = None  # the k of lanesK and blocksK
 
     def __post_init__(self):
         """Refuse an unknown name, a missing width and one too many."""
         if self.name not in SUMS:
             raise unknown("order of summation", self.name, ALL_ORDERS)
         if self.name in _WIDE:
-            check((self.width or 0) >= 1, f"order {self}: expected {self.name}(k) with k ≥ 1")
+            check(
+                (self.width or 0) >= 1,
+                f"order {self}: expected {self.name}K with K ≥ 1, such as {self.name}8",
+            )
         else:
             check(self.width is None, f"order {self}: expected {self.name}, which takes no width")
 
     @classmethod
     def parse(cls, text: str) -> "Order":
-        """The order written `NAME` or `NAME(k)`."""
+        """The order written `NAME` or `NAMEK`."""
         if not (written := _WRITTEN.fullmatch(text)):
             raise unknown("order of summation", text, ALL_ORDERS)
-        return cls(written[1], None if written[2] is None else int(written[2]))
+        return cls(written[1], None if written[2] is None else int(written[2].strip("()")))
 
     def __str__(self) -> str:
         """The string that `parse` reads."""
-        return self.name if self.width is None else f"{self.name}({self.width})"
+        return self.name if self.width is None else f"{self.name}{self.width}"
 
     def sum(self, terms: Array, to: FloatFormat) -> Array:
         """Sum float32 values of the format over the last axis, in this order, in float32."""
@@ -103,7 +106,7 @@ SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {
 }
 """Each order of summation by name: (terms, format, width) → their sum."""
 _WIDE = ("lanes", "blocks")
-ALL_ORDERS = tuple(f"{name}(k)" if name in _WIDE else name for name in SUMS)
+ALL_ORDERS = tuple(f"{name}K" if name in _WIDE else name for name in SUMS)
 
 
 def _padded(terms: Array, multiple: int) -> Array:

@@ -7,12 +7,11 @@ from normlab.numerics.formats import FORMAT_OPTIONS, FloatFormat
 from normlab.numerics.orders import Order
 from normlab.registry import choice
 
-_RULE = re.compile(r"[a-z][a-z0-9_-]*(\([^()+.:]*\))?")
-_DOT = re.compile(r"\.(?![^(]*\))")  # not one inside brackets
+_RULE = re.compile(r"[a-z][a-z0-9_-]*")
 FP32 = FloatFormat.parse("fp32")
 DEFAULT_ORDER = Order("pairwise")
 _STATISTIC = ("onepass", "input", "mean")
-_OF_FORMAT = tuple(option.partition("(")[0] for option in FORMAT_OPTIONS)
+_OF_FORMAT = tuple(option.removesuffix("SEED") for option in FORMAT_OPTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +59,11 @@ class Precision:
     def _read(cls, text: str) -> "Precision":
         body, plus, scaling = text.partition("+")
         head, colon, tail = body.partition(":")
-        head_options = _DOT.split(head)
-        order, *order_options = _DOT.split(tail)
-        rule, *rule_options = _DOT.split(scaling)
+        head_options = head.split(".")
+        order, *order_options = tail.split(".")
+        rule, *rule_options = scaling.split(".")
         for option in head_options[1:]:
-            if not option.startswith("stochastic("):
+            if not option.startswith("stochastic"):
                 choice("option", option, (*FORMAT_OPTIONS, *_STATISTIC))
         for option in order_options:
             if option.startswith(_OF_FORMAT):

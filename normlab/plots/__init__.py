@@ -1,4 +1,4 @@
-"""Every figure of normlab, one look: of records, of training runs, and the empty one to draw in."""
+"""Figures of records and of training runs."""
 
 from normlab.plots.delta import delta_figure
 from normlab.plots.records import record_figures

@@ -24,7 +24,7 @@ from normlab.plots.series import Line, Series, last_loss, series
 from normlab.plots.sites import site_kinds, sites_figure, sites_training_figure
 from normlab.plots.style import GREY, figure, fp16_line, logarithmic, look, save
 from normlab.plots.vectors import vector_kinds, vectors_figure, vectors_training_figure
-from normlab.run import Run
+from normlab.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import numpy as np
 
 from normlab.results.record import GOOD
 from normlab.results.settings import RATE, differing, identity
-from normlab.run import Run
+from normlab.runs.run import Run
 
 TYPES = ("norm.type", "placement.type")
 Line = dict[str, Any]

@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
 
 
 def figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> tuple["Figure", Any]:
-    """An empty figure of `size` inches in the house's style, and its axes, [rows, columns].
+    """An empty figure of `size` inches in normlab's style, and its axes, [rows, columns].
 
     Raises:
         ImportError: no matplotlib.

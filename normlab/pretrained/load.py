@@ -16,8 +16,9 @@ from jaxtyping import Float
 
 from normlab.config import to_dict
 from normlab.data.tokenizer import PretrainedTokenizer
-from normlab.language_model import LanguageModel
 from normlab.model import Transformer
+from normlab.model.language_model import LanguageModel
+from normlab.parallel.sharding import dotted, put
 from normlab.pretrained.families import FAMILIES, Configs, configs, text_config
 from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.huggingface import Safetensors, read_json
@@ -26,7 +27,6 @@ from normlab.pretrained.packages import PACKAGES, fetch, sha256
 from normlab.pretrained.source import CheckpointError, Source
 from normlab.pretrained.tokenizer import from_folder, from_metadata
 from normlab.registry import unknown
-from normlab.sharding import dotted, put
 
 FORMS = "a name, hf:DIR or gguf:FILE"
 

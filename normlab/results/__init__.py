@@ -1,4 +1,4 @@
-"""Results: records as JSON lines, paired differences, tables."""
+"""Records as JSON lines, paired differences, spread, tables."""
 
 from normlab.results.paired import Difference, paired_difference
 from normlab.results.record import Record, RecordFile, latest

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from normlab.registry import choice
 OK, NOT_APPLICABLE = "ok", "n/a"
 GOOD = ("finished", "stopped early")
 """States of a training run that has ended well."""
+_BRACKETS = re.compile(r"\((\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Record:
             UnknownNameError: a field that records don't have.
         """
         values = json.loads(line)
+        for name in {"precision", "order"} & values.keys():  # lanes(8) is now lanes8
+            values[name] = _BRACKETS.sub(r"\1", values[name] or "") or None
         known = {f.name: f for f in dataclasses.fields(cls)}
         for name in values:
             choice("field of a record", name, known)

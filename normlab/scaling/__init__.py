@@ -1,4 +1,4 @@
-"""Static scales for the inputs of norms: a registered rule each, found through `scale_rules`."""
+"""Static scales for the inputs of norms: one registered rule each."""
 
 from normlab.scaling.invariance import RuleDoesNotApply
 from normlab.scaling.rules import Rule, Scale, needs_calibration, scale_rules, scales

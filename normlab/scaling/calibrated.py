@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from normlab.model import Context, Transformer
 from normlab.norms import Norm
+from normlab.parallel.sharding import everywhere
 from normlab.scaling import weights
 from normlab.scaling.moments import TINY, headroom
 from normlab.scaling.rules import scale_rules
-from normlab.sharding import everywhere
 
 
 def recorded(
@@ -40,7 +40,7 @@ def recorded(
 def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, Array]:
     model = nnx.merge(graphdef, params)
     context, norms = Context(capture=True), weights.norms_by_site(model)
-    with jax.default_matmul_precision("highest"):  # as in `normlab.perplexity`, or it is TF32
+    with jax.default_matmul_precision("highest"):  # as in evaluation, or it is TF32
         model(tokens, context)
     return everywhere({name: _norm(x[0], norms[name]) for name, x in context.inputs.items()})
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from normlab.norms import Norm, all_norms
 from normlab.norms.base import OutsideBlockError
 from normlab.numerics import Accumulator
-from normlab.sharding import on_host
+from normlab.parallel.sharding import on_host
 
 SCALE = 8.0
 """A power of two: dividing by it rounds nothing, so that what it moves is the norm's doing."""

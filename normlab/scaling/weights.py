@@ -16,7 +16,7 @@ from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.norms import Norm, all_norms
-from normlab.sharding import on_host
+from normlab.parallel.sharding import on_host
 
 Vector = Float[np.ndarray, " d"]
 

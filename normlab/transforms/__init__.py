@@ -1,4 +1,4 @@
-"""Weight-space rewrites of a trained model that leave what it computes as it is, or nearly so."""
+"""Rewrites of a trained model in the space of its weights."""
 
 from normlab.transforms.base import (
     NOTHING,

@@ -1,4 +1,4 @@
-"""What every transform has in common, and how one is named: "fold", "recentre+rescale(0.25)"."""
+"""What every transform has in common, and how one is named: "fold", "recentre+rescale:0.25"."""
 
 import dataclasses
 import functools
@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from normlab.about import About
 from normlab.model import Transformer
 from normlab.norms import norms
-from normlab.registry import Registry, unknown
+from normlab.registry import MethodCard, Registry, unknown
 
 transforms: Registry[type["Transform"]] = Registry("transform", package="normlab.transforms")
 """Every transform by name. A file put into this package registers its classes by itself."""
@@ -28,11 +27,11 @@ class Transform:
     """A map from a model to a new one: the base class of every transform.
 
     A subclass registers itself (`@transforms.register("name")`) and implements `__call__`. Its
-    fields, numbers, are its arguments: `rescale(0.25)`. The model given is left as it was, and
+    fields, numbers, are its arguments: `rescale:0.25`. The model given is left as it was, and
     arrays that don't change are shared with it.
     """
 
-    about: ClassVar[About]
+    card: ClassVar[MethodCard]
 
     def __call__(self, model: Transformer) -> Transformer:
         """The rewritten model.
@@ -60,7 +59,7 @@ class Chain:
 
 
 def parse(text: str) -> Chain:
-    """The chain that a text names: steps joined by "+", arguments in parentheses, or "none".
+    """The chain that a text names: steps joined by "+", arguments behind colons, or "none".
 
     A step is a registered transform or a registered norm type. The latter swaps every norm for one
     of that type that takes over its weights (see `normlab.transforms.swap`).
@@ -70,7 +69,7 @@ def parse(text: str) -> Chain:
     """
     if text.strip() == NOTHING:
         return Chain(NOTHING)
-    names, steps = zip(*(_step(part) for part in re.split(r"\+(?![^(]*\))", text)), strict=True)
+    names, steps = zip(*(_step(part) for part in text.split("+")), strict=True)
     return Chain("+".join(names), steps)
 
 
@@ -80,25 +79,23 @@ def apply(model: Transformer, text: str) -> Transformer:
 
 
 def _step(text: str) -> tuple[str, Callable[[Transformer], Transformer]]:
-    found = re.fullmatch(r"\s*([^()\s]+)\s*(?:\(([^()]*)\))?\s*", text)
-    name = found[1] if found else text.strip()
+    name, *given = re.sub(r"\((.*)\)$", r":\1", text.strip()).split(":")  # brackets: old records
     if name not in transforms and (name not in norms or name == NOTHING):
         raise unknown("transform", name, [*transforms, *(n for n in norms if n != NOTHING)])
-    given = [part for part in (found[2] or "").split(",") if part.strip()] if found else []
     if name not in transforms:
         if given:
             raise ValueError(f"transform {text.strip()!r}: a norm type takes no arguments")
         return name, _swap(name)
     fields = [f.name for f in dataclasses.fields(transforms[name])]
-    usage = f"{name}({', '.join(fields)})" if fields else name
+    usage = ":".join([name, *fields])
     if len(given) != len(fields):
         raise ValueError(f"transform {text.strip()!r}: expected {usage}")
     try:
         values = [float(part) for part in given]
     except ValueError as error:
         raise ValueError(f"transform {text.strip()!r}: expected numbers, {usage}") from error
-    shown = f"({','.join(f'{v:.17g}' for v in values)})" if values else ""
-    return name + shown, transforms[name](*values)
+    shown = [f"{value:.17g}".replace("e+", "e") for value in values]
+    return ":".join([name, *shown]), transforms[name](*values)
 
 
 def _swap(name: str) -> Callable[[Transformer], Transformer]:

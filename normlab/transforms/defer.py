@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from normlab.about import About
 from normlab.model import Context, Transformer
 from normlab.model.linear import Linear
 from normlab.norms import Norm
 from normlab.norms.statistics import LayerNorm
 from normlab.numerics import Accumulator
+from normlab.registry import MethodCard
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.fold import Fold
 from normlab.transforms.surgery import is_statistical, read_by_maps, sublayers
@@ -70,7 +70,7 @@ class Defer(Transform):
     makes it: where FP16 holds the product, it overflows earlier (`peaks` measures by how much).
     """
 
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="FlashNorm deferred normalization",
         formula="(a / RMS(a)) W* + c = (a W*) / RMS(a) + c",
         source="Graef, Clapp, Wasielewski 2024, arXiv:2407.09577, section 1 (deferred)",
@@ -122,7 +122,7 @@ class Cancel(Transform):
     it is approximate, and not refused: ε acts as ε/RMS(a)² would.
     """
 
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="FlashNorm norm cancellation",
         formula="RMSNorm(RMSNorm(a) W*) = RMSNorm(a W*) at ε = 0",
         source="Graef, Clapp, Wasielewski 2024, arXiv:2407.09577, section 4.1",

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 from flax import nnx
 
-from normlab.about import About
 from normlab.model import Transformer
 from normlab.model.linear import Linear
 from normlab.norms import Norm
+from normlab.registry import MethodCard
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.remove import Frozen
 from normlab.transforms.surgery import (
@@ -44,7 +44,7 @@ class Fold(Transform):
     to the stream (norm_out, norm_skip, norm_embed); norms of queries, keys and values.
     """
 
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="FlashNorm weight folding",
         formula="(γ ⊙ x̂ + β)W + c = x̂ (ΓW) + (c + βW)",
         source="Graef, Clapp, Wasielewski 2024, arXiv:2407.09577, section 1 (weightless)",

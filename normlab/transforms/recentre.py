@@ -7,10 +7,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from normlab.about import About
 from normlab.model import Transformer
 from normlab.norms import Norm, all_norms, norms
 from normlab.norms.statistics import LayerNorm, RMSNorm
+from normlab.registry import MethodCard
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.surgery import (
     float64,
@@ -48,7 +48,7 @@ class Recentre(Transform):
     Ashkboos et al. 2024, arXiv:2401.15024 (SliceGPT, which converts LayerNorm models so).
     """
 
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="LayerNorm to RMSNorm by recentring",
         formula="E ← EC, P ← PC, W_o ← W_o C, W_down ← W_down C, b ← bC with C = I − 11ᵀ/d",
         source="Jiang, Gu, Zhu, Pan 2023, arXiv:2305.14858 (Pre-RMSNorm)",

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from normlab.about import About
 from normlab.config import check, knob
 from normlab.model import Context, Transformer
 from normlab.norms import Norm, NormConfig, all_norms
 from normlab.norms.statistics import LayerNorm
 from normlab.numerics import Accumulator
+from normlab.registry import MethodCard
 from normlab.transforms.base import DoesNotApply
 from normlab.transforms.surgery import is_statistical
 
@@ -39,13 +39,13 @@ class Frozen(Norm):
     """
 
     Config: ClassVar[type[NormConfig]] = FrozenConfig
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="norm removal by a frozen statistic",
         formula="y = r (x − μ) ⊙ γ + β, r = E[1/√(σ² + ε)] over tokens",
         source="Heimersheim 2024, arXiv:2409.13710, section 2; Baroni et al. 2025, "
         "arXiv:2507.02559; there the average is of σ",
         property="with a frozen statistic the norm is linear and folds into its readers exactly",
-        test="tests/transforms/test_remove.py::test_a_frozen_norm_folds_away",
+        test="tests/training/test_removal.py::test_a_frozen_norm_folds_away",
     )
     has_statistic: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False

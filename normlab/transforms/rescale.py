@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
-from normlab.about import About
 from normlab.config import check
 from normlab.model import Transformer
 from normlab.model.residual import Residual
 from normlab.norms import Norm, all_norms
+from normlab.registry import MethodCard
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.surgery import (
     acts_last,
@@ -32,7 +32,7 @@ OF_EPS = (
     "layernorm", "rmsnorm", "prmsnorm", "groupnorm", "scalenorm", "fixnorm", "l1", "dropped-mean",
 )  # fmt: skip
 """Norm types that ignore the size of their input but for ε. One that approximates them takes their
-place after the rescaling: `rescale(0.25)+doubled`."""
+place after the rescaling: `rescale:0.25+doubled`."""
 
 OF_ALPHA = ("dyt", "derf")
 """Norm types f(αx)."""
@@ -57,7 +57,7 @@ class Rescale(Transform):
 
     c: float
 
-    about: ClassVar[About] = About(
+    card: ClassVar[MethodCard] = MethodCard(
         title="residual stream rescaling",
         formula="x ← cx: E ← cE, (W_o, W_down) or γ_out ← c·, ε ← c²ε where the stream is read",
         source="gau-nernst 2025, huggingface/transformers pull request 37226; ε ← c²ε is ours",
@@ -69,7 +69,7 @@ class Rescale(Transform):
     def __post_init__(self) -> None:
         check(
             self.c > 0 and math.isfinite(self.c),
-            f"rescale({self.c:g}): expected a factor > 0, such as rescale(0.25)",
+            f"rescale({self.c:g}): expected a factor > 0, such as rescale:0.25",
         )
 
     def __call__(self, model: Transformer) -> Transformer:

@@ -16,7 +16,7 @@ from normlab.model.linear import Linear
 from normlab.model.residual import Residual
 from normlab.norms import Norm
 from normlab.norms.statistics import LayerNorm, RMSNorm, ScaleNorm
-from normlab.sharding import on_host
+from normlab.parallel.sharding import on_host
 
 Vector = Float[np.ndarray, "..."]
 

@@ -10,11 +10,14 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from normlab import cli
+from normlab.commands.errors import TRACEBACK
+from normlab.commands.groups import CONFIGS, register
+from normlab.commands.help import shown
+from normlab.commands.launch import launch, verb
 from normlab.config import build, describe, to_dict
 from normlab.norms import Norm, norms
+from normlab.training.config import TrainConfig
 from tests.support.command_line import ROOT, SCHEMAS, composed, evaluation
-from train.config import TrainConfig
 
 APPS = ("train", "evaluate")
 
@@ -24,14 +27,14 @@ def run(capsys, monkeypatch, app, *arguments):
     monkeypatch.setattr(sys, "argv", [app, *arguments])
     status = 0
     try:
-        cli.launch(app, SCHEMAS[app], lambda config, asked: print(config))
+        launch(app, SCHEMAS[app], lambda config, asked: print(config))
     except SystemExit as end:
         status = end.code
     printed = capsys.readouterr()
     return status, printed.out + printed.err
 
 
-FILES = sorted(p.relative_to(cli.CONFIGS) for p in cli.CONFIGS.glob("*/*.yaml"))
+FILES = sorted(p.relative_to(CONFIGS) for p in CONFIGS.glob("*/*.yaml"))
 GROUPS = {group: list(files) for group, files in groupby(FILES, lambda p: p.parent.name)}
 EXPERIMENTS = GROUPS.pop("experiment")
 
@@ -44,7 +47,7 @@ TOGETHER = [[file for file in files if file] for files in zip_longest(*GROUPS.va
 def test_every_file_composes_to_what_it_says(files):
     config = composed("train", *(f"{file.parent}={file.stem}" for file in files))
     for file in files:
-        chosen = yaml.safe_load((cli.CONFIGS / file).read_text())
+        chosen = yaml.safe_load((CONFIGS / file).read_text())
         chosen.pop("defaults", None)
         part = getattr(config, file.parent.name)
         assert chosen == {key: getattr(part, key) for key in chosen}
@@ -52,7 +55,7 @@ def test_every_file_composes_to_what_it_says(files):
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
 def test_every_experiment_composes_to_what_it_says(file):
-    chosen = OmegaConf.to_container(OmegaConf.load(cli.CONFIGS / file))  # 1e-3 is a number to it
+    chosen = OmegaConf.to_container(OmegaConf.load(CONFIGS / file))  # 1e-3 is a number to it
     config = to_dict(composed("train", f"experiment={file.stem}"))
     said = {k: v for k, v in chosen.items() if k in config}
     assert said
@@ -69,7 +72,7 @@ def test_the_defaults_are_the_dataclasses_and_a_file_changes_what_it_says_and_no
 
 
 def test_every_norm_that_can_be_trained_can_be_asked_for():
-    cli.register("train", TrainConfig)
+    register("train", TrainConfig)
     known = ConfigStore.instance().list("norm")
     for name in norms:
         assert f"{name}.yaml" in known
@@ -116,12 +119,45 @@ def test_a_group_of_another_program_is_an_unknown_key(capsys, monkeypatch, argum
     status, printed = run(capsys, monkeypatch, "evaluate", argument)
     assert status == 2
     assert f"unknown key '{argument.partition('=')[0]}'" in printed
-    assert "checkpoint" in printed
+    assert "pretrained" in printed
     assert "+" not in printed
 
 
+@pytest.mark.parametrize(
+    ("app", "argument", "message"),
+    [
+        ("evaluate", "checkpoint=runs/a", "checkpoint= is now run=: run=runs/a"),
+        ("evaluate", "model=hf:DIR", "model= is now pretrained=: pretrained=hf:DIR"),
+        ("remove", "checkpoint=runs/a", "checkpoint= is now run=: run=runs/a"),
+    ],
+)
+def test_an_old_name_answers_with_the_new_one(capsys, monkeypatch, app, argument, message):
+    status, printed = run(capsys, monkeypatch, app, argument)
+    assert status == 2
+    assert message in printed
+
+
+def test_a_verb_is_taken_off_and_one_nearly_written_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "report", "DIR"])
+    assert verb({"report", "list"}) == "report"
+    assert sys.argv == ["evaluate", "DIR"]
+    assert verb({"report", "list"}) is None
+    monkeypatch.setattr(sys, "argv", ["evaluate", "reprot"])
+    with pytest.raises(SystemExit):
+        verb({"report", "list"})
+    assert "unknown verb 'reprot'. Did you mean 'report'?" in capsys.readouterr().err
+
+
+def test_an_installed_command_speaks_of_itself(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/normlab-train", "--help"])
+    launch("train", TrainConfig, lambda *_: None, "\npython -m evaluate list\n")
+    printed = capsys.readouterr().out
+    assert printed.startswith("normlab-train [FIELD=VALUE ...]\n\n  normlab-evaluate list\n")
+    assert "python -m" not in printed
+
+
 def test_the_traceback_is_behind_a_flag(capsys, monkeypatch):
-    monkeypatch.setenv(cli.TRACEBACK, "1")
+    monkeypatch.setenv(TRACEBACK, "1")
     with pytest.raises(ValueError, match="not divisible"):
         run(capsys, monkeypatch, "train", "model.heads=3")
 
@@ -147,7 +183,7 @@ def test_help_tells_and_explains_the_fields_of_the_norm_that_is_named(capsys, mo
 
 def test_help_begins_with_the_examples(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "--help"])
-    cli.launch("train", TrainConfig, lambda *_: None, "\nONE\nTWO\n")
+    launch("train", TrainConfig, lambda *_: None, "\nONE\nTWO\n")
     printed = capsys.readouterr().out
     assert printed.startswith("python -m train [FIELD=VALUE ...]\n\n  ONE\n  TWO\n\n  model.")
 
@@ -164,12 +200,12 @@ def test_help_fits_a_terminal(capsys, monkeypatch):
 @pytest.mark.parametrize("app", APPS)
 def test_examples_in_the_help_compose(app):
     """Each line of them is a command whose fields there are."""
-    module = importlib.import_module(f"{app}.__main__")
+    module = importlib.import_module(f"normlab.commands.{app}")
     commands = [x.split("   ")[0].split() for x in module.EXAMPLES.splitlines() if x]
     assert commands
     for _, _, name, *arguments in commands:
         assert importlib.util.find_spec(name), name
-        if name in SCHEMAS and all("=" in argument for argument in arguments):
+        if all("=" in argument for argument in arguments):
             evaluation(*arguments) if name == "evaluate" else composed(name, *arguments)
 
 
@@ -202,7 +238,7 @@ def test_a_norm_in_one_file_is_known_at_once(capsys, monkeypatch):
      (("x", "y"), "[x,y]")],
 )  # fmt: skip
 def test_values_are_shown_as_one_writes_them(value, written):
-    assert cli.shown(value) == written
+    assert shown(value) == written
 
 
 def test_what_jax_runs_into_keeps_its_traceback(monkeypatch):
@@ -210,4 +246,4 @@ def test_what_jax_runs_into_keeps_its_traceback(monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["train"])
     with pytest.raises(TypeError, match="incompatible shapes"):
-        cli.launch("train", TrainConfig, lambda *_: jnp.ones(2) + jnp.ones(3))
+        launch("train", TrainConfig, lambda *_: jnp.ones(2) + jnp.ones(3))

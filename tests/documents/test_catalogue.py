@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from normlab.catalogue.pages import methods, reference
 from normlab.norms import norms
-from normlab.reference import methods, reference
 from normlab.transforms import transforms
 from normlab.transforms.remove import Frozen
 
@@ -28,26 +28,26 @@ def functions_in(path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "about"), [pytest.param(*m, id="-".join(m[:2])) for m in methods()]
+    ("kind", "name", "card"), [pytest.param(*m, id="-".join(m[:2])) for m in methods()]
 )
-def test_every_method_says_all_of_itself_and_its_test_exists_and_is_run(kind, name, about):
+def test_every_method_says_all_of_itself_and_its_test_exists_and_is_run(kind, name, card):
     """Its source: an arXiv id, a DOI, a journal's volume or a repository."""
-    assert about is not None, f"{kind} {name} has no `about`: docs/howto/add-a-norm.md"
-    for field in dataclasses.fields(about):
-        assert getattr(about, field.name).strip(), f"{kind} {name} has no {field.name}"
-    assert SOURCE.search(about.source), f"{kind} {name}: {about.source}"
-    path, _, test = about.test.partition("::")
+    assert card is not None, f"{kind} {name} has no `card`: docs/howto/add-a-norm.md"
+    for field in dataclasses.fields(card):
+        assert getattr(card, field.name).strip(), f"{kind} {name} has no {field.name}"
+    assert SOURCE.search(card.source), f"{kind} {name}: {card.source}"
+    path, _, test = card.test.partition("::")
     assert path.startswith("tests/")
     assert test.startswith("test_")
     assert (ROOT / path).is_file(), f"{kind} {name}: no file {path}"
     found = functions_in(path)
-    assert test in found, f"{kind} {name}: no test {about.test}"
+    assert test in found, f"{kind} {name}: no test {card.test}"
     marks = {ast.unparse(d) for d in found[test].decorator_list}
     assert not any("skip" in mark or "xfail" in mark for mark in marks), (kind, name, marks)
     called = [n for n in ast.walk(found[test]) if isinstance(n, ast.Call)]
     helpers = [found[n.func.id] for n in called if getattr(n.func, "id", None) in found]
     text = "".join(ast.unparse(node) for node in (found[test], *helpers))
-    assert "assert" in text, f"{kind} {name}: {about.test} asserts nothing"
+    assert "assert" in text, f"{kind} {name}: {card.test} asserts nothing"
 
 
 CLASSES = {**{n: norms[n] for n in norms}, **{n: transforms[n] for n in transforms}}
@@ -60,14 +60,14 @@ def test_every_class_has_a_docstring_and_a_row_of_its_own(name):
     doc = vars(CLASSES[name])["__doc__"] or ""
     assert FORMULA.search(doc), f"{name}: no formula in its docstring"
     assert SOURCE.search(doc), f"{name}: no source in its docstring"
-    assert "about" in vars(CLASSES[name]), f"{name} has no row of its own"
+    assert "card" in vars(CLASSES[name]), f"{name} has no row of its own"
 
 
 def test_no_two_methods_are_told_apart_by_one_test():
-    counts = Counter(about.test for _, _, about in methods())
+    counts = Counter(card.test for _, _, card in methods())
     assert not [test for test, count in counts.items() if count > 1]
 
 
 def test_docs_norms_md_is_what_the_registries_say():
     written = (ROOT / "docs/norms.md").read_text(encoding="utf-8")
-    assert written == reference(), "python -m normlab.reference > docs/norms.md"
+    assert written == reference(), "python -m normlab.catalogue.pages > docs/norms.md"

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from evaluate.__main__ import main
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
+from normlab.commands.evaluate import perplexities
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.results import RecordFile
+from normlab.training.trainer import train
 from tests.support.runs import tiny_config
-from train.loop import train
 
 pytestmark = pytest.mark.system
 
@@ -52,7 +52,7 @@ def test_a_damaged_or_half_made_run_is_a_row_and_the_others_go_on(tmp_path):
         damage(tmp_path / "runs" / name)
     few = {"max_windows": 6, "batch": 4, "precision": ("fp32",), "out": str(tmp_path / "out")}
     asked = EvaluateConfig(runs=str(tmp_path / "runs"), **few)
-    main(asked)
+    perplexities(asked)
     records = RecordFile(tmp_path / "out" / "records.jsonl").read()
     found = {record.model: record for record in records}
     assert found["whole"].status == "ok"
@@ -61,4 +61,4 @@ def test_a_damaged_or_half_made_run_is_a_row_and_the_others_go_on(tmp_path):
         assert (found[name].norm, found[name].perplexity) == ("rmsnorm", None)
     assert {r.key for r in evaluate(asked)} == {r.key for r in records}
     with pytest.raises(ValueError, match="can't be read"):
-        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "runs" / "emptied"), **few))
+        evaluate(EvaluateConfig(run=str(tmp_path / "runs" / "emptied"), **few))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.__main__ import main
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
+from normlab.commands.evaluate import perplexities
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.progress import Progress
-from normlab.run import Run
+from normlab.runs.run import Run
+from normlab.training.trainer import train
 from tests.support.runs import tiny_config
-from train.loop import train
 
 pytestmark = pytest.mark.system
 COLUMNS = ("fp32", "fp16:sequential", "fp16:pairwise+slanc", "fp16+calibrated")
@@ -39,7 +39,7 @@ def ask(out, **fields):
 
 
 def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
-    main(ask(tmp_path, runs=str(runs)))
+    perplexities(ask(tmp_path, runs=str(runs)))
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     found = {(r["model"], r["precision"]): r for r in records}
     assert len(found) == len(records) == 2 * len(COLUMNS)
@@ -53,7 +53,7 @@ def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
     assert (calibrated["calibration"]["windows"], calibrated["calibration"]["length"]) == (8, 15)
     assert calibrated["overflowed_rows"] == 0
     assert (low["protocol"], low["window"], low["dataset"]) == ("window", 16, "embedded")
-    done = evaluate(ask(tmp_path, checkpoint=str(runs / "c"), precision=("fp32",)))
+    done = evaluate(ask(tmp_path, run=str(runs / "c"), precision=("fp32",)))
     assert [r.note for r in done] == [f"step {done[0].facts['step']} of 2, diverged"]
     assert done[0].perplexity == wide["perplexity"]
 
@@ -61,16 +61,16 @@ def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
 @pytest.mark.parametrize("protocol", ["gptq", "llamacpp", "lm-eval", "stride"])
 def test_the_other_protocols(runs, tmp_path, protocol):
     asked = {"protocol": protocol, "window": 20, "precision": ("fp32",)}
-    (record,) = evaluate(ask(tmp_path, checkpoint=str(runs / "a"), **asked))
+    (record,) = evaluate(ask(tmp_path, run=str(runs / "a"), **asked))
     assert (record.protocol, record.windows) == (protocol, 6)
     assert record.word_perplexity > record.perplexity > 1
 
 
 def test_an_evaluation_that_was_cut_off_goes_on(runs, tmp_path, monkeypatch, capsys):
     columns = ("fp32", "fp16", "fp8_e5m2")
-    asked = {"checkpoint": str(runs / "a"), "precision": columns, "compare": True, "batch": 1}
+    asked = {"run": str(runs / "a"), "precision": columns, "compare": True, "batch": 1}
     alone = evaluate(ask(tmp_path / "alone", **asked))
-    monkeypatch.setattr("normlab.unfinished.EVERY", 0.0)
+    monkeypatch.setattr("normlab.evaluation.partial_results.EVERY", 0.0)
     update = Progress.update
 
     def killed(self, done, shown):
@@ -91,15 +91,15 @@ def test_an_evaluation_that_was_cut_off_goes_on(runs, tmp_path, monkeypatch, cap
 
 def test_the_command_line(runs, tmp_path):
     """As it stands in the design, errors included."""
-    command = [sys.executable, "-m", "evaluate", f"checkpoint={runs / 'a'}", f"out={tmp_path}"]
-    more = ["precision=[fp32,fp16:lanes(8)]", "data=embedded", "split=valid", "max_windows=3"]
+    command = [sys.executable, "-m", "evaluate", f"run={runs / 'a'}", f"out={tmp_path}"]
+    more = ["precision=[fp32,fp16:lanes8]", "data=embedded", "split=valid", "max_windows=3"]
     where = Path(__file__).parent.parent.parent
     done = subprocess.run([*command, *more], cwd=where, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "table.md").read_text() in done.stdout  # in a pipe
-    assert "fp16:lanes(8)" in done.stdout
+    assert "fp16:lanes8" in done.stdout
     assert {"table.md", "table.csv", "table.tex", "records.jsonl"} == set(os.listdir(tmp_path))
-    wrong = [*command, "model=smollm2-135m"]
+    wrong = [*command, "pretrained=smollm2-135m"]
     done = subprocess.run(wrong, cwd=where, capture_output=True, text=True)
     assert done.returncode == 2
     assert "expected exactly one of" in done.stderr

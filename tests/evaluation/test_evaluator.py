@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from evaluate import facts
-from evaluate.__main__ import main
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
+from normlab.commands.evaluate import perplexities
 from normlab.data import Corpus
-from normlab.protocols import protocols
+from normlab.evaluation import metadata as facts
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
+from normlab.evaluation.protocols import protocols
 from normlab.results import RecordFile
 from tests.support.scored_windows import BATCH, LENGTH, HalfReference, expected, loud
 from tests.support.transformer_reference import Reference
@@ -46,14 +46,16 @@ def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
     run, out = made_run(tmp_path / "w", tokenizer="word"), tmp_path / "out"
     lm = untrained(run.directory)
     model = loud(lm.model, 60.0)
-    monkeypatch.setattr("evaluate.texts.load_corpus", lambda data: CORPUS)
-    monkeypatch.setattr("evaluate.subjects.load", lambda _: dataclasses.replace(lm, model=model))
+    monkeypatch.setattr("normlab.evaluation.texts.load_corpus", lambda data: CORPUS)
+    monkeypatch.setattr(
+        "normlab.evaluation.targets.load", lambda _: dataclasses.replace(lm, model=model)
+    )
     out.mkdir()
     (out / "spread.md").write_text("of other runs")
     asked = {"window": LENGTH + 1, "max_windows": 8, "batch": BATCH, "out": str(out)}
     columns = ("fp32", "fp16:sequential", "fp16:pairwise+slanc")
     asked |= {"precision": columns, "compare": True, "per_token": True}
-    main(EvaluateConfig(checkpoint=str(run.directory), **asked))
+    perplexities(EvaluateConfig(run=str(run.directory), **asked))
     assert not (out / "spread.md").exists()
     assert (out / "table.md").read_text() in capsys.readouterr().out
     records = RecordFile(out / "records.jsonl").read()
@@ -78,7 +80,7 @@ def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
 
 def ask(run, out, *precision, **fields):
     given = {"max_windows": 6, "batch": 4, "precision": precision or ("fp32",), "out": str(out)}
-    return EvaluateConfig(**{"checkpoint": str(run.directory)} | given | fields)
+    return EvaluateConfig(**{"run": str(run.directory)} | given | fields)
 
 
 def test_a_second_call_computes_nothing_and_a_new_column_only_itself(run, made_up, tmp_path):
@@ -104,7 +106,7 @@ def test_whatever_a_result_depends_on_makes_another_record(run, tmp_path, monkey
 
     changes = (
         {"max_windows": 5}, {"window": 12}, {"split": "valid"}, {"protocol": "stride"},
-        {"batch": 3}, {"precision": ("fp16",)}, {"transform": ("rescale(0.5)",)},
+        {"batch": 3}, {"precision": ("fp16",)}, {"transform": ("rescale:0.5",)},
     )  # fmt: skip
     keys = [key(), *(key(**change) for change in changes)]
     assert len(set(keys)) == len(keys)
@@ -133,7 +135,8 @@ def test_the_text_to_calibrate_on_is_the_validation_splits_and_cut_once(run, tmp
     given, sha256, said = [], Corpus.sha256, {}
     monkeypatch.setattr(Corpus, "sha256", lambda self, s: said.get(s) or sha256(self, s))
     monkeypatch.setattr(
-        "evaluate.job.scales", lambda *_, pow2, calibration: given.append(calibration) or {}
+        "normlab.evaluation.evaluator.scales",
+        lambda *_, pow2, calibration: given.append(calibration) or {},
     )
     rules = ("fp16+calibrated", "fp16+calibrated_max.pow2", "fp16+slanc")
     first = evaluate(ask(run, tmp_path / "out", *rules, calibration_windows=3))
@@ -173,7 +176,7 @@ def test_what_an_earlier_call_kept_stays(run, made_up, tmp_path):
 
 def test_the_batch_is_the_one_that_is_run(run, tmp_path, monkeypatch):
     """On two devices of a mesh a batch of 3 is one of 4."""
-    monkeypatch.setattr("evaluate.facts.divisible", lambda size: size + size % 2)
+    monkeypatch.setattr("normlab.evaluation.metadata.divisible", lambda size: size + size % 2)
     (record,) = evaluate(ask(run, tmp_path / "out", batch=3))
     assert record.batch == 4
 
@@ -181,7 +184,9 @@ def test_the_batch_is_the_one_that_is_run(run, tmp_path, monkeypatch):
 def test_other_columns_do_not_go_on(run, tmp_path, monkeypatch):
     """What was cut off is one set of columns at one batch size."""
     made = []
-    monkeypatch.setattr("evaluate.job.Unfinished", lambda path: made.append(path) or None)
+    monkeypatch.setattr(
+        "normlab.evaluation.evaluator.Unfinished", lambda path: made.append(path) or None
+    )
     for columns, batch in [(("fp16",), 1), (("fp16", "bf16"), 1), (("fp16",), 2), (("fp16",), 1)]:
         (tmp_path / "records.jsonl").unlink(missing_ok=True)
         evaluate(ask(run, tmp_path, *columns, batch=batch, compare=True))
@@ -207,7 +212,7 @@ def test_a_directory_of_runs_is_a_table_whatever_became_of_them(run, tmp_path):
     made_run(runs / "d", state="running")
     made_run(runs / "e", state="failed", reason="refused")
     asked, out = ("fp32", "fp16:sequential"), tmp_path / "out"
-    main(EvaluateConfig(runs=str(runs), precision=asked, max_windows=6, out=str(out)))
+    perplexities(EvaluateConfig(runs=str(runs), precision=asked, max_windows=6, out=str(out)))
     found = {(r.model, r.precision): r for r in RecordFile(out / "records.jsonl").read()}
     statuses = ["ok", "n/a", "diverged", "unfinished", "failed: refused"]
     assert [found[m, asked[1]].status for m in "abcde"] == statuses
@@ -224,7 +229,7 @@ def test_a_directory_of_runs_is_a_table_whatever_became_of_them(run, tmp_path):
 def test_what_must_be_said_beside_a_models_name(run, tmp_path):
     run.write("record.json", {"state": "running"})
     said = "step 2 of 12, unfinished"
-    main(ask(run, tmp_path / "out"))
+    perplexities(ask(run, tmp_path / "out"))
     (record,) = RecordFile(tmp_path / "out" / "records.jsonl").read()
     assert (record.status, record.note) == ("ok", said)
     assert f"a: {said}." in (tmp_path / "out" / "table.md").read_text()

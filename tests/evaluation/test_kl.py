@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from normlab.divergence import NEAR, kl_divergence
+from normlab.evaluation.kl import NEAR, kl_divergence
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 4, (8, 500)).astype(np.float32)

@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 
-from evaluate.measures import compared, measures, token_measures
-from normlab.perplexity import Beside, Scores
-from normlab.protocols.windows import Windows
+from normlab.evaluation.measures import compared, measures, token_measures
+from normlab.evaluation.perplexity import Beside, Scores
+from normlab.evaluation.protocols.windows import Windows
+from normlab.evaluation.range_stats import SiteRows
 from normlab.results import Record
-from normlab.site_rows import SiteRows
 
 SCORED = np.array([[False, True, True], [True, True, False]])
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from normlab import unfinished as module
-from normlab.unfinished import Unfinished
+from normlab.evaluation import partial_results as module
+from normlab.evaluation.partial_results import Unfinished
 from tests.conftest import same_trees, tiny_model
 from tests.support.scored_windows import BATCH, SPANS, scored, windows
 

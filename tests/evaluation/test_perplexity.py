@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from normlab.numerics import Precision
-from normlab.perplexity import (
+from normlab.evaluation.perplexity import (
     Scores,
     _batch_nll,
     _compared,
@@ -17,7 +16,8 @@ from normlab.perplexity import (
     score,
     unit_scales,
 )
-from normlab.protocols.windows import assemble
+from normlab.evaluation.protocols.windows import assemble
+from normlab.numerics import Precision
 from tests.conftest import TINY, VOCAB, skeleton, tiny_model
 from tests.support.reference_forward import log_softmax
 from tests.support.scored_windows import (
@@ -98,8 +98,8 @@ def test_padding_is_neither_scored_nor_counted():
 @pytest.mark.system
 def test_a_window_without_padding_has_the_same_sums_and_rows():
     model, exact = tiny_model("layernorm", "post"), assemble(TEXT, SPANS[-1:], 5)
-    padded = score(model, windows(SPANS[-1:]), "fp16:lanes(4)", batch=3)
-    alone = score(model, exact, "fp16:lanes(4)", batch=1)
+    padded = score(model, windows(SPANS[-1:]), "fp16:lanes4", batch=3)
+    alone = score(model, exact, "fp16:lanes4", batch=1)
     np.testing.assert_allclose(padded.window_nll, alone.window_nll, rtol=1e-5)
     for site, rows in alone.sites.items():
         assert rows.rows == 5

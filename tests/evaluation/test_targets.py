@@ -6,13 +6,13 @@ import types
 
 import pytest
 
-from evaluate.config import EvaluateConfig, TextConfig
-from evaluate.job import evaluate
-from evaluate.subjects import subjects
-from evaluate.texts import Texts
 from normlab import pretrained
+from normlab.evaluation.config import EvaluateConfig, TextConfig
+from normlab.evaluation.evaluator import evaluate
+from normlab.evaluation.targets import subjects
+from normlab.evaluation.texts import Texts
 from normlab.model import ModelConfig
-from normlab.run import Run
+from normlab.runs.run import Run
 from tests.support.unscored import made_run
 
 CARD = "tokenizer/tokenizer_card.json"
@@ -29,9 +29,9 @@ def test_runs_one_level_down_are_named(tmp_path):
     where = re.escape(f"below it: runs={tmp_path}/x, runs={tmp_path}/y") + "$"
     with pytest.raises(FileNotFoundError, match=where):
         subjects(config(runs=str(tmp_path)))
-    with pytest.raises(FileNotFoundError, match=r"it is one: say checkpoint=.*x/a$"):
+    with pytest.raises(FileNotFoundError, match=r"it is one: say run=.*x/a$"):
         subjects(config(runs=str(tmp_path / "x" / "a")))
-    with pytest.raises(FileNotFoundError, match=r"config\.yaml.*say checkpoint=DIR"):
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml.*say run=DIR"):
         subjects(config(runs=str(tmp_path / "empty")))
     with pytest.raises(FileNotFoundError, match=rf"no such directory\. Runs are in {tmp_path}"):
         subjects(config(runs=str(tmp_path / "nowhere")))
@@ -40,10 +40,10 @@ def test_runs_one_level_down_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"checkpoint": "nowhere"}, r"nowhere is no run directory"),
+        ({"run": "nowhere"}, r"nowhere is no run directory"),
         ({"runs": "nowhere"}, r"runs=nowhere: no such directory"),
-        ({"model": "smollm2-135n"}, r"smollm2-135n.*Did you mean 'smollm2-135m'"),
-        ({"model": "hf:nowhere"}, "nowhere"),
+        ({"pretrained": "smollm2-135n"}, r"smollm2-135n.*Did you mean 'smollm2-135m'"),
+        ({"pretrained": "hf:nowhere"}, "nowhere"),
         ({"window": 65}, r"window = 65 .*longest window that fits is window=64"),
         ({"protocol": "gptq"}, r"window = 2048 tokens \(protocol=gptq\).*window=64"),
         ({"protocol": "word"}, "expected a model of data.tokenizer=word"),
@@ -52,10 +52,10 @@ def test_runs_one_level_down_are_named(tmp_path):
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_loaded(
     run, tmp_path, monkeypatch, fields, message
 ):
-    monkeypatch.setattr("evaluate.subjects.load", None)
-    monkeypatch.setattr("evaluate.texts.load_corpus", None)
-    if not {"checkpoint", "runs", "model"} & set(fields):
-        fields = {"checkpoint": str(run.directory)} | fields
+    monkeypatch.setattr("normlab.evaluation.targets.load", None)
+    monkeypatch.setattr("normlab.evaluation.texts.load_corpus", None)
+    if not {"run", "runs", "pretrained"} & set(fields):
+        fields = {"run": str(run.directory)} | fields
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(config(out=str(tmp_path / "out"), **fields))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
@@ -64,19 +64,19 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_loaded(
 def test_an_encoder_has_no_perplexity_and_is_refused_before_it_is_loaded(run, monkeypatch):
     found = types.SimpleNamespace(configs=types.SimpleNamespace(model=ModelConfig(causal=False)))
     monkeypatch.setattr(pretrained, "describe", lambda spec: found)
-    with pytest.raises(ValueError, match="model=encoder is an encoder, which has no perplexity"):
-        subjects(config(model="encoder"))
+    with pytest.raises(ValueError, match="pretrained=encoder is an encoder, which has no"):
+        subjects(config(pretrained="encoder"))
     said = run.read("config.yaml")
     run.write("config.yaml", said | {"model": said["model"] | {"causal": False}})
     with pytest.raises(ValueError, match="is an encoder, which has no perplexity"):
-        subjects(config(checkpoint=str(run.directory)))
+        subjects(config(run=str(run.directory)))
     (row,) = subjects(config(runs=str(run.directory.parent)))
     assert (row.status, row.tokenizer) == ("an encoder, which has no perplexity", None)
 
 
 def test_a_word_level_model_is_read_by_the_word_protocol(tmp_path):
     run = made_run(tmp_path / "runs" / "w", tokenizer="word")
-    (found,) = subjects(asked := config(checkpoint=str(run.directory)))
+    (found,) = subjects(asked := config(run=str(run.directory)))
     assert found.protocol(asked.protocol).name == "word"
     assert found.protocol("stride").name == "stride"
     assert found.window(found.protocol(None), None) == 32  # what it was trained on
@@ -84,17 +84,17 @@ def test_a_word_level_model_is_read_by_the_word_protocol(tmp_path):
 
 
 def test_each_transform_is_a_row(run):
-    asked = ("none", "rescale(.5)", "rescale(0.5)", "fold+rescale(2)")
-    found = subjects(config(checkpoint=str(run.directory), transform=asked))
-    assert [row.name for row in found] == ["a", "a (rescale(0.5))", "a (fold+rescale(2))"]
-    assert [str(row.transform) for row in found] == ["none", "rescale(0.5)", "fold+rescale(2)"]
+    asked = ("none", "rescale:.5", "rescale:0.5", "fold+rescale:2")
+    found = subjects(config(run=str(run.directory), transform=asked))
+    assert [row.name for row in found] == ["a", "a (rescale:0.5)", "a (fold+rescale:2)"]
+    assert [str(row.transform) for row in found] == ["none", "rescale:0.5", "fold+rescale:2"]
 
 
 def test_another_text_may_be_asked_for(run, tmp_path, monkeypatch):
     looked_up = []
-    monkeypatch.setattr("evaluate.texts.load_corpus", looked_up.append)
+    monkeypatch.setattr("normlab.evaluation.texts.load_corpus", looked_up.append)
     for text in (TextConfig(), TextConfig(corpus="wikitext2", root=str(tmp_path))):
-        (found,) = subjects(asked := config(checkpoint=str(run.directory), data=text))
+        (found,) = subjects(asked := config(run=str(run.directory), data=text))
         with pytest.raises(AttributeError):  # no text was brought
             Texts().corpus(found, asked).sha256("test")
     assert [(data.corpus, data.root) for data in looked_up] == [
@@ -106,15 +106,15 @@ def test_another_text_may_be_asked_for(run, tmp_path, monkeypatch):
 def test_a_text_that_is_another_one_here_is_refused(run):
     """As the embedded text of another Python is, unless it is asked for."""
     run.write("provenance.json", run.read("provenance.json") | {"text": "another"})
-    (found,) = subjects(asked := config(checkpoint=str(run.directory)))
+    (found,) = subjects(asked := config(run=str(run.directory)))
     with pytest.raises(ValueError, match=r"a was trained on data=embedded, .* say which text"):
         Texts().corpus(found, asked)
-    asked = config(checkpoint=str(run.directory), data=TextConfig(corpus="embedded"))
+    asked = config(run=str(run.directory), data=TextConfig(corpus="embedded"))
     assert Texts().corpus(found, asked).name == "embedded"
 
 
 def test_windows_are_cut_once_for_each_prefix(run):
-    (found,) = subjects(asked := config(checkpoint=str(run.directory), protocol="lm-eval"))
+    (found,) = subjects(asked := config(run=str(run.directory), protocol="lm-eval"))
     texts, tokenizer = Texts(), found.tokenizer()
     before = texts.windows(found, asked, tokenizer)
     assert texts.windows(found, asked, tokenizer) is before
@@ -162,12 +162,12 @@ def test_a_run_whose_files_cannot_be_read_is_a_row_beside_the_others(run):
         assert norm == {"config": None, "norm": "gone"}.get(name, "rmsnorm")
         assert found[name].tokenizer is None
         with pytest.raises((ValueError, FileNotFoundError), match=said.partition(" ")[2]):
-            subjects(config(checkpoint=str(runs / name)))
+            subjects(config(run=str(runs / name)))
 
 
 def test_of_a_run_without_a_tokenizer_no_text_is_looked_up(run, tmp_path, monkeypatch):
     changed(run, "tokenizer", None)
     run.write("record.json", {"state": "failed", "reason": "refused"})
-    monkeypatch.setattr("evaluate.texts.load_corpus", None)
+    monkeypatch.setattr("normlab.evaluation.texts.load_corpus", None)
     (record,) = evaluate(config(runs=str(run.directory.parent), out=str(tmp_path / "out")))
     assert record.status == "failed: refused"

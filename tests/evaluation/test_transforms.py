@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.__main__ import main
-from evaluate.config import EvaluateConfig, TextConfig
-from evaluate.job import evaluate
+from normlab.commands.evaluate import perplexities
+from normlab.evaluation.config import EvaluateConfig, TextConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.results import RecordFile
 from normlab.results.record import NOT_APPLICABLE, Record
 from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
 
-ASKED = ("none", "rescale(0.25)", "recentre", "doubled")
+ASKED = ("none", "rescale:0.25", "recentre", "doubled")
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,17 @@ def spec(tmp_path_factory):
 def ask(spec, out, **fields):
     given = {"precision": ("fp32",), "transform": ASKED, "out": str(out)}
     return EvaluateConfig(
-        model=spec, window=32, max_windows=2, data=TextConfig(corpus="embedded"), **given | fields
+        pretrained=spec,
+        window=32,
+        max_windows=2,
+        data=TextConfig(corpus="embedded"),
+        **given | fields,
     )
 
 
 @pytest.mark.system
 def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
-    main(ask(spec, tmp_path))
+    perplexities(ask(spec, tmp_path))
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     records = [Record.from_json(line) for line in lines]
     found = {(r.transform, r.precision): r for r in records}
@@ -40,7 +44,7 @@ def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
     for text in ASKED[1:]:
         assert found[text, "fp32"].model == f"{plain.model} ({text})"
         assert found[text, "fp32"].key != plain.key
-    small, swapped = found["rescale(0.25)", "fp32"], found["doubled", "fp32"]
+    small, swapped = found["rescale:0.25", "fp32"], found["doubled", "fp32"]
     assert small.perplexity == plain.perplexity
     assert small.weights_sha256 != plain.weights_sha256
     assert small.sites["norm_final"]["max_abs"] == plain.sites["norm_final"]["max_abs"] / 4
@@ -51,11 +55,11 @@ def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
     names = [plain.model, *(f"{plain.model} ({text})" for text in ASKED[1:])]
     assert [row["model"] for row in rows] == names
     for name in ("table.md", "table.tex"):
-        assert "(rescale(0.25))" in (tmp_path / name).read_text()
+        assert "(rescale:0.25)" in (tmp_path / name).read_text()
 
 
 def test_a_second_call_reuses_every_row(spec, made_up, tmp_path, capsys):
-    config = ask(spec, tmp_path, transform=("none", "rescale(.5)", "rescale(0.5)", "recentre"))
+    config = ask(spec, tmp_path, transform=("none", "rescale:.5", "rescale:0.5", "recentre"))
     first = [r.to_json() for r in evaluate(config)]
     assert len(first) == 3  # one of them was asked for twice
     written = (tmp_path / "records.jsonl").read_bytes()

@@ -13,14 +13,14 @@ from normlab.data import load_tokens
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig, Context, attention
 from normlab.norms import NormState, norms
-from normlab.run import Run
+from normlab.runs.run import Run
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.stacked import stacked
+from normlab.training.step import learned, make_step
+from normlab.training.trainer import Trainer, train
 from tests.conftest import TINY, VOCAB, tiny_model
 from tests.support.passes import QUICK, by_name
 from tests.support.runs import tiny_config
-from train.loop import Trainer, train
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.stacked import stacked
-from train.step import learned, make_step
 
 FLOAT32 = ComputeConfig()
 NARROW = ComputeConfig(dtype="bfloat16")

@@ -41,9 +41,9 @@ def inputs(model, tokens):
 
 @pytest.mark.parametrize("name", placements)
 def test_the_table_is_the_papers(name):
-    config, about = PlacementConfig(name), placements[name].about
-    assert "arXiv" in about.source
-    assert all((about.title, about.formula, about.property))
+    config, card = PlacementConfig(name), placements[name].card
+    assert "arXiv" in card.source
+    assert all((card.title, card.formula, card.property))
     found = tuple(set(config.wiring(s, 1, LAYERS).sites) for s in SUBLAYERS)
     assert found == ATTENTION_AND_MLP[name]
     normed = "norm_skip" in found[1]
@@ -90,7 +90,7 @@ def test_a_row_is_one_registered_function(tokens):
     def wire(at):
         return Wiring(frozenset({"norm_in"} if at.sublayer == "mlp" and at.layer % 2 else ()))
 
-    placements.register("odd")(Placement(wire, placements["pre"].about))
+    placements.register("odd")(Placement(wire, placements["pre"].card))
     try:
         assert set(inputs(tiny_model(placement="odd"), tokens)) == {
             "blocks.0.mlp.norm_in",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from normlab.checkpoint import to_names
 from normlab.model import ModelConfig, PlacementConfig, Transformer, placements
 from normlab.norms import all_norms, norms
+from normlab.runs.checkpoint import to_names
 from tests.conftest import TINY, VOCAB, same_trees
 from tests.support.passes import TOKENS, assert_causal, by_name, gradient, passed, placed
 from tests.support.transformer_reference import Reference, nll, weights

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import normlab.run
-from normlab.checkpoint import Checkpoints
+import normlab.runs.run
 from normlab.data import load_tokens
 from normlab.model import Context
 from normlab.norms import NormState, norms
 from normlab.numerics import Accumulator
+from normlab.runs.checkpoint import Checkpoints
+from normlab.training.trainer import Trainer, train
 from tests.conftest import same_trees, tiny_model
 from tests.support.norm_walk import call, in_training, make, randomized, row
 from tests.support.runs import tiny_config
-from train.loop import Trainer, train
 
 
 def sequences(seed=0, shape=(3, 6, 8)):
@@ -138,7 +138,7 @@ def test_a_run_carries_its_state_and_goes_on_with_the_same_bits(tmp_path):
             trees.append(checkpoints.load(6, params=like.params, optimizer=like.state))
     assert same_trees(*trees)
     assert jax.tree.structure(trees[0]["params"]) == jax.tree.structure(like.params)
-    loaded = normlab.run.load(alone.directory).model
+    loaded = normlab.runs.run.load(alone.directory).model
     final = loaded.norm_final
     assert np.abs(final.mean[...]).max() > 0
     assert np.abs(final.variance[...] - 1).max() > 1e-3

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import normlab.run
+import normlab.runs.run
 from normlab.loss import token_nll
 from normlab.model import Context
 from normlab.norms import norms
 from normlab.numerics import Accumulator
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.step import learned, make_step
+from normlab.training.trainer import train
 from tests.conftest import tiny_model
 from tests.support.norm_walk import FINAL, call, in_training, make, observed, randomized, row
 from tests.support.runs import tiny_config
-from train.loop import train
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import learned, make_step
 
 
 def at(norm, progress, x=None):
@@ -156,7 +156,7 @@ def test_a_run_ends_with_norms_that_fold(tmp_path):
     model = {"layers": 1, "width": 16, "heads": 1, "max_length": 64}
     norm = {"type": "tapernorm", "start": 0.2, "end": 0.7}
     run = train(tiny_config(tmp_path, norm=norm, model=model, steps=20, eval_every=10))
-    loaded = normlab.run.load(run.directory).model
+    loaded = normlab.runs.run.load(run.directory).model
     for site in (loaded.blocks[0].attention.norm_in, loaded.blocks[0].mlp.norm_in):
         assert (site.fold() is None) == (run.record["best_step"] < 14)
         assert float(site.factor()) > 0

@@ -1,14 +1,14 @@
-"""Adding a norm touches one file: the one written here, and nothing else in the house."""
+"""Adding a norm touches one file: the one written here, and nothing else."""
 
 import importlib.util
 import sys
 
 import pytest
 
-import normlab.run
+import normlab.runs.run
 from normlab.norms import norms
+from normlab.training.trainer import train
 from tests.support.runs import tiny_config
-from train.loop import train
 
 TOY = '''
 """One file with one registered class."""
@@ -61,6 +61,6 @@ def test_one_file_trains_is_saved_and_comes_back(toy, tmp_path):
     valid = [r["valid_loss"] for r in run.metrics if "valid_loss" in r]
     assert valid[-1] < valid[0] - 0.5
     assert run.directory.name.startswith("toy-pre-")
-    loaded = normlab.run.load(run.directory).model
+    loaded = normlab.runs.run.load(run.directory).model
     assert isinstance(loaded.norm_final, toy.Toy)
     assert loaded.norm == toy.ToyConfig(power=0.9)

@@ -49,10 +49,10 @@ def wrong_sums(got, x, text: str) -> int:
 FURTHER = {
     "sequential": ("fp8_e4m3", "e5m12"),
     "pairwise": ("fp16.saturate", "e5m12"),
-    "lanes(3)": ("fp8_e5m2", "e4m9.flush.saturate"),
-    "lanes(64)": ("fp16.flush", "e8m21"),
-    "blocks(4)": ("fp8_e4m3", "e5m12"),
-    "blocks(100)": ("fp8_e4m3.saturate", "e3m2"),
+    "lanes3": ("fp8_e5m2", "e4m9.flush.saturate"),
+    "lanes64": ("fp16.flush", "e8m21"),
+    "blocks4": ("fp8_e4m3", "e5m12"),
+    "blocks100": ("fp8_e4m3.saturate", "e3m2"),
     "rounded": ("fp16.flush", "e5m14"),
 }
 """Formats of one order, beside those of all. A sum of more than 10 bits is no float32."""
@@ -134,7 +134,7 @@ RISING = np.linspace(-3, 3.5, 8192, dtype=np.float32)
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("x", "order"), [(ALTERNATING, "lanes(64)"), (RISING, "blocks(100)")])
+@pytest.mark.parametrize(("x", "order"), [(ALTERNATING, "lanes64"), (RISING, "blocks100")])
 def test_a_long_vector_that_cancels(x, order):
     check_both_sums(x[None], f"fp16:{order}")
 
@@ -183,7 +183,7 @@ def test_sums_of_any_length(order, d, octaves, seed, name):
 
 
 @pytest.mark.parametrize(
-    "order", ["rounded", pytest.param("blocks(16384)", marks=pytest.mark.system)]
+    "order", ["rounded", pytest.param("blocks16384", marks=pytest.mark.system)]
 )
 def test_an_exact_sum_of_15000_halves_beside_its_midpoints(order):
     """Sums on a midpoint of FP16, and one smallest step, 2^-24, below and above it."""
@@ -202,7 +202,7 @@ def test_an_exact_sum_of_15000_halves_beside_its_midpoints(order):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("order", ["sequential", "pairwise", "blocks(4)"])
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "blocks4"])
 def test_without_jit(order):
     x, text = extreme_rows(5, 19, 3.0, 6), f"fp16:{order}"
     assert wrong_squares(sum_of_squares(x, text), x, text) == 0
@@ -253,7 +253,7 @@ def test_sums_beyond_float32_are_infinite_on_both_sides(mantissa):
     assert same(got, [np.inf, -np.inf]).all()
 
 
-@pytest.mark.parametrize("order", ["lanes(1)", "blocks(1)"])
+@pytest.mark.parametrize("order", ["lanes1", "blocks1"])
 def test_one_lane_and_blocks_of_one_are_sequential(order):
     x = extreme_rows(7, 100, 4.0)
     assert wrong_squares(total_of_squares(x, f"fp16:{order}"), x, "fp16:sequential") == 0
@@ -262,11 +262,11 @@ def test_one_lane_and_blocks_of_one_are_sequential(order):
 def test_stochastic_sums_do_not_stall():
     """Left to right, where nearest rounding stays at 2048, it is right on average."""
     x = np.float32(np.float16(np.random.default_rng(0).uniform(0.5, 1, (400, 4096))))
-    error = np.asarray(total(x, "fp16.stochastic(3):sequential")) - x.astype(np.float64).sum(-1)
+    error = np.asarray(total(x, "fp16.stochastic3:sequential")) - x.astype(np.float64).sum(-1)
     assert abs(error.mean()) < 5 * error.std() / np.sqrt(len(error))
 
 
-@pytest.mark.parametrize("text", ["sequential", "pairwise", "lanes(8)", "blocks(16)", "rounded"])
+@pytest.mark.parametrize("text", ["sequential", "pairwise", "lanes8", "blocks16", "rounded"])
 def test_strings_round_trip(text):
     assert str(Order.parse(text)) == text
 
@@ -275,10 +275,10 @@ def test_strings_round_trip(text):
     ("text", "says"),
     [
         ("pairwize", "Did you mean 'pairwise'"),
-        ("lanes", r"expected lanes\(k\) with k ≥ 1"),
-        ("blocks(0)", r"expected blocks\(k\) with k ≥ 1"),
+        ("lanes", r"expected lanesK with K ≥ 1"),
+        ("blocks0", r"expected blocksK with K ≥ 1"),
         ("rounded(4)", "takes no width"),
-        ("lanes(x)", r"Did you mean 'lanes\(k\)'"),
+        ("lanes(x)", r"Did you mean 'lanesK'"),
     ],
 )
 def test_bad_strings_say_what_was_expected(text, says):

@@ -22,15 +22,15 @@ CANONICAL = [
     "fp32",
     "fp16",
     "fp16:sequential",
-    "fp16:lanes(8)+slanc",
+    "fp16:lanes8+slanc",
     "bf16:pairwise",
     "fp8_e5m2+calibrated",
     "fp16.input",
     "fp32.onepass",
     "fp16.saturate.mean+slanc",
-    "e5m7.flush.stochastic(3):blocks(4).onepass.mean",
-    "fp16.flush.saturate:lanes(8).onepass.input+slanc.pow2",
-    "fp16+calibrated(max).pow2",
+    "e5m7.flush.stochastic3:blocks4.onepass.mean",
+    "fp16.flush.saturate:lanes8.onepass.input+slanc.pow2",
+    "fp16+calibrated_max.pow2",
 ]
 
 
@@ -40,7 +40,7 @@ def test_what_is_parsed_is_printed(text):
 
 
 def test_fields():
-    precision = Precision.parse("fp16.flush:lanes(8).onepass.input+slanc.pow2")
+    precision = Precision.parse("fp16.flush:lanes8.onepass.input+slanc.pow2")
     assert precision.format == FloatFormat.parse("fp16.flush")
     assert precision.order == Order("lanes", 8)
     assert (precision.rule, precision.pow2) == ("slanc", True)
@@ -59,7 +59,7 @@ def test_options_may_come_in_any_order_and_place():
     assert str(Precision.parse("fp16.mean.saturate.flush.onepass")) == (
         "fp16.flush.saturate.onepass.mean"
     )
-    assert str(Precision.parse("fp16.mean:lanes(4).input")) == "fp16:lanes(4).input.mean"
+    assert str(Precision.parse("fp16.mean:lanes4.input")) == "fp16:lanes4.input.mean"
 
 
 def test_only_fp32_with_no_order_is_plain():
@@ -84,7 +84,7 @@ formats = st.builds(
             st.sampled_from(["fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "e3m9"])
         ).flatmap(
             lambda name: st.lists(
-                st.sampled_from(["flush", "saturate", *["stochastic(12)"] * (name != ("fp32",))]),
+                st.sampled_from(["flush", "saturate", *["stochastic12"] * (name != ("fp32",))]),
                 unique=True,
             ).map(lambda options: [*name, *options])
         ),
@@ -101,7 +101,7 @@ orders = st.none() | st.sampled_from(
     st.booleans(),
     st.booleans(),
     st.booleans(),
-    st.none() | st.sampled_from(["slanc", "bound", "inverse_sqrt_d", "calibrated(median)"]),
+    st.none() | st.sampled_from(["slanc", "bound", "inverse_sqrt_d", "calibrated_median"]),
     st.booleans(),
 )
 def test_any_precision_round_trips(to, order, onepass, held, mean, rule, pow2):
@@ -116,11 +116,11 @@ def test_any_precision_round_trips(to, order, onepass, held, mean, rule, pow2):
         ("", "unknown float format ''"),
         ("fp16:", "unknown order of summation ''"),
         ("fp16:pairwyse", "Did you mean 'pairwise'"),
-        ("fp16:lanes", r"expected lanes\(k\)"),
-        ("fp16:lanes(8).flush", "an option of the format: write fp16.flush:"),
-        ("fp16:lanes(8).flsh", "unknown option of the order 'flsh'"),
-        ("fp32.stochastic(1):sequential", "expected fewer mantissa bits than float32's 23"),
-        ("e5m23.stochastic(1)", "expected fewer mantissa bits than float32's 23"),
+        ("fp16:lanes", r"expected lanesK"),
+        ("fp16:lanes8.flush", "an option of the format: write fp16.flush:"),
+        ("fp16:lanes8.flsh", "unknown option of the order 'flsh'"),
+        ("fp32.stochastic1:sequential", "expected fewer mantissa bits than float32's 23"),
+        ("e5m23.stochastic1", "expected fewer mantissa bits than float32's 23"),
         ("fp16.onepas", "Did you mean 'onepass'"),
         ("fp16:pairwise.onepas", "Did you mean 'onepass'"),
         ("fp16+", "scale rule ''"),

@@ -4,7 +4,7 @@ import socket
 import jax
 import pytest
 
-from normlab.hosts import HostsConfig, agreed, by_first, first, joined, own
+from normlab.parallel.distributed import HostsConfig, agreed, by_first, first, joined, own
 from tests.support.parallel_runs import done, same, start, trained
 
 

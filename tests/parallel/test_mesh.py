@@ -2,10 +2,10 @@ import jax
 import pytest
 
 from normlab.config import to_dict
-from normlab.mesh import MeshConfig
 from normlab.model import ModelConfig
+from normlab.parallel.mesh import MeshConfig
+from normlab.training.identity import identity
 from tests.support.runs import tiny_config
-from train.identity import identity
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_bad_values_are_refused(fields, message):
 )
 def test_what_the_devices_do_not_divide_is_refused(fields, what):
     model = ModelConfig(**({"width": 96, "heads": 8, "hidden": 256} | fields))
-    MeshConfig(data=7).check_model(model)
+    MeshConfig(data=7).check_sizes(model.divided_sizes)
     with pytest.raises(ValueError, match=f"mesh.model = 4 doesn't divide model.{what}; .*: 1, 2$"):
-        MeshConfig(model=4).check_model(model)
+        MeshConfig(model=4).check_sizes(model.divided_sizes)
 
 
 def test_a_batch_is_divided_evenly_in_each_of_its_parts():

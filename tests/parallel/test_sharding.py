@@ -5,10 +5,10 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from normlab import sharding
-from normlab.checkpoint import to_names
 from normlab.model import placements
 from normlab.norms import norms
+from normlab.parallel import sharding
+from normlab.runs.checkpoint import to_names
 from tests.conftest import skeleton
 
 ATTENTION, MLP = "blocks.0.attention.branch.", "blocks.0.mlp.branch."

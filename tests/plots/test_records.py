@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.figures import main
+from normlab.commands.figures import main
 from normlab.numerics.histogram import BINS, edges, packed
 from normlab.plots import delta_figure, record_figures, records, save, scales_figure, sums_figure
 from normlab.plots.scales import SiteNorms, panels

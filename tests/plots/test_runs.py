@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.figures import main
 from normlab import plots
+from normlab.commands.figures import main
 from normlab.plots import (
     depth_figure,
     figure,
@@ -27,7 +27,7 @@ from normlab.plots.series import last_loss
 from normlab.plots.sites import site_kinds
 from normlab.plots.style import logarithmic
 from normlab.plots.vectors import _ends, _vectors, vector_kinds
-from normlab.run import Run
+from normlab.runs.run import Run
 
 pytest.importorskip("matplotlib")
 DRAWN = {

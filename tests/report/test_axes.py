@@ -1,12 +1,13 @@
 """Axes of the report's charts."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.report.axes import Axis, brief, decades, linear, names, octaves, power
+from normlab.report.axes import Axis, brief, decades, linear, names, octaves, power
 
 numbers = st.floats(-1e12, 1e12).filter(lambda v: v == 0 or abs(v) > 1e-9)
 positive = st.floats(1e-30, 1e30)
@@ -29,6 +30,10 @@ def test_a_logarithmic_axis_holds_all_values_and_has_few_ticks(make, values):
     assert all(0 <= axis.at(v) <= 1 for v in values)
     assert all(-1e-9 <= axis.at(v) <= 1 + 1e-9 for v, _ in axis.ticks)
     assert 1 <= len(axis.ticks) <= 11
+    base = {decades: 10, octaves: 2}[make]
+    steps = {round(math.log(b / a, base)) for (a, _), (b, _) in pairwise(axis.ticks)}
+    assert len(steps) <= 1
+    assert base == 10 or steps <= {1, 2, 4, 8, 16, 32, 64}
 
 
 def test_equal_factors_are_equal_lengths():

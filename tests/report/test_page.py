@@ -5,16 +5,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evaluate.report.__main__ import main
-from evaluate.report.axes import linear
-from evaluate.report.charts import POINTS, Frame, Line, look, thinned
-from evaluate.report.curves import ABOVE_START, sweeps, told_apart
-from evaluate.report.markup import anchor, element
-from evaluate.report.numbers import differing
-from evaluate.report.page import page
-from evaluate.report.papers import command
-from evaluate.report.ranges import in_order, spans
-from evaluate.report.sources import Trained, read
+from normlab.commands.report import main
+from normlab.report.axes import linear
+from normlab.report.charts import POINTS, Frame, Line, look, thinned
+from normlab.report.curves import ABOVE_START, sweeps, told_apart
+from normlab.report.markup import anchor, element
+from normlab.report.numbers import differing
+from normlab.report.page import page
+from normlab.report.papers import command
+from normlab.report.ranges import in_order, spans
+from normlab.report.sources import Trained, read
 from tests.support.report_sources import (
     HOSTILE,
     record,
@@ -122,7 +122,7 @@ def test_every_number_leads_to_its_record(reader, model, precision, shown):
 
 def test_a_record_says_what_asks_for_it_again(reader):
     ((_, told),) = reader.all("details", id=anchor("record", "a-fp16+slanc"))
-    command = "python -m evaluate checkpoint=runs/a 'precision=[fp16+slanc]' data.corpus=embedded"
+    command = "python -m evaluate run=runs/a 'precision=[fp16+slanc]' data.corpus=embedded"
     assert command in told
 
 

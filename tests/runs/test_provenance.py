@@ -1,6 +1,6 @@
 import json
 
-from normlab.provenance import PACKAGES, code_state, provenance, source_hash
+from normlab.runs.provenance import PACKAGES, code_state, provenance, source_hash
 
 
 def test_it_names_code_packages_and_device_and_fits_into_json():
@@ -17,16 +17,16 @@ def test_outside_a_checkout_it_says_so(monkeypatch, tmp_path):
     assert code_state() == "not a checkout"
 
 
-def test_the_hash_of_sources_follows_every_file_of_the_packages_named(monkeypatch, tmp_path):
+def test_the_hash_of_sources_follows_every_file_of_the_library(monkeypatch, tmp_path):
     monkeypatch.setattr("normlab.__file__", str(tmp_path / "normlab" / "__init__.py"))
-    for name in ("normlab/a.py", "normlab/in/b.py", "train/c.py", "evaluate/d.py"):
+    for name in ("normlab/a.py", "normlab/in/b.py", "train/c.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
-    found = [source_hash("normlab", "train")]
-    for name in ("evaluate/d.py", "normlab/in/b.py", "train/c.py"):
+    found = [source_hash()]
+    for name in ("train/c.py", "normlab/in/b.py"):
         (tmp_path / name).write_text("x = 2\n")
-        found.append(source_hash("normlab", "train"))
+        found.append(source_hash())
     (tmp_path / "normlab" / "a.py").rename(tmp_path / "normlab" / "e.py")
-    found.append(source_hash("normlab", "train"))
+    found.append(source_hash())
     assert found[0] == found[1]
-    assert len(set(found)) == 4
+    assert len(set(found)) == 3

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from normlab.run import Run, open_run
+from normlab.runs.run import Run, open_run
 
 
 def test_files_come_back_as_they_were_written(tmp_path):

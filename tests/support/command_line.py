@@ -12,15 +12,18 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from evaluate.__main__ import without_model
-from evaluate.config import EvaluateConfig
-from normlab import cli
+from normlab.commands.groups import CONFIGS, register
 from normlab.config import build
-from train.config import TrainConfig
-from train.remove import RemoveConfig
+from normlab.evaluation.config import EvaluateConfig
+from normlab.training.config import TrainConfig
+from normlab.training.removal import RemoveConfig
 
 ROOT = Path(__file__).parent.parent.parent
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "train.remove": RemoveConfig}
+SCHEMAS = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "remove": RemoveConfig,
+}
 
 
 def composed(app, *overrides):
@@ -30,8 +33,8 @@ def composed(app, *overrides):
 
 def values(app, overrides=()):
     """The same before it is built: a dictionary."""
-    cli.register(app, SCHEMAS[app])
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
+    register(app, SCHEMAS[app])
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         return OmegaConf.to_container(compose(app, list(overrides)), resolve=True)
 
 
@@ -54,9 +57,8 @@ def _evaluate_values():
 
 def evaluation(*arguments):
     """What `python -m evaluate arguments` is told, Hydra's grammar included; it has no groups."""
-    rest, model = without_model(arguments)
-    given = copy.deepcopy(_evaluate_values()) | {"model": model}
-    for override in OverridesParser.create().parse_overrides(rest):
+    given = copy.deepcopy(_evaluate_values())
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
         *groups, name = override.key_or_group.split(".")
         place = given
         for group in groups:
@@ -92,4 +94,4 @@ def documented():
         done = subprocess.run(bash, cwd=empty, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [tuple(line.rstrip("\t").split("\t")) for line in done.stdout.splitlines()]
-    return [c for c in found if c[1] == "-m" and c[2].split(".")[0] in ("train", "evaluate")]
+    return [c for c in found if c[1] == "-m" and c[2] in ("train", "evaluate")]

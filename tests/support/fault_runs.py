@@ -75,8 +75,8 @@ def struck(directory, fault, heal):
     Returns:
         Each call's status and words, the record after the first, and the checkpoints then.
     """
-    from normlab.run import Run
-    from train.loop import Trainer
+    from normlab.runs.run import Run
+    from normlab.training.trainer import Trainer
 
     note, run = Trainer._note, Run(directory)
 
@@ -121,7 +121,7 @@ def full(directory):
 
 def half_line(disk):
     """Lines until the disk is full: the error, the torn end, and whether a rewind mends it."""
-    from train.metrics import StepLines
+    from normlab.training.metrics import StepLines
 
     path, filler = disk / "metrics.jsonl", disk / "filler"
     lines, step = StepLines(path), 0
@@ -167,9 +167,9 @@ def killed_in_save(directory, when):
         when: so many seconds after the save has begun, with which training waits; or "rename",
             just before the rename that makes the checkpoint one; or "renamed", just after it.
     """
-    from normlab.checkpoint import Checkpoints
+    from normlab.runs.checkpoint import Checkpoints
+    from normlab.training.trainer import train
     from tests.support.runs import tiny_config
-    from train.loop import train
 
     save, saves = Checkpoints.save, []
 

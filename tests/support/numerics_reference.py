@@ -23,10 +23,10 @@ DTYPES = {
 ORDERS = (
     "sequential",
     "pairwise",
-    "lanes(3)",
-    "lanes(64)",
-    "blocks(4)",
-    "blocks(100)",
+    "lanes3",
+    "lanes64",
+    "blocks4",
+    "blocks100",
     "rounded",
 )
 
@@ -143,11 +143,11 @@ def check_everything() -> int:
             assert not wrong.any(), (name, x[wrong][:5])
             count += x.size
     x = extreme_rows(0, 300, 2.0)
-    orders = ("sequential", "pairwise", "lanes(8)", "blocks(16)", "rounded")
+    orders = ("sequential", "pairwise", "lanes8", "blocks16", "rounded")
     narrow = ("fp8_e5m2", "fp8_e4m3", "fp16.flush.saturate", "fp32")
     pairs = [
         *itertools.product(("fp16", "bf16", "e5m14"), orders),
-        *itertools.product(narrow, ("sequential", "lanes(8)")),
+        *itertools.product(narrow, ("sequential", "lanes8")),
     ]
     for name, order in pairs:
         precision = Precision.parse(f"{name}:{order}")

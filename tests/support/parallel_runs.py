@@ -52,9 +52,9 @@ def free_address():
 
 def trained(directory, stop_after=None, **fields):
     """A run of six steps: what it logged and saved, and its sessions' layouts."""
-    from normlab.checkpoint import Checkpoints
+    from normlab.runs.checkpoint import Checkpoints
+    from normlab.training.trainer import train
     from tests.support.runs import tiny_config
-    from train.loop import train
 
     values = {"model": MODEL, "steps": 6, "eval_every": 3, "window": 16, "batch": 8}
     config = tiny_config("unused", run=str(directory), **(values | fields))
@@ -74,8 +74,8 @@ def trained(directory, stop_after=None, **fields):
 
 def digests(trees):
     """The bits of each array of pytrees, as the beginning of a SHA-256."""
-    from normlab.checkpoint import to_names
-    from normlab.sharding import on_host
+    from normlab.parallel.sharding import on_host
+    from normlab.runs.checkpoint import to_names
 
     arrays = {name: on_host(leaf) for name, leaf in to_names(trees).items()}
     return {name: hashlib.sha256(x.tobytes()).hexdigest()[:16] for name, x in arrays.items()}
@@ -83,12 +83,12 @@ def digests(trees):
 
 def newest(directory, **fields):
     """A trainer in a layout of its own, gone on from a run's newest checkpoint."""
-    from normlab.checkpoint import Checkpoints
     from normlab.config import build
     from normlab.data import load_tokens
-    from normlab.run import Run
-    from train.config import TrainConfig
-    from train.loop import Trainer
+    from normlab.runs.checkpoint import Checkpoints
+    from normlab.runs.run import Run
+    from normlab.training.config import TrainConfig
+    from normlab.training.trainer import Trainer
 
     run = Run(directory)
     values = run.read("config.yaml") | {"mesh": {}, "hosts": {}} | fields
@@ -111,7 +111,7 @@ def restored(directory, **fields):
 
 def parameters(directory):
     """The parameters of a run's newest checkpoint by name, on one device."""
-    from normlab.checkpoint import to_names
+    from normlab.runs.checkpoint import to_names
 
     return to_names(newest(directory)._saved()["params"])
 
@@ -133,7 +133,7 @@ def same(run, other):
 def removed(directory, **fields):
     """A removal from a run, three steps after each site: the numbers of its lines by site."""
     from normlab.config import build
-    from train.remove import RemoveConfig, remove
+    from normlab.training.removal import RemoveConfig, remove
 
     values = {"checkpoint": str(directory), "steps": 3, "batch": 8, "eval_windows": 8}
     lines = remove(build(RemoveConfig, values | fields))
@@ -143,9 +143,9 @@ def removed(directory, **fields):
 
 def evaluated(model, out, **fields):
     """A pretrained model's records, without what names a machine or a moment."""
-    from evaluate.config import EvaluateConfig
-    from evaluate.job import evaluate
     from normlab.config import build
+    from normlab.evaluation.config import EvaluateConfig
+    from normlab.evaluation.evaluator import evaluate
 
     values = {
         "model": model,
@@ -170,10 +170,10 @@ def normed(kind, width):
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from normlab.mesh import MeshConfig
     from normlab.model import Context
     from normlab.norms import Site, norms
     from normlab.numerics import Precision
+    from normlab.parallel.mesh import MeshConfig
 
     norm = norms[kind](width, Site("norm_inner", "here"), norms[kind].Config())
     x = (np.random.default_rng(0).standard_normal((4, 6, width)) * 30).astype(np.float32)
@@ -186,7 +186,7 @@ def normed(kind, width):
         return jax.tree.map(np.asarray, jax.jit(call)(x))
 
     same = {}
-    for precision in ("fp32", "fp16:pairwise", "fp16:sequential", "bf16:lanes(8)"):
+    for precision in ("fp32", "fp16:pairwise", "fp16:sequential", "bf16:lanes8"):
         alone = bits(precision, x)
         with MeshConfig(data=2, model=2).use():
             where = NamedSharding(jax.sharding.get_mesh(), PartitionSpec("data", None, "model"))
@@ -199,8 +199,8 @@ def batches(rows):
     """On 2 × 2 devices, for so many rows: the next number that `data` divides, a device's part."""
     import numpy as np
 
-    from normlab.mesh import MeshConfig
-    from normlab.sharding import divided, divisible, on_host
+    from normlab.parallel.mesh import MeshConfig
+    from normlab.parallel.sharding import divided, divisible, on_host
 
     found = {}
     with MeshConfig(data=2, model=2).use():
@@ -217,9 +217,9 @@ def laid_out(model):
     import jax
     from flax import nnx
 
-    from normlab.checkpoint import to_names
-    from normlab.mesh import MeshConfig
+    from normlab.parallel.mesh import MeshConfig
     from normlab.pretrained import load
+    from normlab.runs.checkpoint import to_names
 
     with MeshConfig(data=2, model=2, shard_parameters=True).use():
         weights = to_names(nnx.state(load(model).model))

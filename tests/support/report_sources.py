@@ -3,7 +3,7 @@
 import json
 
 from normlab.results import Record, RecordFile
-from normlab.run import Run
+from normlab.runs.run import Run
 
 HOSTILE = '<script>alert("x")</script> & <b>'
 """What must never reach a page as it is."""

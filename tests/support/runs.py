@@ -3,12 +3,12 @@
 import signal
 from itertools import chain, repeat
 
-from normlab.checkpoint import Checkpoints
 from normlab.config import build
 from normlab.data import load_tokens
+from normlab.runs.checkpoint import Checkpoints
+from normlab.training.config import TrainConfig
+from normlab.training.trainer import Trainer
 from tests.conftest import TINY, same_trees
-from train.config import TrainConfig
-from train.loop import Trainer
 
 
 def tiny_config(runs, **fields):

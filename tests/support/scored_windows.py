@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from normlab.evaluation.perplexity import Column, score_columns
+from normlab.evaluation.protocols.windows import Span, Stream, assemble
 from normlab.numerics import Precision
-from normlab.perplexity import Column, score_columns
-from normlab.protocols.windows import Span, Stream, assemble
 from tests.conftest import VOCAB
 from tests.support.reference_forward import log_softmax
 from tests.support.transformer_reference import Reference

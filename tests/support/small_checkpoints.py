@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from normlab.language_model import LanguageModel
+from normlab.model.language_model import LanguageModel
 from tests.conftest import forward
 from tests.support.reference_forward import log_softmax
 

@@ -7,9 +7,9 @@ import pytest
 
 from normlab.config import to_dict
 from normlab.data import BPETokenizer, Corpus, WordTokenizer, load_tokenizer
-from normlab.language_model import LanguageModel
-from normlab.perplexity import Beside, Scores
-from normlab.run import Run
+from normlab.evaluation.perplexity import Beside, Scores
+from normlab.model.language_model import LanguageModel
+from normlab.runs.run import Run
 from tests.conftest import tiny_model
 from tests.support.runs import tiny_config
 
@@ -38,7 +38,7 @@ def made_run(directory, norm="rmsnorm", tokenizer="bpe", **record):
 
 
 def untrained(directory):
-    """What `normlab.run.load` would bring."""
+    """What `normlab.runs.run.load` would bring."""
     run = Run(directory)
     config, tokenizer = run.read("config.yaml"), load_tokenizer(run["tokenizer"])
     model = tiny_model(config["norm"]["type"])
@@ -77,7 +77,7 @@ class MadeUp:
 def made_up(monkeypatch):
     """Nothing is loaded and nothing scored; the calls that would have been."""
     scores = MadeUp()
-    monkeypatch.setattr("evaluate.job.score_columns", scores)
-    monkeypatch.setattr("evaluate.subjects.load", untrained)
-    monkeypatch.setattr("evaluate.texts.load_corpus", lambda data: CORPUS)
+    monkeypatch.setattr("normlab.evaluation.evaluator.score_columns", scores)
+    monkeypatch.setattr("normlab.evaluation.targets.load", untrained)
+    monkeypatch.setattr("normlab.evaluation.texts.load_corpus", lambda data: CORPUS)
     return scores

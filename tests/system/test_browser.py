@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from evaluate.report.page import page
-from evaluate.report.sources import read
+from normlab.report.page import page
+from normlab.report.sources import read
 from tests.support.browser import NAMES, Browser, executable
 from tests.support.report_sources import HOSTILE, record, write_records, write_run, write_watch
 
@@ -27,7 +27,7 @@ def address(tmp_path_factory):
     sites = {f"blocks.{i}.mlp.norm_in": record("x").sites["norm_final"] for i in range(40)}
     write_records(
         folder, record("a"), record("a", "fp16", 900.0, overflowed=7),
-        record("a", "fp8_e5m2.flush.saturate:lanes(128).onepass+calibrated_mean.pow2", 25.0),
+        record("a", "fp8_e5m2.flush.saturate:lanes128.onepass+calibrated_mean.pow2", 25.0),
         record("b" * 60, perplexity=18.0, sites=sites), record("b" * 60, "fp16", status="n/a"),
         record("m" * 90, perplexity=19.0), record("c", status="diverged"),
     )  # fmt: skip

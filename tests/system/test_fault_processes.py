@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from normlab.run import Run
+from normlab.runs.run import Run
+from normlab.training.trainer import train
 from tests.support import fault_runs
 from tests.support.runs import same_ends, tiny_config
-from train.loop import train
 
 SHORT = {"steps": 1000, "eval_every": 100, "log_every": 10}
 LONG = SHORT | {"steps": 3000}

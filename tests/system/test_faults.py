@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from normlab.checkpoint import Checkpoints
 from normlab.data import embedded, wikitext
+from normlab.runs.checkpoint import Checkpoints
+from normlab.training.trainer import train
 from tests.support.runs import (
     flipped,
     largest,
@@ -20,7 +21,6 @@ from tests.support.runs import (
     tiny_config,
     unlisted,
 )
-from train.loop import train
 
 
 @pytest.mark.system

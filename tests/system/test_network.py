@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from normlab.run import Run
+from normlab.runs.run import Run
 
 pytestmark = pytest.mark.extended
 
@@ -82,7 +82,7 @@ def test_training_and_evaluation_ask_no_network(tmp_path):
     heard, done = watched(tmp_path, "train", "data=embedded", "data.vocab_size=300", run, *SMALL)
     assert done.returncode == 0, done.stderr
     assert heard == []
-    asked = [f"checkpoint={tmp_path}/run", "max_windows=2", f"out={tmp_path}/results"]
+    asked = [f"run={tmp_path}/run", "max_windows=2", f"out={tmp_path}/results"]
     heard, done = watched(tmp_path, "evaluate", *asked)
     assert done.returncode == 0, done.stderr
     assert heard == []

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from normlab.checkpoint import Checkpoints
-from normlab.run import Run
+from normlab.runs.checkpoint import Checkpoints
+from normlab.runs.run import Run
 from tests.support.parallel_runs import (
     FP8,
     PRECISIONS,

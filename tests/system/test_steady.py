@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from normlab.data import load_tokens
-from normlab.run import Run
+from normlab.runs.run import Run
+from normlab.training.trainer import Trainer
 from tests.support.runs import tiny_config
-from train.loop import Trainer
 
 STATM = Path("/proc/self/statm")
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)

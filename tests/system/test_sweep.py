@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from normlab.cli import RunFailed, one_of_several
-from normlab.run import Run
+from normlab.commands.errors import RunFailed, one_of_several
+from normlab.runs.run import Run
 
 TINY = [
     "model.layers=1", "model.width=16", "model.heads=1", "data=embedded", "data.vocab_size=300",

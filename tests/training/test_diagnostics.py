@@ -10,12 +10,12 @@ from flax import nnx
 from normlab.loss import token_nll
 from normlab.model import Context, placements
 from normlab.norms import norms
-from normlab.run import Run
+from normlab.runs.run import Run
+from normlab.training.diagnostics import ROWS, Watch, make_look, plain
+from normlab.training.step import learned
+from normlab.training.trainer import train
 from tests.conftest import VOCAB, skeleton, tiny_model
 from tests.support.runs import logged, same_ends, saved, tiny_config
-from train.loop import train
-from train.step import learned
-from train.watch import ROWS, Watch, make_look, plain
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 17)).astype(np.int32)
 INPUTS, TARGETS = TOKENS[:, :-1], TOKENS[:, 1:]
@@ -134,7 +134,7 @@ def test_what_is_no_finite_number_is_null():
 def test_a_look_is_due_at_the_start_every_so_often_and_at_the_end(tmp_path, monkeypatch):
     asked = []
     look = lambda *given: asked.append(given) or {"a": 1.0}  # noqa: E731
-    monkeypatch.setattr("train.watch.make_look", lambda *_: look)
+    monkeypatch.setattr("normlab.training.diagnostics.make_look", lambda *_: look)
     windows = tuple(np.arange(10 * ROWS).reshape(-1, 5) + i for i in range(2))
     assert not Watch(Run(tmp_path), None, 12, None, windows).due(0)
     watch = Watch(Run(tmp_path), None, 12, 5, windows)

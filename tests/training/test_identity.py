@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.config import EvaluateConfig
-from evaluate.job import evaluate
 from normlab.config import to_dict
 from normlab.data import CorpusUnavailableError, load_tokens
 from normlab.data.cache import cached
 from normlab.data.tokenizer import load_tokenizer
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.evaluator import evaluate
 from normlab.results.spread import lines
-from normlab.run import Run
+from normlab.runs.run import Run
+from normlab.training.identity import LINE, identity, noting_failure, reason, refuse, sign
+from normlab.training.tracking import PACKAGES
+from normlab.training.trainer import Trainer, train
 from tests.support.runs import loop_config, scripted, tiny_config
-from train.identity import LINE, identity, noting_failure, reason, refuse, sign
-from train.loop import Trainer, train
-from train.tracking import PACKAGES
 
 
 def signed(directory, **fields):
@@ -155,7 +155,7 @@ def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monk
 
     def fails():
         with monkeypatch.context() as patch:
-            patch.setattr("train.loop.load_tokens", gone)
+            patch.setattr("normlab.training.trainer.load_tokens", gone)
             with pytest.raises(CorpusUnavailableError):
                 train(config, ["seed=0"])
         return [Run(path) for path in tmp_path.iterdir()]

@@ -8,12 +8,12 @@ import optax
 import pytest
 from flax import nnx
 
-from normlab.checkpoint import to_names
 from normlab.model import placements
 from normlab.norms import norms
+from normlab.runs.checkpoint import to_names
+from normlab.training.optimizer import OptimizerConfig, groups, make_optimizer
+from normlab.training.step import learned
 from tests.conftest import tiny_model
-from train.optimizer import OptimizerConfig, groups, make_optimizer
-from train.step import learned
 
 
 @pytest.mark.parametrize(

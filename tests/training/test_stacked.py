@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from normlab.checkpoint import Checkpoints, from_names, to_names
 from normlab.data import load_tokens
 from normlab.model import ComputeConfig, Context, PlacementConfig, placements
+from normlab.runs.checkpoint import Checkpoints, from_names, to_names
+from normlab.training.optimizer import OptimizerConfig, groups, make_optimizer
+from normlab.training.stacked import check_alike, stack, stacked, unstack, unstacked
+from normlab.training.step import learned, make_step
+from normlab.training.trainer import Trainer, _sizes, train
 from tests.conftest import same_trees, tiny_model
 from tests.support.runs import tiny_config
 from tests.support.steps import STEPS, gradients, texts
-from train.loop import Trainer, _sizes, train
-from train.optimizer import OptimizerConfig, groups, make_optimizer
-from train.stacked import check_alike, stack, stacked, unstack, unstacked
-from train.step import learned, make_step
 
 CASES = [
     ("rmsnorm", "pre", {}, False),
@@ -153,5 +153,5 @@ def test_local_blocks_beside_global_ones_are_refused(tmp_path):
     "asked", [{"observe": True}, {"capture": True}, {"scales": {"norm_final": 1.0}}]
 )
 def test_what_is_asked_by_site_is_refused(tokens, asked):
-    with pytest.raises(ValueError, match=r"take train.stacked.unstacked\(model\)"):
+    with pytest.raises(ValueError, match=r"take normlab.training.stacked.unstacked\(model\)"):
         stacked(tiny_model())(tokens, Context(**asked))

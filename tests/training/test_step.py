@@ -13,14 +13,14 @@ from flax import nnx
 from normlab.loss import token_nll
 from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormState, norms, penalties
+from normlab.training import diagnostics as watch
+from normlab.training import step as steps
+from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.step import learned, make_step, make_validate
+from normlab.training.trainer import train
 from tests.conftest import forward, same_trees, tiny_model
 from tests.support.runs import tiny_config
 from tests.support.steps import STEPS, texts
-from train import step as steps
-from train import watch
-from train.loop import train
-from train.optimizer import OptimizerConfig, make_optimizer
-from train.step import learned, make_step, make_validate
 
 
 @functools.cache

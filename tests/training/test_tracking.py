@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from normlab.run import Run
+from normlab.runs.run import Run
+from normlab.training.tracking import known_as, scalars, tracked, trackers
+from normlab.training.trainer import train
 from tests.support.runs import loop_config, scripted, tiny_config
-from train.loop import train
-from train.tracking import known_as, scalars, tracked, trackers
 
 
 @pytest.fixture

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import normlab.run
-from normlab.checkpoint import Checkpoints
+import normlab.runs.run
 from normlab.data import load_tokens
 from normlab.model import placements
 from normlab.norms import norms
-from normlab.run import Run
+from normlab.runs.checkpoint import Checkpoints
+from normlab.runs.run import Run
+from normlab.training.config import TrainConfig
+from normlab.training.metrics import MetricsLog, StepLines
+from normlab.training.step import make_validate
+from normlab.training.stop import StopRequest
+from normlab.training.tracking import PACKAGES
+from normlab.training.trainer import train, validation_windows
 from tests.support.runs import logged, loop_config, same_ends, scripted, signalled, tiny_config
-from train.config import TrainConfig
-from train.loop import train, validation_windows
-from train.metrics import MetricsLog, StepLines
-from train.step import make_validate
-from train.stop import StopRequest
-from train.tracking import PACKAGES
 
 # --- one run, from its beginning to its end
 
@@ -68,7 +68,7 @@ def windows(config):
 
 
 def test_the_loaded_model_is_the_best_one(alone):
-    loaded = normlab.run.load(alone.directory)
+    loaded = normlab.runs.run.load(alone.directory)
     _, (inputs, targets) = windows(tiny_config("unused"))
     graphdef, params = nnx.split(loaded.model)
     loss = make_validate(graphdef)(params, inputs, targets) / targets.size
@@ -284,7 +284,7 @@ def test_a_run_that_diverges_keeps_a_model_that_is_one(tmp_path):
     run = train(tiny_config(tmp_path, optimizer=optimizer))
     assert run.record["state"] == "diverged"
     assert math.isfinite(run.record["train_loss"])
-    loaded = normlab.run.load(run.directory)
+    loaded = normlab.runs.run.load(run.directory)
     assert all(bool((abs(x) < 1e9).all()) for x in jax.tree.leaves(nnx.state(loaded.model)))
 
 

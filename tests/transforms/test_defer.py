@@ -88,7 +88,7 @@ def test_products_grow_with_the_stream():
     """The pitfall: max |aW| follows the stream's size, max |norm(a)W| doesn't see it."""
     model = tiny_model(norm_fields={"eps": 0.0}, layers=1)
     one = peaks(model, TOKENS)
-    many = peaks(apply(model, "rescale(1024)"), TOKENS)
+    many = peaks(apply(model, "rescale:1024"), TOKENS)
     assert set(one) == {n.site.name for n in all_norms(model)} - {"norm_final"}
     for site, peak in one.items():
         assert many[site].normalized == pytest.approx(peak.normalized, rel=1e-5)

@@ -45,7 +45,7 @@ def test_any_factor_is_exact_and_so_is_eps(norm, placement, norm_embed):
         fields = {"eps": 0.5} if norm in OF_EPS else {}
         sites = {"norm_embed": norm_embed}
         model = double(norm, placement, norm_fields=fields, placement_fields=sites, layers=1)
-        made = apply(model, "rescale(0.3)")
+        made = apply(model, "rescale:0.3")
         (said, was), (says, found) = seen(model), seen(made)
         assert close(said, says)
         peak, before = (np.abs(x["norm_final"]).max() for x in (found, was))
@@ -55,7 +55,7 @@ def test_any_factor_is_exact_and_so_is_eps(norm, placement, norm_embed):
 def test_a_stored_one_plus_w_is_rescaled_as_it_acts():
     with jax.enable_x64(True):
         model = double("rmsnorm", "peri", norm_fields={"one_plus": True})
-        assert same(model, apply(model, "rescale(0.3)"))
+        assert same(model, apply(model, "rescale:0.3"))
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_every_norm_type_is_rescaled_exactly_or_refused(refused):
     assert len(OTHERS) == len(norms) - len(OF_EPS) - len(OF_ALPHA)
     for norm in refused:
         with pytest.raises(DoesNotApply, match=f"norm '{norm}' at .* can't be told"):
-            apply(tiny_model(norm, layers=1), "rescale(2)")
+            apply(tiny_model(norm, layers=1), "rescale:2")
 
 
 @pytest.mark.parametrize("placement", [p for p in placements if p not in SUMS])
 def test_streams_that_a_norm_replaces_are_refused(placement):
     with pytest.raises(DoesNotApply, match=f"placement '{placement}' normalizes the stream itself"):
-        apply(tiny_model("layernorm", placement), "rescale(2)")
+        apply(tiny_model("layernorm", placement), "rescale:2")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from normlab.data import DataConfig, Encoding, WordTokenizer, load_corpus
-from normlab.protocols import protocols
-from normlab.protocols.texts import detokenized, joined_rows, pages
+from normlab.evaluation.protocols import protocols
+from normlab.evaluation.protocols.texts import detokenized, joined_rows, pages
 
 WIKI = "".join(
     f" = Title {i} = \n \n Words of page {i} , and more : {'abc ' * i}. \n" for i in range(1, 12)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.data.tokenizer import BPETokenizer, Encoding, WordTokenizer
-from normlab.protocols.texts import (
+from normlab.evaluation.protocols.texts import (
     bytes_by_token,
     detokenized,
     joined_rows,

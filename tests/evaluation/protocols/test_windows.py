@@ -4,7 +4,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normlab.protocols.windows import Span, Stream, assemble, disjoint, overlapping, rolling
+from normlab.evaluation.protocols.windows import (
+    Span,
+    Stream,
+    assemble,
+    disjoint,
+    overlapping,
+    rolling,
+)
 
 TOKENS, LENGTH = st.integers(0, 200), st.integers(2, 40)
 

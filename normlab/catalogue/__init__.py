@@ -1,0 +1,1 @@
+"""The reference pages, generated from the method cards of what is registered."""

@@ -1,0 +1,45 @@
+"""`python -m evaluate [list|show|figures|report]`: perplexities, and what is made of them."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from normlab.commands import tables
+from normlab.commands.launch import explained, launch, verb
+from normlab.evaluation.config import EvaluateConfig
+from normlab.parallel.distributed import first
+
+EXAMPLES = """
+python -m evaluate runs=runs                                   the table of all runs in a directory
+python -m evaluate run=runs/dyt-peri-HASH precision=[fp32,bf16:sequential,fp8_e5m2+slanc]
+python -m evaluate pretrained=smollm2-135m max_windows=20      a pretrained model, fetched by pip
+python -m evaluate pretrained=hf:DIR transform=[none,fold]     a folder of safetensors, rewritten
+python -m evaluate list                                        every name there is, with a line
+python -m evaluate show OUT ...                                tables of earlier calls again
+python -m evaluate figures OUT                                 figures from records, as SVG and PNG
+python -m evaluate report OUT runs                             all of it as one page of HTML
+"""
+VERBS = {"list": "listing", "figures": "figures", "report": "report"}
+"""Each verb's module beside this one, read when it is asked for; `show` is a function."""
+
+
+def perplexities(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
+    """Evaluate what was asked for, write the tables, print them."""
+    from normlab.evaluation.evaluator import evaluate  # slow to import: help comes first
+
+    records = evaluate(config)
+    if first():
+        tables.write(config, records)
+
+
+def main() -> None:
+    """What `python -m evaluate` and `normlab-evaluate` do."""
+    asked = verb({"show", *VERBS})
+    if asked is None:
+        launch("evaluate", EvaluateConfig, perplexities, EXAMPLES)
+        return
+    with explained():
+        if asked == "show":
+            tables.show(sys.argv[1:] or [EvaluateConfig.out])
+        else:
+            importlib.import_module(f"normlab.commands.{VERBS[asked]}").main(sys.argv[1:])

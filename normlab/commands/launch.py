@@ -1,0 +1,128 @@
+"""From a command line to a frozen dataclass, and from there to what a command does.
+
+Hydra composes YAML and overrides; the schema is the command's dataclass. Behind this file nobody
+sees an object of Hydra's or OmegaConf's.
+"""
+
+import difflib
+import math
+import os
+import sys
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from normlab.commands import compile_cache
+from normlab.commands.errors import explained, one_of_several
+from normlab.commands.groups import CONFIGS, groups, register
+from normlab.commands.help import print_help
+from normlab.config import build, describe
+from normlab.progress import sweep
+from normlab.registry import unknown
+
+C = TypeVar("C")
+
+RENAMED = {
+    "evaluate": {"model": "pretrained", "checkpoint": "run"},
+    "remove": {"checkpoint": "run"},
+}
+"""By command: fields that had other names before 0.2, and what they are called now."""
+
+
+def verb(verbs: Collection[str]) -> str | None:
+    """The verb that the command line begins with, taken off it; None where it begins otherwise."""
+    word = sys.argv[1] if sys.argv[1:] else ""
+    if word in verbs:
+        return sys.argv.pop(1)
+    if difflib.get_close_matches(word, verbs, cutoff=0.7):
+        with explained():
+            raise unknown("verb", word, verbs)
+    return None
+
+
+def launch(
+    app: str,
+    schema: type[C],
+    main: Callable[[C, Sequence[str]], None],
+    examples: str = "",
+    refused: Callable[[dict[str, Any], Sequence[str], Exception], None] | None = None,
+) -> None:
+    """Run `main(config, overrides)` on what configs/{app}.yaml and the command line say.
+
+    Errors in what was asked are printed in a line or two, and the exit status is 2. In a sweep the
+    other runs go on.
+
+    Args:
+        app: what stands behind `python -m`, or the verb behind that.
+        schema: the application's config.
+        main: does what was asked.
+        examples: lines of the help, before the fields.
+        refused: told of the configs of a sweep that `schema` refuses: values, overrides, error.
+    """
+    register(app, schema)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        with explained():
+            print_help(app, schema, examples)
+        return
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors come here, not to its printer
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=app)
+    def job(composed: Any) -> None:
+        values: Any = OmegaConf.to_container(composed, resolve=True)
+        asked = list(HydraConfig.get().overrides.task)
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        with one_of_several(asked) if several else explained():
+            compile_cache.use()
+            if several and (runs := runs_here()):
+                sweep.begin(HydraConfig.get().job.num + 1, runs)
+            try:
+                config = build(schema, values)
+            except (ValueError, TypeError) as error:
+                if several and refused is not None:
+                    refused(values, asked, error)
+                raise
+            main(config, asked)
+
+    with explained():
+        refuse_strange(app, schema, sys.argv[1:])
+        compile_cache.use()  # and in each job, which a launcher may start in another process
+        job()
+
+
+def runs_here() -> int | None:
+    """How many runs a sweep has, where this process goes through all of them; else None."""
+    found = HydraConfig.get()
+    kinds = {found.runtime.choices[f"hydra/{kind}"] for kind in ("launcher", "sweeper")}
+    given = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra"))]
+    given = [f"{key}={value}" for key, value in (found.sweeper.params or {}).items()] + given
+    values = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(given)}
+    swept = [o for o in values.values() if o.is_sweep_override()]
+    if kinds != {"basic"} or any(isinstance(o.value(), Glob) for o in swept):
+        return None
+    return math.prod(len(list(o.sweep_string_iterator())) for o in swept)
+
+
+def refuse_strange(app: str, schema: type, arguments: Sequence[str]) -> None:
+    """Refuse `--steps 10`, as other programs write it, an old name, and another program's group.
+
+    Raises:
+        ValueError: with the way to write it here, or with what there is.
+    """
+    fields = [path for path, _, _ in describe(schema())]
+    names = {*fields, *(path.split(".")[0] for path in fields)}
+    known = {*(name for name in names if "." not in name), *groups(app)}
+    for argument in arguments:
+        old, _, value = argument.partition("=")
+        if new := RENAMED.get(app, {}).get(old):
+            raise ValueError(f"{old}= is now {new}=: {new}={value}")
+        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+        if argument.startswith("--") and name in names:
+            raise ValueError(f"{argument}: fields are written without dashes: {name}=VALUE")
+        if name.isidentifier() and (CONFIGS / name).is_dir() and name not in known:
+            raise unknown("key", name, known)

@@ -1,0 +1,56 @@
+"""The tables of an evaluation, written beside its records and printed; and printed again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from normlab.evaluation.config import EvaluateConfig
+from normlab.numerics import Precision
+from normlab.progress import console
+from normlab.results import Record, RecordFile, spread, tables
+from normlab.results.formats import as_csv, grid, latex, markdown, ruled, terminal
+
+
+def write(config: EvaluateConfig, records: Sequence[Record]) -> None:
+    """Tables in files beside the records; on a terminal ruled, in a pipe as they are in a file."""
+    out, asked = Path(config.out), [str(Precision.parse(text)) for text in config.precision]
+    made = tables(records, asked)
+    for name, form in (("table.md", markdown), ("table.csv", as_csv), ("table.tex", latex)):
+        (out / name).write_text(form(made), encoding="utf-8")
+    written = ["table.md", "table.csv", "table.tex", "records.jsonl"]
+    _tell(terminal(made), markdown(made))
+    found = spread.spreads(records, asked)
+    (out / "spread.md").unlink(missing_ok=True)  # an earlier call's
+    if found:
+        parts = [part for title, lines in found for part in (title, grid(lines))]
+        page = "\n\n".join([*parts, spread.LEGEND]) + "\n"
+        (out / "spread.md").write_text(page, encoding="utf-8")
+        shown = [ruled(title, lines, 2) for title, lines in found]
+        _tell(Group(*shown, Text(spread.LEGEND, "dim")), page)
+        written.append("spread.md")
+    print(f"written to {out}: {', '.join(written)}")
+
+
+def show(folders: Sequence[str]) -> None:
+    """Print again what earlier calls left in their `out`: all tables, the legend once.
+
+    Raises:
+        FileNotFoundError: a folder without records.
+    """
+    made = []
+    for folder in folders:
+        records = RecordFile(Path(folder) / "records.jsonl").read()
+        if not records:
+            raise FileNotFoundError(f"{folder} holds no records: expected an evaluation's out=DIR")
+        made += tables(records)
+    _tell(terminal(made), markdown(made))
+
+
+def _tell(shown: RenderableType, plain: str) -> None:
+    """Print the one on a terminal, the other in a pipe."""
+    if console.is_terminal:
+        console.print(shown, soft_wrap=False)
+    else:
+        print(plain)

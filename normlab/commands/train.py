@@ -1,0 +1,32 @@
+"""`python -m train [remove]`: one run or a sweep; the removal of a trained model's norms."""
+
+from collections.abc import Sequence
+
+from normlab.commands.launch import launch, verb
+from normlab.training.config import TrainConfig
+from normlab.training.identity import refuse
+from normlab.training.trainer import train
+
+EXAMPLES = """
+python -m train norm=dyt placement=peri optimizer.lr=3e-3      one run, in runs/dyt-peri-HASH
+python -m train norm=dyt placement=peri optimizer.lr=3e-3      again: goes on where it stopped
+python -m train -m norm=layernorm,rmsnorm seed=0,1,2           a sweep: each of 2 x 3 in turn
+python -m train model=tiny data=embedded steps=60 optimizer.warmup=5       in seconds, no network
+python -m train remove run=runs/layernorm-pre-HASH             its norms taken away, one by one
+python -m evaluate runs=runs                                   then: perplexities of what is there
+"""
+
+
+def one_run(config: TrainConfig, asked: Sequence[str]) -> None:
+    """One run; a divergence is its result, not an error."""
+    train(config, asked)
+
+
+def main() -> None:
+    """What `python -m train` and `normlab-train` do."""
+    if verb({"remove"}) == "remove":
+        from normlab.commands import remove
+
+        remove.main()
+    else:
+        launch("train", TrainConfig, one_run, EXAMPLES, refuse)

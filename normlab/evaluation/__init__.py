@@ -1,0 +1,1 @@
+"""Perplexities of models in chosen precisions: protocols, scores, comparisons."""

@@ -1,0 +1,115 @@
+"""What a record says before anything is computed: the model, the text, the code."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from normlab.config import to_dict
+from normlab.data import Tokenizer
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.perplexity import default_batch
+from normlab.evaluation.targets import Subject
+from normlab.evaluation.texts import Texts
+from normlab.model.language_model import LanguageModel
+from normlab.numerics.precision import DEFAULT_ORDER
+from normlab.parallel.sharding import divisible, on_host
+from normlab.pretrained import PACKAGES
+from normlab.results.record import GOOD
+from normlab.runs.provenance import provenance
+from normlab.runs.run import parameters
+
+
+def of_model(lm: LanguageModel, transform: str) -> dict[str, Any]:
+    """The fields of a record that tell which model it is, down to its weights' hash.
+
+    Args:
+        lm: the model as it is evaluated, after its transform.
+        transform: the transform's text, "none" for a model as it was loaded.
+    """
+    weights = jax.tree.leaves(nnx.state(lm.model))
+    return {
+        "model": lm.name,
+        "transform": transform,
+        "note": note(lm.facts),
+        "norm": lm.model.norm.type,
+        "placement": lm.model.placement.type,
+        "weights_sha256": sha256(weights),
+        "parameters": parameters(lm.model),
+        "model_config": to_dict(lm.model.config),
+        "norm_config": to_dict(lm.model.norm),
+        "placement_config": to_dict(lm.model.placement),
+        "seed": lm.facts.get("config", {}).get("seed"),
+        "facts": lm.facts,
+        "provenance": provenance(),
+    }
+
+
+def note(of: dict[str, Any]) -> str | None:
+    """What must be said beside a model's name: which file it is, or that its training goes on."""
+    if "training" not in of:
+        file = Path(of.get("source", "")).name
+        return next((p.title for p in PACKAGES.values() if p.file == file), None)
+    state = of["training"].get("state", "running")
+    if state in GOOD:
+        return None
+    ended = "unfinished" if state == "running" else state
+    return f"step {of['step']} of {of['config']['steps']}, {ended}"
+
+
+def of_run(subject: Subject) -> dict[str, Any]:
+    """The same for a run that has no model to be evaluated."""
+    config = subject.config
+    return {
+        "model": subject.name,
+        "transform": str(subject.transform),
+        "norm": config.get("norm", {}).get("type"),
+        "placement": config.get("placement", {}).get("type"),
+        "model_config": config.get("model", {}),
+        "norm_config": config.get("norm", {}),
+        "placement_config": config.get("placement", {}),
+        "seed": config.get("seed"),
+        "facts": {"config": config, "training_provenance": subject.trained},
+        "provenance": provenance(),
+    }
+
+
+def of_text(
+    config: EvaluateConfig, subject: Subject, texts: Texts, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The fields that tell what is read, and how."""
+    protocol, corpus = subject.protocol(config.protocol), texts.corpus(subject, config)
+    windows = texts.windows(subject, config, tokenizer)
+    return {
+        "protocol": protocol.name,
+        "protocol_version": protocol.version,
+        "reported": protocol.reported,
+        "window": subject.window(protocol, config.window),
+        "max_windows": config.max_windows,
+        "dataset": corpus.name,
+        "dataset_title": corpus.title,
+        "dataset_revision": corpus.revision,
+        "split": config.split,
+        "text_sha256": corpus.sha256(config.split),
+        "tokenizer": tokenizer.name,
+        "tokenizer_hash": tokenizer.hash,
+        "windows": len(windows),
+        "tokens_scored": int(windows.counts.sum()),
+        "words": int(windows.words.sum()),
+        "bytes": int(windows.bytes.sum()),
+        "batch": divisible(config.batch or default_batch(windows, tokenizer.vocab_size)),
+        "default_order": str(DEFAULT_ORDER),
+    }
+
+
+def sha256(arrays: Iterable[Any]) -> str:
+    """Hash of arrays: their shapes, types and bytes, in order."""
+    digest = hashlib.sha256()
+    for array in map(on_host, arrays):
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

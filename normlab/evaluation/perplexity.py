@@ -1,0 +1,334 @@
+"""Perplexity of one model over prepared windows, in a precision: the hot loop of evaluation."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int64
+
+from normlab.evaluation.kl import kl_divergence
+from normlab.evaluation.partial_results import Unfinished
+from normlab.evaluation.protocols import Windows
+from normlab.evaluation.range_stats import SiteRows
+from normlab.loss import token_nll
+from normlab.model import Context, Transformer
+from normlab.norms import Norm, all_norms
+from normlab.numerics import Observed, Precision
+from normlab.parallel.sharding import divided, divisible, everywhere
+from normlab.progress import announced
+
+LOGITS_BYTES = {"cpu": 64 * 2**20}
+"""What a batch's float32 logits may take where no batch size is asked for; 1 GiB elsewhere."""
+
+BATCH_TOKENS = 8192
+"""How many positions it may have then."""
+
+
+Tensor = Any
+"""A NumPy array, or a JAX array while it is on the device."""
+
+
+class Column(NamedTuple):
+    """A precision and the static scales by site; a site that is missing has scale 1."""
+
+    precision: Precision
+    scales: Mapping[str, Any] | None = None
+
+
+class Beside(NamedTuple):
+    """Each token in one precision beside the same token in another; 0 where it isn't scored."""
+
+    delta_nll: Float32[Tensor, "n l"]
+    """NLL less that of the reference, in nats."""
+    kl: Float32[Tensor, "n l"]
+    """KL(reference ‖ this) of the distributions over the next token, in nats."""
+    agrees: Bool[Tensor, "n l"]
+    """Whether both hold the same token to be the likeliest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Sums and counts; nothing is divided yet.
+
+    Args:
+        window_nll: sum of −log p over each window's scored tokens, in nats, float64.
+        token_nll: that of each token, float32; 0 where it isn't scored.
+        sites: what each norm saw, padding left out.
+        beside: each token beside the reference; None where there is none.
+    """
+
+    window_nll: Float64[np.ndarray, " n"]
+    token_nll: Float32[np.ndarray, "n l"]
+    counts: Int64[np.ndarray, " n"]
+    sites: dict[str, SiteRows]
+    beside: Beside | None = None
+
+    @property
+    def sum_nll(self) -> float:
+        """−log p of all scored tokens, in nats."""
+        return float(self.window_nll.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(sum of NLL / tokens scored); infinite or NaN where a window is."""
+        return exp(self.sum_nll / int(self.counts.sum()))
+
+    @property
+    def nonfinite_windows(self) -> int:
+        """Windows whose sum is infinite or NaN."""
+        return int((~np.isfinite(self.window_nll)).sum())
+
+
+def exp(x: float) -> float:
+    """e^x, infinite where it is too large for a float."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
+
+
+def default_batch(windows: Windows, vocab_size: int) -> int:
+    """As many windows as fit into `LOGITS_BYTES` and `BATCH_TOKENS`, but at least one.
+
+    All batches are about equally large, so that little of the last one is padding.
+    """
+    n, length = windows.inputs.shape
+    room = LOGITS_BYTES.get(jax.default_backend(), 2**30)
+    most = max(1, min(BATCH_TOKENS, room // (4 * vocab_size)) // length)
+    return -(-n // -(-n // most))
+
+
+def unit_scales(model: Transformer) -> dict[str, Float[Array, ""]]:
+    """Scale 1 at every site with a statistic."""
+    return {norm.site.name: jnp.float32(1) for norm in all_norms(model) if norm.has_statistic}
+
+
+def score(
+    model: Transformer,
+    windows: Windows,
+    precision: str | Precision,
+    scales: Mapping[str, Any] | None = None,
+    *,
+    batch: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Scores:
+    """One forward pass over `windows`.
+
+    The weights are the model's own; only the norms' statistics follow `precision`. Its rule is not
+    applied here: pass the rule's `scales`, without which it is refused. All batches have one shape,
+    so that one program is compiled: the last one is filled up with windows that count for nothing.
+
+    Args:
+        model: read, not changed.
+        windows: from a protocol.
+        precision: of every norm's statistic, or its string.
+        scales: static scale by site; a site that is missing has 1.
+        batch: windows in a batch; None takes `default_batch`.
+        on_batch: told, after each batch, how many windows are done.
+    """
+    column = Column(Precision.parse(precision), scales)
+    return score_columns(model, windows, [column], batch=batch, on_batch=on_batch)[0]
+
+
+def score_columns(
+    model: Transformer,
+    windows: Windows,
+    columns: Sequence[Column],
+    *,
+    batch: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    unfinished: Unfinished | None = None,
+) -> list[Scores]:
+    """One forward pass for each column, batch by batch, all but the first beside the first.
+
+    So that two distributions can be compared without keeping the logits of a text: those of the
+    first column live for one batch, and are computed once for all others.
+
+    Args:
+        model: as in `score`, like all that is not said here.
+        windows: from a protocol.
+        columns: the first is the reference.
+        batch: windows in a batch.
+        on_batch: told how many windows are done.
+        unfinished: where an evaluation of the same that was cut off has left its first batches, and
+            where this one leaves its own.
+    """
+    graphdef, params = nnx.split(model)
+    size = divisible(batch or default_batch(windows, model.embed.num_embeddings))
+    passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
+    run = announced(partial(_side_by_side, passes))
+    batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
+    found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
+    for scores in found:
+        for site, rows in scores.sites.items():
+            if rows.rows <= 0:
+                raise ValueError(
+                    f"norm {model.norm.type!r} accumulated nothing through its `acc` at {site}, so "
+                    "no precision applies to it: set has_statistic = False in its class, or use acc"
+                )
+    return found
+
+
+def _told(model: Transformer, params: Any, column: Column) -> tuple[Precision, Any, dict[str, Any]]:
+    """What `_batch_nll` is told of the precision, the weights and the scales."""
+    precision, scales = column
+    # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
+    given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
+    return precision.applied(scales is not None), params, given
+
+
+class Out(NamedTuple):
+    """What one pass over a batch leaves: each position's NLL, 0 where it isn't scored."""
+
+    nll: Float[Array, "b l"]
+    observed: dict[str, Observed]
+    beside: Beside | None = None
+
+
+def _side_by_side(passes: Sequence[Callable[..., Any]], *batch: np.ndarray) -> list[Out]:
+    first, *others = passes
+    nll, observed, logits = first(*batch, keep=bool(others))
+    outs = [Out(nll, observed)]
+    for other in others:
+        other_nll, observed, other_logits = other(*batch, keep=True)
+        kl, agrees = _compared(logits, other_logits, batch[2])
+        outs.append(Out(other_nll, observed, Beside(other_nll - nll, kl, agrees)))
+    return outs
+
+
+def _all_batches(
+    run: Callable[..., list[Out]],
+    windows: Windows,
+    size: int,
+    on_batch: Callable[[int], None],
+    unfinished: Unfinished | None,
+) -> list[list[Out]]:
+    """Each batch's results: those that were kept, then those made now, among them the last one."""
+    kept = [] if unfinished is None else list(unfinished.done)
+    made: list[list[Out]] = []
+    for outs in _batches(run, windows, size, on_batch, len(kept) * size):
+        if made and unfinished is not None:
+            unfinished.add(made[-1])
+        made.append(outs)
+    structure = jax.tree.structure(made[-1])
+    return [jax.tree.unflatten(structure, leaves) for leaves in kept] + made
+
+
+def _batches(
+    run: Callable[..., list[Out]],
+    windows: Windows,
+    size: int,
+    on_batch: Callable[[int], None],
+    first: int,
+) -> Iterator[list[Out]]:
+    """Each batch's results on the host, fetched when the next batch is under way."""
+    waiting = []
+    for start in range(first, len(windows), size):
+        waiting.append(run(*divided(*_padded(windows[start : start + size], size))))
+        if start > first:
+            yield jax.device_get(waiting.pop(0))
+            on_batch(start)
+    yield jax.device_get(waiting.pop())
+    on_batch(len(windows))
+
+
+def _padded(windows: Windows, size: int) -> tuple[np.ndarray, ...]:
+    """Inputs, targets, what is scored and what is real, each [size, l]."""
+    missing = size - len(windows)
+    real = np.arange(windows.inputs.shape[1]) < windows.lengths[:, None]
+    arrays = (windows.inputs, windows.targets, windows.scored, real)
+    return tuple(np.pad(a, ((0, missing), (0, 0))) for a in arrays)
+
+
+Passed = tuple[Float[Array, "b l"], dict[str, Observed], Any]
+"""Each position's NLL, what the norms saw and, where they are kept, the logits [b, l, v]."""
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="keep")
+def _batch_nll(
+    graphdef: nnx.GraphDef,
+    precision: Precision,
+    params: Any,
+    scales: dict[str, Any],
+    inputs: Int[Array, "b l"],
+    targets: Int[Array, "b l"],
+    scored: Bool[Array, "b l"],
+    real: Bool[Array, "b l"],
+    keep: bool,
+) -> Passed:
+    context = _RealRows(precision, scales, real)
+    with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
+        logits = nnx.merge(graphdef, params)(inputs, context)
+    nll = jnp.where(scored, token_nll(logits, targets), 0.0)
+    return *everywhere((nll, context.observed)), logits if keep else None
+
+
+@jax.jit
+def _compared(
+    logits: Float[Array, "b l v"], other: Float[Array, "b l v"], scored: Bool[Array, "b l"]
+) -> tuple[Float[Array, "b l"], Bool[Array, "b l"]]:
+    """A position at a time on a CPU: what it takes stays in the cache, a third of the time."""
+    if jax.default_backend() == "cpu":
+        positions = jnp.arange(scored.shape[1])
+        pairs = jax.lax.map(lambda p: _distances(logits[:, p], other[:, p]), positions)
+        kl, agrees = (found.T for found in pairs)
+    else:
+        kl, agrees = _distances(logits, other)
+    return everywhere((jnp.where(scored, kl, 0.0), agrees & scored))
+
+
+def _distances(
+    logits: Float[Array, "*batch v"], other: Float[Array, "*batch v"]
+) -> tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]:
+    return kl_divergence(logits, other), _likeliest(logits) == _likeliest(other)
+
+
+def _likeliest(logits: Float[Array, "*batch v"]) -> Int[Array, "*batch"]:
+    """The first token of the largest logit, found in two passes that XLA's CPU backend fuses."""
+    return jnp.argmax(logits == jnp.max(logits, axis=-1, keepdims=True), axis=-1)
+
+
+class _RealRows(Context):
+    """A pass whose norms see padding as rows of zeros, so that it leaves no trace in `observed`.
+
+    Padding stands behind all real tokens and the model is causal, so no score depends on it. Zero
+    rows neither overflow nor count as underflowed; `_merged` takes them off the number of rows.
+    """
+
+    def __init__(self, precision: Precision, scales: dict[str, Any], real: Bool[Array, "b l"]):
+        super().__init__(precision, scales, observe=True)
+        self._real = real
+
+    def norm(self, norm: Norm | None, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        if norm is None or not norm.has_statistic:
+            return super().norm(norm, x)
+        y = super().norm(norm, self._without_padding(x))
+        return self._without_padding(y)  # with ε = 0, a row of zeros becomes NaN
+
+    def enters(self, x: Float[Array, "b l d"], attention: Any) -> None:
+        super().enters(self._without_padding(x), attention)
+
+    def _without_padding(self, x: Float[Array, "b l *heads d"]) -> Float[Array, "b l *heads d"]:
+        return jnp.where(self._real.reshape(self._real.shape + (1,) * (x.ndim - 2)), x, 0.0)
+
+
+def _scores(outs: Sequence[Out], windows: Windows, size: int) -> Scores:
+    """One column's batches together, the fill of the last one cut off."""
+    n, length = windows.inputs.shape
+    real, total = int(windows.lengths.sum()), len(outs) * size * length
+
+    def joined(parts: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *batches: np.concatenate(batches)[:n], *parts)
+
+    sites = {
+        site: SiteRows.of([out.observed[site] for out in outs], real, total)
+        for site in outs[0].observed
+    }
+    nll, beside = joined([out.nll for out in outs]), joined([out.beside for out in outs])
+    return Scores(nll.sum(axis=1, dtype=np.float64), nll, windows.counts, sites, beside)

@@ -1,0 +1,180 @@
+"""What is to be evaluated: models, known by their papers before their weights are loaded."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from normlab.config import build, check
+from normlab.data import DataConfig, Tokenizer, load_tokenizer
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.protocols import Protocol, protocols
+from normlab.model import ModelConfig
+from normlab.model.language_model import LanguageModel
+from normlab.norms import NormConfig
+from normlab.results.record import GOOD, OK
+from normlab.runs.run import Run, is_run, load, open_run
+from normlab.transforms import NOTHING, Chain, parse
+
+PRETRAINED_DATA = DataConfig(corpus="auto-raw")
+"""What a pretrained model reads where nothing is asked for."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be evaluated.
+
+    Args:
+        name: its row's name.
+        status: "ok", or why there is nothing to evaluate.
+        data: the text to be read: the one asked for, a run's own, or the default.
+        max_length: the longest sequence that it reads.
+        load: loads it.
+        tokenizer: loads its tokenizer only; None where a run has none that can be read.
+        config: a run's config.yaml; empty for a pretrained model, and where it can't be read.
+        trained: a run's provenance.json: the text that it was trained on, among others.
+        transform: what is done to the model before it is evaluated.
+    """
+
+    name: str
+    status: str
+    data: DataConfig
+    max_length: int
+    load: Callable[[], LanguageModel]
+    tokenizer: Callable[[], Tokenizer] | None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trained: dict[str, Any] = dataclasses.field(default_factory=dict)
+    transform: Chain = parse(NOTHING)
+
+    def transformed(self, chain: Chain) -> "Subject":
+        """The same model after a chain of transforms: a row of its own, of another name."""
+        name = f"{self.name} ({chain})" if chain.steps else self.name
+        return replace(self, name=name, transform=chain)
+
+    def protocol(self, asked: str | None) -> Protocol:
+        """The protocol asked for, or its own."""
+        word_level = self.config.get("data", {}).get("tokenizer") == "word"
+        return protocols[asked or ("word" if word_level else "window")]
+
+    def window(self, protocol: Protocol, asked: int | None) -> int:
+        """L, checked against what it can read."""
+        window = asked or protocol.default_window(self.max_length, self.config.get("window"))
+        protocol.check_window(window, self.max_length)
+        return window
+
+
+def subjects(config: EvaluateConfig) -> list[Subject]:
+    """All models that were asked for, each in all its transforms, protocols and windows checked.
+
+    Raises:
+        FileNotFoundError: no such file or directory, or no run in it.
+        ValueError: a window or a protocol that doesn't fit one of them.
+    """
+    source = config.source
+    if source == "run":
+        found = [_run(open_run(str(config.run)), config)]
+    elif source == "runs":
+        found = [_run(run, config) for run in _runs(Path(str(config.runs)))]
+    else:
+        found = [_pretrained(str(config.pretrained), config)]
+    for subject in found:
+        if subject.tokenizer is None:  # a row that says why; nothing of it is read
+            continue
+        protocol = subject.protocol(config.protocol)
+        subject.window(protocol, config.window)
+        if protocol.words_only:
+            protocol.check_tokenizer(subject.tokenizer())
+    chains = dict.fromkeys(str(parse(text)) for text in config.transform)
+    return [subject.transformed(parse(text)) for subject in found for text in chains]
+
+
+def _runs(directory: Path) -> list[Run]:
+    if not directory.is_dir():
+        holding = {path.parent.parent for path in directory.parent.glob("*/*/config.yaml")}
+        near = sorted(map(str, holding))[:3]
+        raise FileNotFoundError(
+            f"runs={directory}: no such directory."
+            + f" Runs are in {', '.join(near)}." * bool(near)
+        )
+    found = [Run(path) for path in sorted(directory.iterdir()) if is_run(path)]
+    if not found:
+        raise FileNotFoundError(f"runs={directory} holds no run directory{_elsewhere(directory)}")
+    return found
+
+
+def _elsewhere(directory: Path) -> str:
+    """Where there are runs, if not in a directory: it is one itself, or those in it hold some."""
+    if is_run(directory):
+        return f", it is one: say run={directory}"
+    below = sorted({path.parent for path in directory.glob("*/*") if is_run(path)})
+    if below:
+        return f"; below it: {', '.join(f'runs={path}' for path in below)}"
+    return " (one has a config.yaml, which `python -m train` writes); for a single run say run=DIR"
+
+
+def _run(run: Run, config: EvaluateConfig) -> Subject:
+    """A run; of many, one whose papers can't be read is a row with what there is of them."""
+    row = Subject(run.directory.name, OK, DataConfig(), 0, lambda: load(run.directory), None)
+    try:
+        row = replace(row, config=_config(run))
+        row = replace(row, status=_status(run, config))
+        model = build(ModelConfig, row.config["model"], "model.")
+        build(NormConfig, row.config["norm"], "norm.")  # its type may have left since
+        data = _asked(build(DataConfig, row.config["data"], "data."), config)
+        row = replace(row, data=data, max_length=model.max_length)
+        row = replace(row, trained=run.read("provenance.json"))
+        if run["tokenizer"].is_dir():
+            tokenizer = load_tokenizer(run["tokenizer"])
+            row = replace(row, tokenizer=lambda: tokenizer)
+    except (ValueError, FileNotFoundError) as error:
+        if config.run is not None:
+            raise
+        return replace(row, status=f"unreadable: {error}" if row.status == OK else row.status)
+    if row.status == OK and not model.causal:
+        said = "an encoder, which has no perplexity"
+        check(config.run is None, f"run={config.run} is {said}")
+        return replace(row, status=said, tokenizer=None)
+    if row.status == OK:
+        config.mesh.check_sizes(model.divided_sizes)
+    return row
+
+
+def _config(run: Run) -> dict[str, Any]:
+    found = run.read("config.yaml") or {}
+    missing = [n for n in ("model", "norm", "placement", "data", "seed") if n not in found]
+    check(
+        not missing,
+        f"{run['config.yaml']} has no {', '.join(missing)}: expected all that `python -m train` "
+        "writes",
+    )
+    return found
+
+
+def _status(run: Run, config: EvaluateConfig) -> str:
+    """Of many runs, those that haven't ended well are rows that say so; a single one is tried."""
+    state = run.record.get("state", "unfinished")
+    if config.run is not None or state in GOOD:
+        return OK
+    why = run.record.get("reason")
+    return "unfinished" if state == "running" else f"{state}: {why}" if why else state
+
+
+def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
+    from normlab.pretrained import describe  # reads formats that nothing else here needs
+
+    found = describe(spec)
+    if not found.configs.model.causal:
+        raise ValueError(
+            f"pretrained={spec} is an encoder, which has no perplexity: expected a decoder, such "
+            "as smollm2-135m (an encoder's norms can be looked at through normlab.pretrained.load)"
+        )
+    config.mesh.check_sizes(found.configs.model.divided_sizes)
+    longest = found.configs.model.max_length
+    data = _asked(PRETRAINED_DATA, config)
+    return Subject(found.name, OK, data, longest, found.load, found.tokenizer)
+
+
+def _asked(own: DataConfig, config: EvaluateConfig) -> DataConfig:
+    given = {k: v for k, v in dataclasses.asdict(config.data).items() if v is not None}
+    return replace(own, **given)

@@ -1,0 +1,1 @@
+"""Any set of runs and evaluations as one page of HTML."""

@@ -1,0 +1,133 @@
+"""What a report is made of: run directories and records, found and read."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from normlab.results import Record, RecordFile, latest
+from normlab.results.settings import flattened
+from normlab.runs.run import FINAL, Run, is_run
+
+RECORDS = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training run, read from its directory.
+
+    Args:
+        name: its directory's name.
+        config: config.yaml, flat: dotted field → value.
+        asked: the overrides that it was started with.
+        record: how it stands, and its results.
+        metrics: what was logged, a row a logged step.
+        watched: what was seen inside the model, if it was asked for.
+        provenance: its text, and by what it was trained.
+    """
+
+    name: str
+    config: dict[str, Any]
+    asked: Sequence[str]
+    record: dict[str, Any]
+    metrics: Sequence[dict[str, Any]]
+    watched: Sequence[dict[str, Any]]
+    provenance: dict[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> "Trained":
+        """The run in a directory.
+
+        Raises:
+            ValueError: a file that can't be read, by its name.
+        """
+        run = Run(directory)
+        return cls(
+            name=directory.resolve().name,
+            config=flattened(run.read("config.yaml")),
+            asked=run.read("asked.yaml") or [],
+            record=run.record,
+            metrics=run.metrics,
+            watched=run.watched,
+            provenance=run.read("provenance.json"),
+        )
+
+    @classmethod
+    def of_record(cls, r: Record) -> "Trained":
+        """What an evaluation's record says of the run that it evaluated; no metrics."""
+        told = r.facts.get("training_provenance", {})
+        config, record = flattened(r.facts["config"]), r.facts.get("training", {"state": r.status})
+        return cls(r.model, config, (), record, (), (), told)
+
+    @property
+    def state(self) -> str:
+        """How it ended, or "unfinished"."""
+        state = self.record.get("state", "unfinished")
+        return state if state in FINAL else "unfinished"
+
+    @cached_property
+    def kind(self) -> str:
+        """Its norm type and placement, in two words."""
+        return f"{self.config.get('norm.type', '?')} {self.config.get('placement.type', '?')}"
+
+    def curve(self, column: str) -> list[tuple[float, float]]:
+        """(step, value) of each logged row that has a finite value there."""
+        rows = [(row["step"], row.get(column)) for row in self.metrics]
+        return [(step, v) for step, v in rows if v is not None and math.isfinite(v)]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All runs and records of a report, in the order in which they were given."""
+
+    runs: Sequence[Trained]
+    records: Sequence[Record]
+
+
+def read(directories: Sequence[Path]) -> Sources:
+    """What lies in directories: each is a run, an evaluation, or holds such directories.
+
+    Raises:
+        FileNotFoundError: no such directory, or nothing in it.
+        ValueError: a file in it that can't be read, by its name, and a record by its line.
+    """
+    found: dict[Path, None] = {}
+    for directory in directories:
+        found |= dict.fromkeys(path.resolve() for path in _inside(directory))
+    records = [r for path in found for r in RecordFile(path / RECORDS).read()]
+    # Of two records of one thing the later one counts, of a model what was evaluated last.
+    last = {r.key: r for r in latest(records)}
+    runs = _apart([Trained.read(path) for path in found if is_run(path)])
+    if not runs and not last:
+        raise FileNotFoundError(f"{', '.join(map(str, directories))}: {RECORDS} is empty")
+    known = {run.name: run for run in runs}
+    for r in last.values():
+        if "optimizer" in r.facts.get("config", {}) and r.transform == "none":
+            known.setdefault(r.model, Trained.of_record(r))
+    return Sources(list(known.values()), list(last.values()))
+
+
+def _inside(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such directory")
+    inside = [directory, *sorted(path for path in directory.iterdir() if path.is_dir())]
+    found = [path for path in inside if is_run(path) or (path / RECORDS).exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"{directory} holds neither runs (`python -m train` writes their config.yaml) nor "
+            f"{RECORDS} (`python -m evaluate out=DIR` writes it)"
+        )
+    return found
+
+
+def _apart(runs: Sequence[Trained]) -> list[Trained]:
+    """The runs, those of one name in two directories told apart by a number."""
+    seen: dict[str, int] = {}
+    made = []
+    for run in runs:
+        seen[run.name] = n = seen.get(run.name, 0) + 1
+        made.append(run if n == 1 else dataclasses.replace(run, name=f"{run.name} ({n})"))
+    return made

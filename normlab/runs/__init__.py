@@ -1,0 +1,1 @@
+"""A run's directory: its config, checkpoints and provenance."""

@@ -1,0 +1,277 @@
+"""Checkpoints of a training run: the only file that knows Orbax."""
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from inspect import iscoroutine
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from normlab.parallel.distributed import by_first, first
+from normlab.parallel.sharding import dotted, on_host, sharding
+from normlab.runs.checkpoint_errors import CorruptCheckpointError, root, said, unread
+
+Tree = Any
+_policies = ocp.training.preservation_policies
+
+
+def to_names(tree: Tree) -> dict[str, Any]:
+    """Any pytree as a flat dictionary of its leaves by path, the form in which it is stored."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {dotted(path): leaf for path, leaf in leaves}
+
+
+def from_names(names: dict[str, Any], like: Tree) -> Tree:
+    """The pytree shaped `like`, its leaves taken from a dictionary that `to_names` made."""
+    return jax.tree.unflatten(jax.tree.structure(like), [names[k] for k in to_names(like)])
+
+
+def _merit(metrics: Any) -> float:
+    return -float(metrics["valid_loss"])
+
+
+_QUIET = 0.5
+"""Seconds without a trace of a failed save after which it is over; all were seen within 0.02."""
+
+_NO_MERIT = (LookupError, TypeError, ValueError)
+"""What metrics that aren't those of a checkpoint do to `_merit`, or to a reader of JSON."""
+
+
+def _has_merit(path: Path) -> bool:
+    try:
+        _merit(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError, *_NO_MERIT):
+        return False  # anything else the system says is no damage: it may be another word tomorrow
+    return True
+
+
+def _digest(names: dict[str, Any]) -> str:
+    """SHA-256 of all leaves. Orbax itself hands out a flipped bit without a word."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        array = on_host(names[name])
+        digest.update(f"{name}{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+@cache
+def _hush() -> None:
+    """Keep Orbax from printing what no one can make use of; what went wrong, it raises too.
+
+    It logs a traceback for each part of a save that fails: ten for a full disk. Where a part of a
+    load or a save fails, it closes the event loop that the others belong to: when one of them ends,
+    or is collected, at any later time and on any thread, the interpreter prints a traceback.
+    """
+    logger = logging.getLogger("absl")
+    logger.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not closed and not iscoroutine(unraisable.object):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+class Checkpoints:
+    """The checkpoints in one directory: the two newest and the best by validation loss are kept.
+
+    Saving runs in the background and is atomic: a directory without its commit mark is none. Use it
+    as a context manager; leaving it waits for what is under way.
+
+    Args:
+        directory: made where it isn't there.
+        writer: this process trains here, sweeps away what a killed one left half-written, and sets
+            aside what can't even be listed (`set_aside_first`). A reader must not: what it finds
+            half-written may be another process's save.
+
+    Raises:
+        CorruptCheckpointError: to a reader, the metrics of one can't be read.
+    """
+
+    def __init__(self, directory: Path, writer: bool = False):
+        _hush()
+        keep = [_policies.LatestN(2), _policies.BestN(get_metric_fn=_merit, n=1)]
+        self._directory = directory.resolve()
+        self._writer = writer
+        self._saving: Any = None
+        self._failed = False
+        self.set_aside_first: list[Path] = []
+        if writer:
+            by_first(lambda: self.set_aside_first.extend(map(self._renamed, self._unlisted())))
+        with self._ranked():
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=_policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=writer,
+            )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            with self._written():
+                try:
+                    self._settle()
+                finally:
+                    self._checkpointer.close()
+        finally:
+            if self._writer and self._failed and first():
+                self._sweep()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """What Orbax and what it writes by say of a full disk, as the system would say it."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            raise OSError(
+                f"a checkpoint in {self._directory} could not be written; the ones before it are "
+                f"whole, and the same command goes on from there: {said(root(error))}"
+            ) from error
+
+    @contextmanager
+    def _ranked(self) -> Iterator[None]:
+        """What Orbax says of metrics that can't be read, as damage."""
+        try:
+            yield
+        except _NO_MERIT as error:
+            bad = [str(self._directory / str(step)) for step in sorted(self._unlisted())]
+            if not bad:
+                raise
+            raise CorruptCheckpointError(
+                f"checkpoint {', '.join(bad)}: its metrics can't be read, so that which one is the "
+                f"best isn't known ({said(error)})"
+            ) from error
+
+    def _settle(self) -> None:
+        """Wait for the save under way. One that nobody asks keeps its thread and its files open."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _sweep(self) -> None:
+        """Give back the room that a failed save has taken: the record needs a little of it.
+
+        The save fails with the first of its parts. The others go on, on threads that nobody can
+        wait for, and make their directories anew: it is over once nothing comes for a while (or
+        nothing can be removed).
+        """
+        last = time.monotonic()
+        while time.monotonic() < last + _QUIET:
+            for half in self._directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(half, ignore_errors=True)
+                last = last if half.exists() else time.monotonic()
+            time.sleep(0.01)
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        found = self._checkpointer.latest
+        return None if found is None else found.step
+
+    def best(self) -> int | None:
+        """Step of the checkpoint with the lowest validation loss.
+
+        Raises:
+            CorruptCheckpointError: one of them doesn't say its own.
+        """
+        with self._ranked():
+            found = self._checkpointer.checkpoints
+            return max(found, key=lambda c: _merit(c.metrics)).step if found else None
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, the newest first."""
+        return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+
+    def damaged(self) -> list[Path]:
+        """Checkpoints that were set aside, now or in an earlier session."""
+        return sorted(self._directory.glob("corrupt.*"))
+
+    def save(self, step: int, params: Tree, optimizer: Tree, valid_loss: float) -> None:
+        """Save both trees under `step`.
+
+        Args:
+            step: how many steps are behind them.
+            params: what was learned.
+            optimizer: the optimizer's state.
+            valid_loss: in nats per token; inf where it isn't known, so that it is never the best.
+
+        Raises:
+            OSError: this one, or the one before it, could not be written.
+        """
+        trees = {"params": to_names(params), "optimizer": to_names(optimizer)}
+        digests = {name: _digest(names) for name, names in trees.items()}
+        with self._written():
+            self._settle()
+            self._saving = self._checkpointer.save_checkpointables_async(
+                step, trees, metrics={"valid_loss": valid_loss, "sha256": digests}
+            )
+            if self._saving is None:
+                raise RuntimeError(f"Orbax did not take step {step}")
+
+    def load(self, step: int, **like: Tree) -> dict[str, Tree]:
+        """The trees saved at `step` ("params", "optimizer"), each shaped as the keyword says.
+
+        Raises:
+            CorruptCheckpointError: it can't be read in these shapes, or isn't what was saved.
+            OSError: this machine can't read it now (a file, rights, memory), which is no damage.
+        """
+        abstract = {name: _abstract(to_names(tree)) for name, tree in like.items()}
+        where = self._directory / str(step)
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, abstract)
+            found = {c.step: c.metrics for c in self._checkpointer.checkpoints}
+        except Exception as error:  # whatever a damaged file does to Orbax and to what it reads by
+            raise unread(where, error) from error
+        saved = (found[step] or {}).get("sha256", {})
+        for name in like:
+            if name in saved and _digest(loaded[name]) != saved[name]:
+                raise CorruptCheckpointError(
+                    f"checkpoint {where}: its {name} are not what was saved (SHA-256 differs)"
+                )
+        return {name: from_names(loaded[name], tree) for name, tree in like.items()}
+
+    def set_aside(self, step: int) -> Path:
+        """Rename the checkpoint of `step`, so that it counts no more; where it lies now."""
+        aside: list[Path] = []
+        by_first(lambda: aside.append(self._renamed(step)))
+        self._checkpointer.reload()
+        return aside[0] if aside else self._directory
+
+    def _renamed(self, step: int) -> Path:
+        taken = len(list(self._directory.glob(f"corrupt.{step}*")))
+        aside = self._directory / (f"corrupt.{step}" + f".{taken}" * bool(taken))
+        (self._directory / str(step)).rename(aside)
+        return aside
+
+    def _unlisted(self) -> list[int]:
+        """Steps whose metrics can't be read, with which Orbax refuses to list any."""
+        return [
+            int(where.name)
+            for where in self._directory.glob("[0-9]*")
+            if where.name.isdigit() and not _has_merit(where / "metrics" / "metrics")
+        ]
+
+
+def _abstract(names: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        k: jax.ShapeDtypeStruct(
+            np.shape(v), v.dtype, sharding=getattr(v, "sharding", None) or sharding(k, np.shape(v))
+        )
+        for k, v in names.items()
+    }

@@ -1,0 +1,60 @@
+"""Where a result comes from: code, packages, device."""
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import normlab
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
+
+
+def code_state() -> str:
+    """The commit of the checkout that this code runs from, marked where files differ from it."""
+    here = Path(normlab.__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "not a checkout"
+    return found.stdout.strip() or "not a checkout"
+
+
+def source_hash() -> str:
+    """SHA-256 of the library's Python sources, committed or not."""
+    root = Path(normlab.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Everything about this process that an evaluation's number can depend on, ready for JSON."""
+    device = jax.devices()[0]
+    return {
+        "normlab": normlab.__version__,
+        "code": code_state(),
+        "source": source_hash(),
+        "python": platform.python_version(),
+        "packages": {name: _installed(name) for name in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None),
+        "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
+    }

@@ -1,0 +1,199 @@
+"""A training run's directory: what is in it, and the model that came out of it."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+from filelock import FileLock, Timeout
+from flax import nnx
+
+from normlab.config import build
+from normlab.data.tokenizer import load_tokenizer
+from normlab.model import ModelConfig, PlacementConfig, Transformer
+from normlab.model.language_model import LanguageModel
+from normlab.norms import NormConfig
+from normlab.results.record import GOOD
+from normlab.runs.checkpoint import Checkpoints
+
+FINAL = (*GOOD, "diverged")
+"""States in which a run has ended; "running" is any other."""
+
+
+class Run:
+    """A run directory and the files in it.
+
+    asked.yaml (overrides as given), config.yaml (everything, resolved), provenance.json (code,
+    packages, device, text), tokenizer/, metrics.jsonl (a line a logged step), watch.jsonl (what was
+    seen inside the model, if asked for), checkpoints/, record.json (state, and once it has ended
+    its results).
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+
+    def __getitem__(self, name: str) -> Path:
+        return self.directory / name
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a JSON or YAML file at once or not at all."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".json"):
+            text = json.dumps(content, indent=1)
+        else:
+            text = yaml.safe_dump(content, sort_keys=False)
+        half = self[f".{name}.{os.getpid()}"]
+        try:
+            with named(self[name]):
+                half.write_text(text)
+                half.replace(self[name])
+        finally:
+            half.unlink(missing_ok=True)
+
+    def read(self, name: str) -> Any:
+        """A JSON or YAML file's content; an empty dictionary where there is no such file."""
+        if not self[name].exists():
+            return {}
+        text = self[name].read_text()
+        try:
+            return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{self[name]} can't be read: {said}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: only one process trains in it. A killed one holds it no more.
+
+        Raises:
+            ValueError: another process does.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self[".lock"], timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            time.sleep(1)  # who holds it says so a moment after it has it
+            raise ValueError(
+                f"{self.directory} is being trained by another process "
+                f"({self.read('.holder.json').get('who', 'unknown')}); wait for it, or give "
+                "another run=DIR"
+            ) from None
+        try:
+            self.write(".holder.json", {"who": f"{os.getpid()} on {socket.gethostname()}"})
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How the run stands."""
+        return self.read("record.json")
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.record.get("state") in FINAL
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged."""
+        return json_lines(self["metrics.jsonl"])
+
+    @property
+    def watched(self) -> list[dict[str, Any]]:
+        """What was seen inside the model (training/diagnostics.py); nothing where nobody asked."""
+        return json_lines(self["watch.jsonl"])
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the system's say which file it is about; a full disk's doesn't."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """A file's lines of JSON, without the half one that a kill may leave at the end."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        bad = next(n for n, line in enumerate(lines, 1) if line == error.doc)
+        raise ValueError(f"{path}, line {bad}: no JSON, {error}") from error
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory is a run's."""
+    return (directory / "config.yaml").exists()
+
+
+def open_run(directory: str | Path) -> Run:
+    """An existing run.
+
+    Raises:
+        FileNotFoundError: the directory is not one that `python -m train` has written.
+    """
+    path = Path(directory)
+    if is_run(path):
+        return Run(path)
+    beside = {p.parent.name: str(p.parent) for p in sorted(path.parent.glob("*/config.yaml"))}
+    near = [beside[n] for n in get_close_matches(path.name, beside, 3) or list(beside)[:3]]
+    hint = f" Beside it: {', '.join(near)}." if near else ""
+    if any(path.glob("*/config.yaml")):
+        hint = f" It holds runs; say runs={path}, or which of them."
+    raise FileNotFoundError(
+        f"{path} is no run directory (it has no config.yaml, which `python -m train` writes).{hint}"
+    )
+
+
+def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
+    """The transformer that a run's config.yaml describes, freshly initialized."""
+    return Transformer(
+        build(ModelConfig, config["model"], "model."),
+        build(NormConfig, config["norm"], "norm."),
+        build(PlacementConfig, config["placement"], "placement."),
+        vocab_size,
+        config["seed"],
+    )
+
+
+def load(directory: str | Path) -> LanguageModel:
+    """The model of a run at its best validation point.
+
+    Raises:
+        FileNotFoundError: no run there, or one without a checkpoint yet.
+    """
+    run = open_run(directory)
+    config, tokenizer = run.read("config.yaml"), load_tokenizer(run["tokenizer"])
+    shape = nnx.eval_shape(lambda: build_model(config, tokenizer.vocab_size))
+    graphdef, params = nnx.split(shape)
+    with Checkpoints(run["checkpoints"]) as checkpoints:
+        step = checkpoints.best()
+        if step is None:
+            raise FileNotFoundError(f"{run.directory} has no checkpoint yet")
+        loaded = checkpoints.load(step, params=params)["params"]
+    facts = {
+        "source": str(run.directory),
+        "step": step,
+        "config": config,
+        "training": run.record,
+        "training_provenance": run.read("provenance.json"),
+    }
+    return LanguageModel(run.directory.name, nnx.merge(graphdef, loaded), tokenizer, facts)
+
+
+def parameters(model: nnx.Module) -> int:
+    """How many numbers a model has learned."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

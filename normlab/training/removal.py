@@ -1,0 +1,187 @@
+"""Removal: a trained model's norms taken away, one statistic at a time.
+
+After each removal a few steps of fine-tuning; the table says what each one costs (Heimersheim 2024,
+arXiv:2409.13710).
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from flax import nnx
+
+from normlab.config import build, check, knob
+from normlab.data import Batches, DataConfig, Tokenized, load_corpus
+from normlab.model import Transformer
+from normlab.model.language_model import LanguageModel
+from normlab.parallel.mesh import MeshConfig
+from normlab.parallel.sharding import divided, placed
+from normlab.progress import Progress, announced, console
+from normlab.runs.run import load
+from normlab.training.config import TrainConfig
+from normlab.training.optimizer import make_optimizer
+from normlab.training.step import learned, make_step, make_validate
+from normlab.training.trainer import validation_windows
+from normlab.transforms import DoesNotApply, apply
+from normlab.transforms.remove import average_factors, freeze, removable
+
+
+@dataclass(frozen=True)
+class RemoveConfig:
+    """Which model, and how it is tuned while it loses its norms."""
+
+    run: str | None = knob(None, "a run directory that `python -m train` wrote")
+    steps: int = knob(20, "steps of fine-tuning after each removal")
+    lr: float = knob(3e-4, "learning rate of these steps, constant")
+    batch: int | None = knob(None, "sequences in a step; null: the run's")
+    eval_windows: int = knob(32, "validation windows that a perplexity is taken over")
+    mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
+    control: bool = knob(False, "remove nothing: what the same fine-tuning does by itself")
+    out: str | None = knob(
+        None, "directory for removal.csv, .md and .json; null: results/remove/RUN, or RUN-control"
+    )
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, f"steps = {self.steps}: expected a whole number ≥ 0")
+        check(0 < self.lr < math.inf, f"lr = {self.lr}: expected a finite number > 0, such as 3e-4")
+        for name in ("batch", "eval_windows"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A line of the table: validation perplexity after one more site has lost its statistic."""
+
+    site: str
+    factor: float | None
+    frozen: float
+    tuned: float
+
+
+def remove(config: RemoveConfig) -> Iterator[Removed]:
+    """Freeze site after site of a trained model, tuning after each; the table's lines as they come.
+
+    Between the line "start" and the line "folded", which is the model without the norms that could
+    be folded away: what it says must be what the line before it says. Where none can be, it is left
+    out.
+
+    Raises:
+        ValueError: no checkpoint was named, its text is another one here than where it was trained,
+            or the mesh doesn't divide the model or the batch.
+        DoesNotApply: the model has no LayerNorm or RMSNorm.
+    """
+    check(config.run is not None, "nothing to remove from: expected run=DIR")
+    with config.mesh.use():
+        yield from _removed(config, load(str(config.run)))
+
+
+def _removed(config: RemoveConfig, lm: LanguageModel) -> Iterator[Removed]:
+    sites = removable(lm.model)
+    if not sites:
+        raise DoesNotApply(
+            f"remove: {lm.name} has norm {lm.model.norm.type!r}: expected LayerNorm or RMSNorm"
+        )
+    tuner = Tuner(config, lm, len(sites))
+    first = tuner.perplexity()
+    yield Removed("start", None, first, first)
+    with Progress(f"remove {lm.name}", len(sites)) as progress:
+        for i, site in enumerate(sites):
+            factor = None if config.control else tuner.freeze(site)
+            line = Removed(site, factor, tuner.perplexity(), tuner.tune(i))
+            progress.update(i + 1, f"{site}: {line.tuned:.2f}")
+            yield line
+    if not config.control:
+        yield from _folded(tuner, lm.name)
+
+
+def _folded(tuner: "Tuner", name: str) -> Iterator[Removed]:
+    """The last line; none, and a word about it, where no norm can be folded away."""
+    try:
+        tuner.become(apply(tuner.model, "fold"))
+    except DoesNotApply as error:
+        console.print(f"{name}: no line for the folded model. {error}", markup=False)
+        return
+    last = tuner.perplexity()
+    yield Removed("folded", None, last, last)
+
+
+def trained_text(lm: LanguageModel, data: DataConfig) -> Tokenized:
+    """What a run was trained on, in the tokens that it knows.
+
+    Raises:
+        ValueError: it is another text here (`auto`, or the embedded text of another Python).
+    """
+    corpus, then = load_corpus(data), lm.facts["training_provenance"]["text"]
+    now = corpus.sha256("train")
+    check(
+        now == then,
+        f"{lm.name} was trained on data={data.corpus}, which is {corpus.title} here and was "
+        f"another text there (SHA-256 {then[:12]}… then, {now[:12]}… now); expected the same",
+    )
+    return Tokenized(corpus, lm.tokenizer, data.cache_folder())
+
+
+class Tuner:
+    """A model that is changed between two stretches of training."""
+
+    def __init__(self, config: RemoveConfig, lm: LanguageModel, stretches: int):
+        asked: TrainConfig = build(TrainConfig, lm.facts["config"])
+        optimizer = dataclasses.replace(asked.optimizer, lr=config.lr, warmup=0, final_lr=1.0)
+        self.config, self.steps = config, max(1, stretches * config.steps)
+        self.run = dataclasses.replace(
+            asked,
+            batch=config.batch or asked.batch,
+            eval_windows=config.eval_windows,
+            optimizer=optimizer,
+            steps=self.steps,
+            mesh=config.mesh,
+            accumulate=1,
+            compute=dataclasses.replace(asked.compute, scan_layers=False),
+        )
+        tokens, c = trained_text(lm, asked.data), self.run
+        self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
+        self.valid = validation_windows(tokens.split("valid"), c)
+        self.become(lm.model)
+        self.optimizer = make_optimizer(optimizer, self.steps, learned(self.params))
+        self.state = placed(self.optimizer.init(learned(self.params)))
+
+    def become(self, model: Transformer) -> None:
+        """Go on with this model, a rewrite of the one before."""
+        self.graphdef, params = nnx.split(model)
+        self.params = placed(params)
+        self._validate = announced(make_validate(self.graphdef, self.run.compute.precision))
+
+    @property
+    def model(self) -> Transformer:
+        """The model as it stands."""
+        return nnx.merge(self.graphdef, self.params)
+
+    def freeze(self, site: str) -> float:
+        """Freeze one site at the average of a batch of training text; the factor it has now."""
+        inputs, _ = divided(*self.batches.at(0))
+        factor = average_factors(self.model, inputs)[site]
+        self.become(freeze(self.model, {site: factor}))
+        return factor
+
+    def tune(self, stretch: int) -> float:
+        """One stretch of training, the `stretch`-th; the validation perplexity after it."""
+        run = self.run
+        make = make_step(self.graphdef, self.optimizer, run.seed, self.steps, run.compute)
+        step = announced(make)
+        for i in range(stretch * self.config.steps, (stretch + 1) * self.config.steps):
+            inputs, targets = divided(*self.batches.at(i))
+            self.params, self.state, _ = step(self.params, self.state, np.int32(i), inputs, targets)
+        return self.perplexity()
+
+    def perplexity(self) -> float:
+        """Of the validation windows."""
+        inputs, targets = self.valid
+        total, size = 0.0, self.run.batch
+        for i in range(0, len(inputs), size):
+            texts = divided(inputs[i : i + size], targets[i : i + size])
+            total += float(self._validate(self.params, *texts))
+        mean = total / targets.size
+        return math.inf if mean > 700 else math.exp(mean)
