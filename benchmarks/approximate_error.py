@@ -4,7 +4,7 @@
     python benchmarks/approximate_error.py --model smollm2-135m   # and what its norms see
 
 Each norm, without gain and bias, stands for a LayerNorm (`center`) and for an RMSNorm. The
-reference is that norm in float64. Of a row the error is ‖y − y*‖ / ‖y*‖; the gain is the mean of
+reference is that norm in float64. Of a row the error is ‖y − y*‖ / ‖y*‖; the weight is the mean of
 ⟨y, y*⟩ / ⟨y*, y*⟩ − 1, a constant factor that a γ could absorb; `beyond` is the mean error that is
 left when each row is divided by its own factor. A model's rows come from all its norms of its own
 width, on 512 tokens of validation text, as they are.
@@ -41,7 +41,7 @@ SITE = Site("norm_final", "norm_final")
 
 def output(name: str, knobs: dict, center: bool, x: np.ndarray) -> np.ndarray:
     """The norm's rows, in float64; no gain and no bias."""
-    config = norms[name].Config(eps=EPS, center=center, scale=False, bias=False, **knobs)
+    config = norms[name].Config(eps=EPS, center=center, use_weight=False, bias=False, **knobs)
     norm = norms[name](x.shape[-1], SITE, config)
     return np.asarray(jax.jit(lambda x: norm(x, Accumulator()))(x), np.float64)
 
@@ -69,20 +69,20 @@ def measure(rows: str, x: np.ndarray, center: bool, name: str, knobs: dict) -> d
         "knobs": knobs,
         "mean": float(error.mean()),
         "worst": float(error.max()),
-        "gain": float(factor.mean() - 1),
+        "weight": float(factor.mean() - 1),
         "beyond": float(beyond.mean()),
     }
 
 
 def table(results: list[dict], kind: str) -> str:
-    """Mean / worst error, and the gain, by norm and rows."""
+    """Mean / worst error, and the weight, by norm and rows."""
     columns = list(dict.fromkeys((r["rows"], r["d"]) for r in results))
     heads = " | ".join(f"{rows}, d = {d}" for rows, d in columns)
     lines = [f"\n### In place of {kind}\n", f"| norm | {heads} |"]
     lines.append("| --- |" + " --- |" * len(columns))
     for name, knobs in NORMS:
         cells = {
-            (r["rows"], r["d"]): f"{r['mean']:.1e} / {r['worst']:.1e} ({100 * r['gain']:+.2f} %)"
+            (r["rows"], r["d"]): f"{r['mean']:.1e} / {r['worst']:.1e} ({100 * r['weight']:+.2f} %)"
             for r in results
             if (r["norm"], r["knobs"], r["for"]) == (name, knobs, kind)
         }
@@ -112,7 +112,9 @@ def main() -> None:
         for name, knobs in NORMS
         if not (center and name == "doubled")  # it can't centre
     ]
-    head = f"Relative error of the output row, mean / worst of {args.count} rows (and the gain).\n"
+    head = (
+        f"Relative error of the output row, mean / worst of {args.count} rows (and the weight).\n"
+    )
     text = head + table(results, "layernorm") + table(results, "rmsnorm")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "approximate_error.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -23,7 +23,7 @@ from outcome import keep
 from turns import in_turns
 
 from normlab.model import Context, ModelConfig, attention
-from normlab.model.placement import Wiring
+from normlab.model.placement import ResidualConfig
 
 SHAPES = {
     "SmolLM2-135M": ModelConfig(layers=1, width=576, heads=9, kv_heads=3),
@@ -46,7 +46,7 @@ def queries(size: int) -> Iterator[None]:
 def programs(config: ModelConfig, length: int) -> dict[str, Any]:
     """The compiled passes, forward and gradient, in blocks and in one piece."""
     module = attention.Attention(
-        config, Wiring(), lambda *_: None, config.window is not None, nnx.Rngs(0)
+        config, ResidualConfig(), lambda *_: None, config.window is not None, nnx.Rngs(0)
     )
     graphdef, weights = nnx.split(module)
     x = jax.random.normal(jax.random.key(0), (1, length, config.width))

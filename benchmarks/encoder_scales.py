@@ -26,7 +26,15 @@ from normlab.scaling import scale_rules, scales
 
 MODEL = "all-minilm-l6-v2"
 ORDERS = ("pairwise", "sequential")
-COUNTS = ("overflowed", "zero", "above", "below_normal", "below_subnormal", "imprecise", "harmed")
+COUNTS = (
+    "overflowed",
+    "zero",
+    "above",
+    "below_normal",
+    "below_subnormal",
+    "precision_loss",
+    "underflow_errors",
+)
 
 
 def tokens(lm: Any, split: str, windows: int, length: int) -> np.ndarray:

@@ -20,9 +20,9 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jaxtyping import Float
 
-from normlab.config import check
+from normlab.config import require
 from normlab.numerics import round_to
-from normlab.numerics.exact import separate
+from normlab.numerics.exact import no_contract
 from normlab.registry import choice
 
 ACCUMULATORS = ("fp32", "fp16:pairwise")
@@ -42,7 +42,7 @@ class _Plan:
 
 def fused_norm(
     x: Float[Array, "*batch d"],
-    gain: Float[Array, " d"],
+    weight: Float[Array, " d"],
     bias: Float[Array, " d"],
     eps: float = 1e-5,
     *,
@@ -60,7 +60,7 @@ def fused_norm(
 
     Args:
         x: rows; taken to float32, and the result back to their dtype.
-        gain: γ.
+        weight: γ.
         bias: β.
         eps: ε.
         center: LayerNorm rather than RMSNorm.
@@ -70,14 +70,14 @@ def fused_norm(
         interpret: run without a compiler; None: everywhere but on a GPU.
     """
     choice("precision of the fused norm", precision, ACCUMULATORS)
-    check(block >= 1 and block & (block - 1) == 0, f"block = {block}: expected a power of two")
+    require(block >= 1 and block & (block - 1) == 0, f"block = {block}: expected a power of two")
     d = x.shape[-1]
     if interpret is None:
         interpret = jax.default_backend() != "gpu"
     plan = _Plan(eps, center, precision, d, block, interpret)
     rows = x.reshape(-1, d).astype(jnp.float32)
     padded = [(0, -rows.shape[0] % block), (0, _padded(d) - d)]
-    wide = [jnp.pad(p.astype(jnp.float32), padded[1])[None] for p in (gain, bias)]
+    wide = [jnp.pad(p.astype(jnp.float32), padded[1])[None] for p in (weight, bias)]
     y = _fused(plan, jnp.pad(rows, padded), *wide)
     return y[: rows.shape[0], :d].reshape(x.shape).astype(x.dtype)
 
@@ -87,29 +87,29 @@ def _padded(d: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(plan: _Plan, x: Array, gain: Array, bias: Array) -> Array:
-    return _forward(plan, x, gain, bias)[0]
+def _fused(plan: _Plan, x: Array, weight: Array, bias: Array) -> Array:
+    return _forward(plan, x, weight, bias)[0]
 
 
-def _forward(plan: _Plan, x: Array, gain: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(plan: _Plan, x: Array, weight: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
     column = jax.ShapeDtypeStruct((x.shape[0], 1), jnp.float32)
     y, mean, inverse = _call(
         functools.partial(_forward_kernel, plan),
         plan,
-        [x, gain, bias],
+        [x, weight, bias],
         [jax.ShapeDtypeStruct(x.shape, jnp.float32), column, column],
     )
-    return y, (x, gain, mean, inverse)
+    return y, (x, weight, mean, inverse)
 
 
 def _backward(plan: _Plan, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
-    x, gain, mean, inverse = saved
+    x, weight, mean, inverse = saved
     # One row of sums a program; the few rows are added up by XLA.
     partial = jax.ShapeDtypeStruct((x.shape[0] // plan.block, x.shape[1]), jnp.float32)
     dx, dgain, dbias = _call(
         functools.partial(_backward_kernel, plan),
         plan,
-        [x, dy, gain, mean, inverse],
+        [x, dy, weight, mean, inverse],
         [jax.ShapeDtypeStruct(x.shape, jnp.float32), partial, partial],
     )
     return dx, dgain.sum(0, keepdims=True), dbias.sum(0, keepdims=True)
@@ -143,9 +143,9 @@ def _forward_kernel(plan, x_ref, gain_ref, bias_ref, y_ref, mean_ref, inverse_re
     x = x_ref[...]
     mean = jnp.zeros((x.shape[0], 1), jnp.float32)
     if plan.center:
-        mean = separate(_sum(plan, x) * (1.0 / plan.width))
+        mean = no_contract(_sum(plan, x) * (1.0 / plan.width))
     z = _inside(plan, x - mean) if plan.center else x
-    mean_square = separate(_sum(plan, z * z) * (1.0 / plan.width))
+    mean_square = no_contract(_sum(plan, z * z) * (1.0 / plan.width))
     inverse = lax.rsqrt(mean_square + plan.eps)
     y_ref[...] = z * inverse * gain_ref[...] + bias_ref[...]
     mean_ref[...] = mean

@@ -60,7 +60,8 @@ gpu_device_info {
 ROWS, D = 2048, 4096
 NORMS = (
     "fp32", "fp16:sequential", "fp16:pairwise", "fp16:lanes8", "fp16:lanes64",
-    "fp16:blocks16", "fp16:rounded", "bf16:pairwise", "fp8_e5m2:pairwise", "fp8_e4m3:pairwise",
+    "fp16:blocks16", "fp16:exact_then_round",
+    "bf16:pairwise", "fp8_e5m2:pairwise", "fp8_e4m3:pairwise",
     "e6m9:pairwise", "e5m16:pairwise", "fp32:pairwise", "fp16.flush.saturate:pairwise",
     "fp16.stochastic0:pairwise", "fp16:pairwise.onepass", "fp16:pairwise.input",
     "fp16:pairwise.mean",

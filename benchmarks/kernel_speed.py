@@ -28,17 +28,17 @@ FORWARD_MOVES, BOTH_MOVES = 2, 4  # times the array, in the forward pass and in 
 
 
 def norms_of(center: bool, block: int) -> dict[str, Callable]:
-    """(x, gain, bias) → y by each implementation."""
+    """(x, weight, bias) → y by each implementation."""
 
     def by_xla(precision: str) -> Callable:
-        def norm(x, gain, bias):
-            return Accumulator(precision).normalize(x, 1e-5, center=center) * gain + bias
+        def norm(x, weight, bias):
+            return Accumulator(precision).normalize(x, 1e-5, center=center) * weight + bias
 
         return norm
 
     def by_kernel(precision: str) -> Callable:
-        return lambda x, gain, bias: fused_norm(
-            x, gain, bias, 1e-5, center=center, precision=precision, block=block
+        return lambda x, weight, bias: fused_norm(
+            x, weight, bias, 1e-5, center=center, precision=precision, block=block
         )
 
     return {
@@ -53,8 +53,8 @@ def passes(norm: Callable, given: tuple) -> dict[str, tuple[Callable, int]]:
     forward = jax.jit(norm)
 
     @jax.jit
-    def both(x, gain, bias, dy):
-        y, back = jax.vjp(norm, x, gain, bias)
+    def both(x, weight, bias, dy):
+        y, back = jax.vjp(norm, x, weight, bias)
         return y, back(dy)
 
     return {
@@ -71,8 +71,8 @@ def triton_passes(center: bool, given: tuple) -> dict[str, tuple[Callable, int]]
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     except ImportError:
         return {}
-    x, gain, bias, weight = (torch.tensor(np.asarray(part), device="cuda") for part in given)
-    leaves = [part.requires_grad_() for part in ((x, gain, bias) if center else (x, gain))]
+    x, weight, bias, weight = (torch.tensor(np.asarray(part), device="cuda") for part in given)
+    leaves = [part.requires_grad_() for part in ((x, weight, bias) if center else (x, weight))]
     norm = LigerLayerNormFunction if center else LigerRMSNormFunction
 
     def forward():

@@ -56,7 +56,7 @@ def shapes(config: dict[str, Any]) -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def write(folder: Path, config: dict[str, Any]) -> None:
-    """A directory of random weights: normal with variance 1/d, gains 1."""
+    """A directory of random weights: normal with variance 1/d, norm weights 1."""
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer, models
 

@@ -27,7 +27,7 @@ from normlab.plots import figure, look, save
 from normlab.runs import run
 
 FORMATS = ("fp16", "bf16", "fp8_e5m2", "fp8_e4m3")
-ORDERS = ("sequential", "lanes8", "lanes64", "pairwise", "blocks4", "blocks16", "rounded")
+ORDERS = ("sequential", "lanes8", "lanes64", "pairwise", "blocks4", "blocks16", "exact_then_round")
 WIDTHS = (128, 256, 576, 1024, 2048, 4096, 8192)
 FIELDS = ("d", "format", "order", "rows", "mean", "worst", "overflowed", "subnormal", "zero")
 

@@ -20,7 +20,7 @@ from jax import Array
 from normlab.numerics import Accumulator
 
 FORMATS = ("fp32", "fp16", "bf16", "fp8_e5m2")
-ORDERS = ("sequential", "lanes8", "pairwise", "blocks16", "rounded")
+ORDERS = ("sequential", "lanes8", "pairwise", "blocks16", "exact_then_round")
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 

@@ -39,7 +39,7 @@ PRECISIONS = (
     "fp16:lanes8",
     "fp16:lanes64",
     "fp16:blocks16",
-    "fp16:rounded",
+    "fp16:exact_then_round",
     "bf16:pairwise",
     "fp8_e5m2:pairwise",
     "fp8_e4m3:pairwise",

@@ -2,7 +2,7 @@
 
     python benchmarks/scans.py --rows 2048 --width 768
 
-A norm of one row with a scalar gain λ and bias β (what the survey calls BatchNorm) as a list of
+A norm of one row with a scalar weight λ and bias β (what the survey calls BatchNorm) as a list of
 passes. Each pass reads the rows from memory and, where it changes them, writes them back: it is a
 compiled program of its own, as XLA's CPU backend drops an optimization barrier before it fuses.
 `xla` is the same formula as one program. Passes are counted from the list; bytes are those of XLA's
@@ -43,7 +43,7 @@ def _normalize(s: State) -> State:
 
 
 def _times_gain(s: State) -> State:
-    return {"x": s["x"] * s["gain"]}
+    return {"x": s["x"] * s["weight"]}
 
 
 def _plus_bias(s: State) -> State:
@@ -55,7 +55,7 @@ def _minus_mean(s: State) -> State:
 
 
 def _times_factor(s: State) -> State:
-    return {"x": s["x"] * (s["gain"] / jnp.sqrt(s["variance"] + EPS))}
+    return {"x": s["x"] * (s["weight"] / jnp.sqrt(s["variance"] + EPS))}
 
 
 def _moments(s: State) -> State:
@@ -78,7 +78,7 @@ def _add_both(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Ar
 
 def _apply(s: State) -> State:
     """Y = a·x + b with a = λ/√(σ² + ε), b = β − a·μ."""
-    a = s["gain"] / jnp.sqrt(s["variance"] + EPS)
+    a = s["weight"] / jnp.sqrt(s["variance"] + EPS)
     return {"x": a * s["x"] + (s["bias"] - a * s["mean"])}
 
 
@@ -93,11 +93,11 @@ FORMS: dict[str, tuple[Pass, ...]] = {
 
 
 def one_by_one(form: str) -> Callable[..., Array]:
-    """(x [n, d], gain, bias) → the normalized rows, by the compiled passes of a form."""
+    """(x [n, d], weight, bias) → the normalized rows, by the compiled passes of a form."""
     passes = [jax.jit(one) for one in FORMS[form]]
 
-    def run(x: Array, gain: Array, bias: Array) -> Array:
-        state = {"x": x, "gain": gain, "bias": bias}
+    def run(x: Array, weight: Array, bias: Array) -> Array:
+        state = {"x": x, "weight": weight, "bias": bias}
         for one in passes:
             state |= one(state)
         return state["x"]
@@ -106,8 +106,8 @@ def one_by_one(form: str) -> Callable[..., Array]:
 
 
 @jax.jit
-def _left_to_xla(x: Array, gain: Array, bias: Array) -> Array:
-    state = {"x": x, "gain": gain, "bias": bias}
+def _left_to_xla(x: Array, weight: Array, bias: Array) -> Array:
+    state = {"x": x, "weight": weight, "bias": bias}
     for one in FORMS["two-pass statistic"]:
         state |= one(state)
     return state["x"]
@@ -137,7 +137,7 @@ def bytes_accessed(name: str, given: tuple) -> float:
     """Bytes that a variant's programs read and write, by XLA's cost model; NaN without one."""
     if name == "xla":
         return _bytes(_left_to_xla, *given)
-    total, state = 0.0, dict(zip(("x", "gain", "bias"), given, strict=True))
+    total, state = 0.0, dict(zip(("x", "weight", "bias"), given, strict=True))
     for one in FORMS[name]:
         total += _bytes(jax.jit(one), state)
         state |= one(state)

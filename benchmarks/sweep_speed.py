@@ -48,7 +48,7 @@ def losses(metrics: Path) -> tuple[str, list[float]]:
         return "", []
     rows = map(json.loads, metrics.read_text().splitlines())
     found = [row[key] for row in rows for key in ("loss", "valid_loss") if key in row]
-    asked = (metrics.parent / "asked.yaml").read_text().split("runs=")[0]
+    asked = (metrics.parent / "overrides.yaml").read_text().split("runs=")[0]
     return asked, found
 
 

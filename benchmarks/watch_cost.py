@@ -1,11 +1,11 @@
-"""What a look inside the model costs (`watch_every`), beside a step of its training.
+"""What a look inside the model costs (`diagnostics_every`), beside a step of its training.
 
     python benchmarks/watch_cost.py --out benchmarks/results/watch_cost_cpu.json
 
-A look is a line of watch.jsonl: a forward and a backward pass over 8 sequences, sizes of every
-norm's input, of the stream and of attention's scores, gradients' norms and the last update, fetched
-from the device. It is given with the copy of the weights that the last update needs. Step and look
-take turns; a ratio is the median over rounds of that within one round.
+A look is a line of diagnostics.jsonl: a forward and a backward pass over 8 sequences, sizes of
+every norm's input, of the stream and of attention's scores, gradients' norms and the last update,
+fetched from the device. It is given with the copy of the weights that the last update needs.
+Step and look take turns; a ratio is the median over rounds of that within one round.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from turns import in_turns
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
 from normlab.runs.run import Run
-from normlab.training.diagnostics import Watch
 from normlab.training.optimizer import OptimizerConfig, make_optimizer
 from normlab.training.step import learned, make_step
 
@@ -42,7 +41,7 @@ def calls(asked: argparse.Namespace, directory: Path) -> dict[str, Callable[[], 
     shape = (asked.batch, asked.context + 1)
     ids = np.random.default_rng(0).integers(0, asked.vocabulary, shape, dtype=np.int32)
     texts = ids[:, :-1], ids[:, 1:]
-    watch = Watch(Run(directory), graphdef, 1000, 1, texts)
+    watch = Diagnostics(Run(directory), graphdef, 1000, 1, texts)
     held = [params, optimizer.init(learned(params))]
 
     def stepped() -> None:

@@ -17,7 +17,7 @@ from normlab.registry import unknown
 C = TypeVar("C")
 
 
-def knob(default: Any, description: str, *, initial: bool = False) -> Any:
+def field(default: Any, description: str, *, initial: bool = False) -> Any:
     """A dataclass field with a default and the line that `--help` prints for it.
 
     Args:
@@ -99,7 +99,7 @@ def describe(config: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
             yield f"{path}{f.name}", value, f.metadata.get("help", "")
 
 
-def check(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     """Raise `ValueError(message)` unless `condition`; for a dataclass's `__post_init__`."""
     if not condition:
         raise ValueError(message)

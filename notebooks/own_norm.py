@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from IPython.display import Markdown
 
-from normlab.config import build, check, knob
+from normlab.config import build, field, require
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.evaluator import evaluate
 from normlab.norms import Norm, NormConfig, Site, norms
@@ -57,13 +57,13 @@ console.quiet = True  # no progress bars on this page
 class MedianNormConfig(NormConfig):
     """What the norm can be told."""
 
-    type: str = knob("mediannorm", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-6, "added to the mean square")
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    share: float = knob(1.0, "how much of the median is taken off")
+    type: str = field("mediannorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-6, "added to the mean square")
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    share: float = field(1.0, "how much of the median is taken off")
 
     def __post_init__(self):
-        check(0 <= self.share <= 1, f"norm.share = {self.share}: expected 0 to 1")
+        require(0 <= self.share <= 1, f"norm.share = {self.share}: expected 0 to 1")
 
 
 @norms.register("mediannorm")

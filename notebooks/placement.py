@@ -46,7 +46,7 @@ folder = tempfile.mkdtemp()
 # | post | $N(x + F(x))$ | normalized after each sublayer |
 # | peri | $x + N(F(N(x)))$ | grows, but by rows of a known size |
 #
-# `watch_every` has a run look inside itself at chosen steps; what it saw is in its `watch.jsonl`.
+# `diagnostics_every` has a run look inside itself at chosen steps; what it saw is in its `diagnostics.jsonl`.
 
 
 # %%
@@ -61,7 +61,7 @@ def run(placement):
         "window": 64,
         "eval_every": STEPS,
         "eval_windows": 16,
-        "watch_every": STEPS // 5,
+        "diagnostics_every": STEPS // 5,
         "runs": folder,
     }
     return train(build(TrainConfig, values))
@@ -73,7 +73,7 @@ runs = {placement: run(placement) for placement in PLACEMENTS}
 # %% [markdown]
 # ## Before the first step
 #
-# A norm's output has a mean square of 1 while its gain is 1. So at the start each sublayer of a peri-norm model adds
+# A norm's output has a mean square of 1 while its weight is 1. So at the start each sublayer of a peri-norm model adds
 # exactly that much to the stream's: after $\ell$ blocks it is $2\ell$ more than before (Kim et al. 2025,
 # arXiv:2502.02732), whatever the weights. Post-norm keeps 1. Pre-norm depends on the weights.
 
@@ -82,7 +82,7 @@ lines = [
     "| after block | " + " | ".join(PLACEMENTS) + " | peri, calculated |",
     "|---|---|---|---|---|",
 ]
-streams = {p: [s["mean_square"] for s in r.watched[0]["stream"]] for p, r in runs.items()}
+streams = {p: [s["mean_square"] for s in r.diagnostics[0]["stream"]] for p, r in runs.items()}
 for block in range(LAYERS + 1):
     seen = " | ".join(f"{streams[p][block]:.3f}" for p in PLACEMENTS)
     lines.append(f"| {block} | {seen} | {streams['peri'][0] + 2 * block:.3f} |")

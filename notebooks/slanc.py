@@ -111,12 +111,12 @@ delta_figure(side_by_side[1:])
 
 # %%
 lines = [
-    "| rule | Δ perplexity | rows overflowed | rows harmed by underflow |",
+    "| rule | Δ perplexity | rows overflowed | rows underflow_errors by underflow |",
     "|---|---|---|---|",
 ]
 for r in side_by_side[1:]:
     delta = f"{r.delta:+.4f} ± {r.delta_stderr:.4f}" if r.delta is not None else "n/a"
-    counts = (r.overflowed_rows, sum(s["harmed"] for s in r.sites.values()))
+    counts = (r.overflowed_rows, sum(s["underflow_errors"] for s in r.sites.values()))
     lines.append(f"| {r.scale_rule or 'none'} | {delta} | {counts[0]:,} | {counts[1]:,} |")
 Markdown("\n".join(lines))
 

@@ -73,13 +73,13 @@ def tiny_model(
 ):
     """The tests' one model: two blocks of width 32, random weights that NumPy makes.
 
-    Matrices have rows and columns of unequal size, gains are log-normal around 1, biases around 0.
+    Matrices have rows and columns of unequal size, norm weights are log-normal around 1.
 
     Args:
         norm: its type.
         placement: its name.
         seed: of the weights; models that differ in it alone share every compiled program.
-        spread: σ of the logarithm of gains, rows and columns; 0: all alike.
+        spread: σ of the logarithm of norm weights, rows and columns; 0: all alike.
         dtype: of the weights; float64 wants `jax.enable_x64`.
         vocab_size: number of token ids.
         norm_fields: of the norm's config.

@@ -2,25 +2,25 @@ from dataclasses import dataclass
 
 import pytest
 
-from normlab.config import build, check, describe, knob, to_dict
+from normlab.config import build, describe, field, require, to_dict
 from normlab.norms import NormConfig, norms
 from normlab.registry import UnknownNameError
 
 
 @dataclass(frozen=True)
 class Inner:
-    size: int = knob(3, "how large")
-    rate: float | None = knob(None, "how fast")
+    size: int = field(3, "how large")
+    rate: float | None = field(None, "how fast")
 
     def __post_init__(self):
-        check(self.size > 0, f"size = {self.size}: expected > 0")
+        require(self.size > 0, f"size = {self.size}: expected > 0")
 
 
 @dataclass(frozen=True)
 class Outer:
-    inner: Inner = knob(Inner, "what is inside")
-    names: tuple[str, ...] = knob(("a",), "what it is called")
-    on: bool = knob(False, "whether")
+    inner: Inner = field(Inner, "what is inside")
+    names: tuple[str, ...] = field(("a",), "what it is called")
+    on: bool = field(False, "whether")
 
 
 def test_builds_nested_configs_and_keeps_defaults():

@@ -48,7 +48,7 @@ def reference() -> str:
     return "\n\n".join([
         HEAD,
         "# Methods",
-        "Notation: a row x ∈ R^d, its mean μ and variance σ², gain γ, bias β, x̂ = x/√(mean x²). "
+        "Notation: a row x ∈ R^d, its mean μ and variance σ², weight γ, bias β, x̂ = x/√(mean x²). "
         "The last columns name the property that tells a right implementation from a wrong one, "
         "and the test of it.",
         "## Norm types: `norm=NAME`",
@@ -119,7 +119,7 @@ def _placement_rows() -> Iterator[tuple[list[str], MethodCard]]:
     for name in placements:
         card = placements[name].card
         config = PlacementConfig(type=name)
-        scaled = any(config.wiring(s, 0, LAYERS).head_scales for s in SUBLAYERS)
+        scaled = any(config.residual(s, 0, LAYERS).head_scales for s in SUBLAYERS)
         cells = [
             ", ".join(sorted(config.sites(LAYERS))),
             "head_scale [heads]" if scaled else "none",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from normlab.commands import tables
 from normlab.commands.launch import explained, launch, verb
 from normlab.evaluation.config import EvaluateConfig
-from normlab.parallel.distributed import first
+from normlab.parallel.distributed import is_main_process
 
 EXAMPLES = """
 python -m evaluate runs=runs                                   the table of all runs in a directory
@@ -28,7 +28,7 @@ def perplexities(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
     from normlab.evaluation.evaluator import evaluate  # slow to import: help comes first
 
     records = evaluate(config)
-    if first():
+    if is_main_process():
         tables.write(config, records)
 
 

@@ -33,6 +33,6 @@ def main(arguments: Sequence[str]) -> None:
     if not written:
         sys.exit(
             f"nothing to draw in {out}: expected a record with a perplexity beside fp32's, runs of "
-            "two learning rates or more, or runs with watch_every=N"
+            "two learning rates or more, or runs with diagnostics_every=N"
         )
     print(f"written to {out / 'figures'}: {', '.join(path.name for path in written)}")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from normlab.config import check
+from normlab.config import require
 
 
 class Batch(NamedTuple):
@@ -35,11 +35,11 @@ class Batches:
     def __init__(
         self, tokens: Int32[np.ndarray, " tokens"], batch_size: int, window: int, seed: int
     ):
-        check(batch_size >= 1, f"batch_size = {batch_size}: expected at least 1")
-        check(window >= 1, f"window = {window}: expected at least 1")
-        check(seed >= 0, f"seed = {seed}: expected 0 or more")
+        require(batch_size >= 1, f"batch_size = {batch_size}: expected at least 1")
+        require(window >= 1, f"window = {window}: expected at least 1")
+        require(seed >= 0, f"seed = {seed}: expected 0 or more")
         needed = batch_size * window + 1  # each input has a target
-        check(
+        require(
             len(tokens) >= needed,
             f"the split has {len(tokens):,} tokens, one batch of {batch_size} windows of {window} "
             f"takes {needed:,}: use a smaller batch or window",

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.registry import choice
 
 AUTO = {"auto": "wikitext2", "auto-raw": "wikitext2-raw"}
@@ -20,25 +20,25 @@ class DataConfig:
     is stored with a run names no machine.
     """
 
-    corpus: str = knob(
+    corpus: str = field(
         "auto", "wikitext2, wikitext2-raw, embedded; auto, auto-raw: WikiText-2, else embedded"
     )
-    root: str | None = knob(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
-    tokenizer: str = knob("bpe", "bpe (byte-level, trained on the training split) or word")
-    vocab_size: int = knob(4096, "entries of the bpe vocabulary, the 256 bytes included")
-    cache: str | None = knob(
+    root: str | None = field(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
+    tokenizer: str = field("bpe", "bpe (byte-level, trained on the training split) or word")
+    vocab_size: int = field(4096, "entries of the bpe vocabulary, the 256 bytes included")
+    cache: str | None = field(
         None, "folder for tokens; else the variable NORMLAB_CACHE, else ~/.cache/normlab"
     )
 
     def __post_init__(self) -> None:
         choice("data.corpus", self.corpus, CORPORA)
         choice("data.tokenizer", self.tokenizer, TOKENIZERS)
-        check(
+        require(
             self.vocab_size >= 257,
             f"data.vocab_size = {self.vocab_size}: a byte-level vocabulary holds the 256 bytes and "
             "at least one merge, so 257 is the smallest",
         )
-        check(
+        require(
             self.tokenizer == "bpe" or self.vocab_size == DataConfig.vocab_size,
             f"data.vocab_size = {self.vocab_size} means nothing to data.tokenizer=word, whose "
             "vocabulary is every word of the training split",

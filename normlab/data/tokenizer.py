@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from normlab.config import check
+from normlab.config import require
 from normlab.registry import choice
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, words: Sequence[str]):
         first, (twice, times) = list(words[:2]), Counter(words).most_common(1)[0]
-        check(first == [UNK, EOS], f"words begin with {first!r}: expected {[UNK, EOS]!r}")
-        check(times == 1, f"words hold {twice!r} {times} times: expected each word once")
+        require(first == [UNK, EOS], f"words begin with {first!r}: expected {[UNK, EOS]!r}")
+        require(times == 1, f"words hold {twice!r} {times} times: expected each word once")
         self.words = tuple(words)
         self.vocab_size = len(words)
         self.name = f"word-{self.vocab_size}"

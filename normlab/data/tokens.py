@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from normlab.config import check
+from normlab.config import require
 from normlab.data.cache import cached
 from normlab.data.config import DataConfig
 from normlab.data.corpus import Corpus, load_corpus
@@ -89,7 +89,7 @@ def _check_count(corpus: str, split: str, tokenizer: Tokenizer, count: int) -> N
     """WikiText-2 has as many words as is published, or numbers on it can't be compared."""
     facts = FACTS.get((corpus, split))
     if tokenizer.kind == WordTokenizer.kind and facts is not None:
-        check(
+        require(
             count == facts.tokens,
             f"the {split} split of {corpus} has {count:,} words, expected {facts.tokens:,}",
         )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.data import SPLITS
 from normlab.data.config import CORPORA
 from normlab.evaluation.protocols import protocols
@@ -20,11 +20,11 @@ SOURCES = ("run", "pretrained", "runs")
 class TextConfig:
     """The text to be read, where it isn't the one that a run was trained on."""
 
-    corpus: str | None = knob(
+    corpus: str | None = field(
         None,
         f"one of {', '.join(CORPORA)}; null: a run's own, auto-raw for a pretrained model",
     )
-    root: str | None = knob(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
+    root: str | None = field(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
 
     def __post_init__(self) -> None:
         if self.corpus is not None:
@@ -35,52 +35,52 @@ class TextConfig:
 class EvaluateConfig:
     """Which models, rewritten how, in which precisions, on which text, by which protocol."""
 
-    run: str | None = knob(None, "a run directory that `python -m train` wrote")
-    pretrained: str | None = knob(
+    run: str | None = field(None, "a run directory that `python -m train` wrote")
+    pretrained: str | None = field(
         None, "a pretrained model: a registered name, hf:DIR (safetensors) or gguf:FILE"
     )
-    runs: str | None = knob(None, "a directory of run directories: each of them is a row")
-    precision: tuple[str, ...] = knob(
+    runs: str | None = field(None, "a directory of run directories: each of them is a row")
+    precision: tuple[str, ...] = field(
         ("fp32", "fp16", "fp16+slanc"),
         "columns, each FORMAT[:ORDER][+RULE], such as [fp32,fp16:sequential,fp16:pairwise+slanc]; "
         "fp32 is always run, for Δ refers to it",
     )
-    transform: tuple[str, ...] = knob(
+    transform: tuple[str, ...] = field(
         ("none",),
         "rows, each a chain of rewrites of the model before it is read, such as "
         f"[none,fold,recentre+rescale:0.25]: {', '.join(transforms)}; or a norm type, which "
         "takes the place of the model's own",
     )
-    data: TextConfig = knob(TextConfig, "the text to be read")
-    split: str = knob("test", f"which part of the text: {', '.join(SPLITS)}")
-    protocol: str | None = knob(
+    data: TextConfig = field(TextConfig, "the text to be read")
+    split: str = field("test", f"which part of the text: {', '.join(SPLITS)}")
+    protocol: str | None = field(
         None,
         f"{', '.join(protocols)}; null: word for a word-level model, else window",
     )
-    window: int | None = knob(
+    window: int | None = field(
         None, "L, tokens of a window; null: the protocol's, or what a run was trained on"
     )
-    max_windows: int | None = knob(None, "read so many windows only, the first; null: all")
-    batch: int | None = knob(
+    max_windows: int | None = field(None, "read so many windows only, the first; null: all")
+    batch: int | None = field(
         None, "windows in a batch; null: logits of at most 64 MiB on a CPU, 1 GiB elsewhere"
     )
-    calibration_windows: int = knob(8, "windows of validation text for rules that look at text")
-    per_token: bool = knob(False, "keep each scored token's NLL, in OUT/tokens")
-    compare: bool = knob(
+    calibration_windows: int = field(8, "windows of validation text for rules that look at text")
+    per_token: bool = field(False, "keep each scored token's NLL, in OUT/tokens")
+    compare: bool = field(
         False,
         "compare each token with fp32: |ΔNLL|, KL, top-1 agreement; the columns that are missing "
         "run side by side and are written together",
     )
-    mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
-    hosts: HostsConfig = knob(HostsConfig, "processes that evaluate together")
-    out: str = knob("results", "directory for table.md, table.csv, table.tex and records.jsonl")
+    mesh: MeshConfig = field(MeshConfig, "devices, and what is divided over them")
+    hosts: HostsConfig = field(HostsConfig, "processes that evaluate together")
+    out: str = field("results", "directory for table.md, table.csv, table.tex and records.jsonl")
 
     def __post_init__(self) -> None:
         self._check_source()
-        check(len(self.precision) > 0, "precision = []: expected at least one, such as [fp32]")
+        require(len(self.precision) > 0, "precision = []: expected at least one, such as [fp32]")
         for text in self.precision:
             check_precision(text)
-        check(len(self.transform) > 0, "transform = []: expected at least one, such as [none]")
+        require(len(self.transform) > 0, "transform = []: expected at least one, such as [none]")
         for text in self.transform:
             parse(text)
         choice("split", self.split, SPLITS)
@@ -88,8 +88,8 @@ class EvaluateConfig:
             choice("protocol", self.protocol, protocols)
         for name in ("max_windows", "batch", "calibration_windows"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
-        check(
+            require(value is None or value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
+        require(
             self.window is None or self.window >= 2,
             f"window = {self.window}: expected at least 2 tokens (one told, one asked)",
         )
@@ -97,7 +97,7 @@ class EvaluateConfig:
     def _check_source(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) is not None]
         # None at all is the schema's own default; the application refuses it (`source`).
-        check(
+        require(
             len(given) <= 1,
             f"{' and '.join(f'{n}={getattr(self, n)}' for n in given)}: expected exactly one of "
             f"{', '.join(SOURCES)}",
@@ -111,7 +111,7 @@ class EvaluateConfig:
             ValueError: none was.
         """
         given = [name for name in SOURCES if getattr(self, name) is not None]
-        check(
+        require(
             len(given) == 1,
             "nothing to evaluate: expected exactly one of run=DIR, runs=DIR, pretrained=NAME (or "
             "pretrained=hf:DIR, pretrained=gguf:FILE)",

@@ -18,15 +18,15 @@ import numpy as np
 from normlab.evaluation import metadata as facts
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.measures import compared, measures, token_measures
-from normlab.evaluation.partial_results import Unfinished
+from normlab.evaluation.partial_results import PartialResults
 from normlab.evaluation.perplexity import Column, Scores, score_columns
 from normlab.evaluation.protocols import Windows, protocols
-from normlab.evaluation.targets import Subject, subjects
+from normlab.evaluation.targets import EvalTarget, targets
 from normlab.evaluation.texts import Texts, calibration_tokens
 from normlab.model.language_model import LanguageModel
 from normlab.norms import norms
 from normlab.numerics import Precision
-from normlab.parallel.distributed import joined, own
+from normlab.parallel.distributed import joined_processes, private_copy
 from normlab.progress import Progress, console
 from normlab.results import Record, RecordFile
 from normlab.results.record import NOT_APPLICABLE, OK
@@ -49,21 +49,21 @@ def evaluate(config: EvaluateConfig) -> list[Record]:
     Raises:
         ValueError, FileNotFoundError: what can't be evaluated, before anything is loaded.
     """
-    with joined(config.hosts), config.mesh.use(), own(Path(config.out)) as out:
+    with joined_processes(config.hosts), config.mesh.use(), private_copy(Path(config.out)) as out:
         return _records(dataclasses.replace(config, out=str(out)))
 
 
 def _records(config: EvaluateConfig) -> list[Record]:
-    found = subjects(config)
+    found = targets(config)
     file, texts = RecordFile(Path(config.out) / "records.jsonl"), Texts()
     done = {record.key: record for record in file.read()}
-    for subject in found:
-        if subject.tokenizer is not None:  # of the others nothing is read
-            texts.corpus(subject, config)
+    for target in found:
+        if target.tokenizer is not None:  # of the others nothing is read
+            texts.corpus(target, config)
     asked = [str(Precision.parse(text)) for text in config.precision]
     records = []
-    for subject in found:
-        bench = Bench(config, _readable(subject, config), texts, file, done)
+    for target in found:
+        bench = Evaluator(config, _readable(target, config), texts, file, done)
         rows = {p: bench.record(p) for p in dict.fromkeys([REFERENCE, *asked])}
         records += [rows[p] for p in dict.fromkeys(asked)]
     return records
@@ -75,24 +75,24 @@ def _loaded(load: Callable[[], LanguageModel]) -> LanguageModel:
     return load()
 
 
-def _readable(subject: Subject, config: EvaluateConfig) -> Subject:
+def _readable(target: EvalTarget, config: EvaluateConfig) -> EvalTarget:
     """Of many runs, one whose checkpoint can't be used is a row that says so."""
-    if config.source != "runs" or subject.status != OK:
-        return subject
+    if config.source != "runs" or target.status != OK:
+        return target
     try:
-        _loaded(subject.load)
+        _loaded(target.load)
     except (CorruptCheckpointError, FileNotFoundError) as error:
-        console.print(f"{subject.name}: {error}")
-        return dataclasses.replace(subject, status=f"unreadable: {error}")
-    return subject
+        console.print(f"{target.name}: {error}")
+        return dataclasses.replace(target, status=f"unreadable: {error}")
+    return target
 
 
 @dataclass
-class Bench:
+class Evaluator:
     """One model on the bench: what all its records share is worked out once."""
 
     config: EvaluateConfig
-    subject: Subject
+    target: EvalTarget
     texts: Texts
     file: RecordFile
     done: dict[str, Record]
@@ -134,34 +134,34 @@ class Bench:
     @cached_property
     def _made(self) -> tuple[LanguageModel, str]:
         """The model after its transform; where that can't rewrite it, the model and "n/a"."""
-        lm = dataclasses.replace(_loaded(self.subject.load), name=self.subject.name)
+        lm = dataclasses.replace(_loaded(self.target.load), name=self.target.name)
         try:
-            return dataclasses.replace(lm, model=self.subject.transform(lm.model)), OK
+            return dataclasses.replace(lm, model=self.target.transform(lm.model)), OK
         except DoesNotApply as error:
-            console.print(f"{self.subject.name}: {error}")
+            console.print(f"{self.target.name}: {error}")
             return lm, NOT_APPLICABLE
 
     @cached_property
     def _status(self) -> str:
-        return self.subject.status if self.subject.status != OK else self._made[1]
+        return self.target.status if self.target.status != OK else self._made[1]
 
     @cached_property
     def _known(self) -> dict[str, Any]:
         """The fields that don't depend on the precision."""
-        ready = self.subject.status == OK
-        make = (lambda: self._lm.tokenizer) if ready else self.subject.tokenizer
-        known = self._of_model() if ready else facts.of_run(self.subject)
+        ready = self.target.status == OK
+        make = (lambda: self._lm.tokenizer) if ready else self.target.tokenizer
+        known = self._of_model() if ready else facts.of_run(self.target)
         known |= {"provenance": known["provenance"] | self.config.mesh.told()}
         if make is None:
             return known
-        return known | facts.of_text(self.config, self.subject, self.texts, make())
+        return known | facts.of_text(self.config, self.target, self.texts, make())
 
     def _of_model(self) -> dict[str, Any]:
-        return facts.of_model(self._lm, str(self.subject.transform))
+        return facts.of_model(self._lm, str(self.target.transform))
 
     @cached_property
     def _windows(self) -> Windows:
-        return self.texts.windows(self.subject, self.config, self._lm.tokenizer)
+        return self.texts.windows(self.target, self.config, self._lm.tokenizer)
 
     @cached_property
     def _sums(self) -> bool:
@@ -180,7 +180,7 @@ class Bench:
                 self._rule(precision)
                 self._refused[rule] = False
             except RuleDoesNotApply as error:
-                console.print(f"{self.subject.name}: {error}")
+                console.print(f"{self.target.name}: {error}")
                 self._refused[rule] = True
         return rule is not None and self._refused[rule]
 
@@ -193,7 +193,7 @@ class Bench:
         if precision.rule and needs_calibration(precision.rule):
             known["calibration"] = self.config.calibration_windows
             if self._status == OK and self._sums:
-                text = self.texts.corpus(self.subject, self.config)
+                text = self.texts.corpus(self.target, self.config)
                 known["calibration_text"] = text.sha256("valid")
         if self._status == OK and protocols[known["protocol"]].prefixed:
             known["prefix"] = self._lm.tokenizer.prefix
@@ -262,16 +262,16 @@ class Bench:
         self._seconds = None if start else time.monotonic() - began
         return found
 
-    def _unfinished(self, keys: Sequence[str]) -> Unfinished | None:
+    def _unfinished(self, keys: Sequence[str]) -> PartialResults | None:
         """Where these columns' first batches are kept; hosts that share a pass keep nothing."""
         if jax.process_count() > 1:
             return None
         name = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24]
-        return Unfinished(Path(self.config.out) / "unfinished" / name)
+        return PartialResults(Path(self.config.out) / "unfinished" / name)
 
     @cached_property
     def _calibration(self) -> tuple[jax.Array, dict[str, Any]]:
-        corpus, window = self.texts.corpus(self.subject, self.config), self._known["window"]
+        corpus, window = self.texts.corpus(self.target, self.config), self._known["window"]
         tokens, facts = calibration_tokens(
             corpus, self._lm.tokenizer, window, self.config.calibration_windows
         )

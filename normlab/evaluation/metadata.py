@@ -13,11 +13,11 @@ from normlab.config import to_dict
 from normlab.data import Tokenizer
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.perplexity import default_batch
-from normlab.evaluation.targets import Subject
+from normlab.evaluation.targets import EvalTarget
 from normlab.evaluation.texts import Texts
 from normlab.model.language_model import LanguageModel
 from normlab.numerics.precision import DEFAULT_ORDER
-from normlab.parallel.sharding import divisible, on_host
+from normlab.parallel.sharding import on_host, padded_rows
 from normlab.pretrained import PACKAGES
 from normlab.results.record import GOOD
 from normlab.runs.provenance import provenance
@@ -61,34 +61,34 @@ def note(of: dict[str, Any]) -> str | None:
     return f"step {of['step']} of {of['config']['steps']}, {ended}"
 
 
-def of_run(subject: Subject) -> dict[str, Any]:
+def of_run(target: EvalTarget) -> dict[str, Any]:
     """The same for a run that has no model to be evaluated."""
-    config = subject.config
+    config = target.config
     return {
-        "model": subject.name,
-        "transform": str(subject.transform),
+        "model": target.name,
+        "transform": str(target.transform),
         "norm": config.get("norm", {}).get("type"),
         "placement": config.get("placement", {}).get("type"),
         "model_config": config.get("model", {}),
         "norm_config": config.get("norm", {}),
         "placement_config": config.get("placement", {}),
         "seed": config.get("seed"),
-        "facts": {"config": config, "training_provenance": subject.trained},
+        "facts": {"config": config, "training_provenance": target.trained},
         "provenance": provenance(),
     }
 
 
 def of_text(
-    config: EvaluateConfig, subject: Subject, texts: Texts, tokenizer: Tokenizer
+    config: EvaluateConfig, target: EvalTarget, texts: Texts, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """The fields that tell what is read, and how."""
-    protocol, corpus = subject.protocol(config.protocol), texts.corpus(subject, config)
-    windows = texts.windows(subject, config, tokenizer)
+    protocol, corpus = target.protocol(config.protocol), texts.corpus(target, config)
+    windows = texts.windows(target, config, tokenizer)
     return {
         "protocol": protocol.name,
         "protocol_version": protocol.version,
         "reported": protocol.reported,
-        "window": subject.window(protocol, config.window),
+        "window": target.window(protocol, config.window),
         "max_windows": config.max_windows,
         "dataset": corpus.name,
         "dataset_title": corpus.title,
@@ -101,7 +101,7 @@ def of_text(
         "tokens_scored": int(windows.counts.sum()),
         "words": int(windows.words.sum()),
         "bytes": int(windows.bytes.sum()),
-        "batch": divisible(config.batch or default_batch(windows, tokenizer.vocab_size)),
+        "batch": padded_rows(config.batch or default_batch(windows, tokenizer.vocab_size)),
         "default_order": str(DEFAULT_ORDER),
     }
 

@@ -13,7 +13,7 @@ EVERY = 60.0
 """Seconds between two files."""
 
 
-class Unfinished:
+class PartialResults:
     """Results of an evaluation's first batches, in a directory that goes when it is finished.
 
     A file holds the leaves of some batches, stacked, and is named by the number of batches before

@@ -13,14 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int64
 
 from normlab.evaluation.kl import kl_divergence
-from normlab.evaluation.partial_results import Unfinished
+from normlab.evaluation.partial_results import PartialResults
 from normlab.evaluation.protocols import Windows
-from normlab.evaluation.range_stats import SiteRows
+from normlab.evaluation.range_stats import RangeStats
 from normlab.loss import token_nll
 from normlab.model import Context, Transformer
 from normlab.norms import Norm, all_norms
-from normlab.numerics import Observed, Precision
-from normlab.parallel.sharding import divided, divisible, everywhere
+from normlab.numerics import Precision, RangeCounts
+from normlab.parallel.sharding import padded_rows, replicate, shard_batch
 from normlab.progress import announced
 
 LOGITS_BYTES = {"cpu": 64 * 2**20}
@@ -41,7 +41,7 @@ class Column(NamedTuple):
     scales: Mapping[str, Any] | None = None
 
 
-class Beside(NamedTuple):
+class TokenComparison(NamedTuple):
     """Each token in one precision beside the same token in another; 0 where it isn't scored."""
 
     delta_nll: Float32[Tensor, "n l"]
@@ -66,8 +66,8 @@ class Scores:
     window_nll: Float64[np.ndarray, " n"]
     token_nll: Float32[np.ndarray, "n l"]
     counts: Int64[np.ndarray, " n"]
-    sites: dict[str, SiteRows]
-    beside: Beside | None = None
+    sites: dict[str, RangeStats]
+    beside: TokenComparison | None = None
 
     @property
     def sum_nll(self) -> float:
@@ -143,7 +143,7 @@ def score_columns(
     *,
     batch: int | None = None,
     on_batch: Callable[[int], None] | None = None,
-    unfinished: Unfinished | None = None,
+    unfinished: PartialResults | None = None,
 ) -> list[Scores]:
     """One forward pass for each column, batch by batch, all but the first beside the first.
 
@@ -160,7 +160,7 @@ def score_columns(
             where this one leaves its own.
     """
     graphdef, params = nnx.split(model)
-    size = divisible(batch or default_batch(windows, model.embed.num_embeddings))
+    size = padded_rows(batch or default_batch(windows, model.embed.num_embeddings))
     passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
     run = announced(partial(_side_by_side, passes))
     batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
@@ -187,8 +187,8 @@ class Out(NamedTuple):
     """What one pass over a batch leaves: each position's NLL, 0 where it isn't scored."""
 
     nll: Float[Array, "b l"]
-    observed: dict[str, Observed]
-    beside: Beside | None = None
+    observed: dict[str, RangeCounts]
+    beside: TokenComparison | None = None
 
 
 def _side_by_side(passes: Sequence[Callable[..., Any]], *batch: np.ndarray) -> list[Out]:
@@ -198,7 +198,7 @@ def _side_by_side(passes: Sequence[Callable[..., Any]], *batch: np.ndarray) -> l
     for other in others:
         other_nll, observed, other_logits = other(*batch, keep=True)
         kl, agrees = _compared(logits, other_logits, batch[2])
-        outs.append(Out(other_nll, observed, Beside(other_nll - nll, kl, agrees)))
+        outs.append(Out(other_nll, observed, TokenComparison(other_nll - nll, kl, agrees)))
     return outs
 
 
@@ -207,7 +207,7 @@ def _all_batches(
     windows: Windows,
     size: int,
     on_batch: Callable[[int], None],
-    unfinished: Unfinished | None,
+    unfinished: PartialResults | None,
 ) -> list[list[Out]]:
     """Each batch's results: those that were kept, then those made now, among them the last one."""
     kept = [] if unfinished is None else list(unfinished.done)
@@ -230,7 +230,7 @@ def _batches(
     """Each batch's results on the host, fetched when the next batch is under way."""
     waiting = []
     for start in range(first, len(windows), size):
-        waiting.append(run(*divided(*_padded(windows[start : start + size], size))))
+        waiting.append(run(*shard_batch(*_padded(windows[start : start + size], size))))
         if start > first:
             yield jax.device_get(waiting.pop(0))
             on_batch(start)
@@ -246,7 +246,7 @@ def _padded(windows: Windows, size: int) -> tuple[np.ndarray, ...]:
     return tuple(np.pad(a, ((0, missing), (0, 0))) for a in arrays)
 
 
-Passed = tuple[Float[Array, "b l"], dict[str, Observed], Any]
+Passed = tuple[Float[Array, "b l"], dict[str, RangeCounts], Any]
 """Each position's NLL, what the norms saw and, where they are kept, the logits [b, l, v]."""
 
 
@@ -266,7 +266,7 @@ def _batch_nll(
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
-    return *everywhere((nll, context.observed)), logits if keep else None
+    return *replicate((nll, context.observed)), logits if keep else None
 
 
 @jax.jit
@@ -280,7 +280,7 @@ def _compared(
         kl, agrees = (found.T for found in pairs)
     else:
         kl, agrees = _distances(logits, other)
-    return everywhere((jnp.where(scored, kl, 0.0), agrees & scored))
+    return replicate((jnp.where(scored, kl, 0.0), agrees & scored))
 
 
 def _distances(
@@ -327,7 +327,7 @@ def _scores(outs: Sequence[Out], windows: Windows, size: int) -> Scores:
         return jax.tree.map(lambda *batches: np.concatenate(batches)[:n], *parts)
 
     sites = {
-        site: SiteRows.of([out.observed[site] for out in outs], real, total)
+        site: RangeStats.of([out.observed[site] for out in outs], real, total)
         for site in outs[0].observed
     }
     nll, beside = joined([out.nll for out in outs]), joined([out.beside for out in outs])

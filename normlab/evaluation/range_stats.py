@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from normlab.numerics import Observed
+from normlab.numerics import RangeCounts
 from normlab.numerics.histogram import median, packed
 
 
 @dataclass(frozen=True)
-class SiteRows:
-    """Rows of one norm, padding left out; see `normlab.numerics.Observed` for Σ̂ and Σ.
+class RangeStats:
+    """Rows of one norm, padding left out; see `normlab.numerics.RangeCounts` for Σ̂ and Σ.
 
     Args:
         rows: rows seen; a head is a row of its own.
@@ -23,8 +23,8 @@ class SiteRows:
         above: rows whose Σ is above the format's largest value.
         below_normal: rows whose Σ is below its smallest normal.
         below_subnormal: those of them below its smallest subnormal.
-        imprecise: rows on which underflow may cost more than one rounding.
-        harmed: those of `below_normal` on which it may: not ruled by ε.
+        precision_loss: rows on which underflow may cost more than one rounding.
+        underflow_errors: those of `below_normal` on which it may: not ruled by ε.
         sum_error: mean of Σ̂/Σ − 1 over the rows that did not overflow; −0.3 says that sums stall
             (swamping). None where all did.
         max_abs: largest |x|.
@@ -41,8 +41,8 @@ class SiteRows:
     above: int
     below_normal: int
     below_subnormal: int
-    imprecise: int
-    harmed: int
+    precision_loss: int
+    underflow_errors: int
     sum_error: float | None
     max_abs: float
     max_norm: float
@@ -51,7 +51,7 @@ class SiteRows:
     sums: Mapping[str, Any]
 
     @classmethod
-    def of(cls, parts: Sequence[Observed], real: int, total: int) -> "SiteRows":
+    def of(cls, parts: Sequence[RangeCounts], real: int, total: int) -> "RangeStats":
         """Batches together; of `total` positions `real` are no padding."""
 
         def column(name: str) -> np.ndarray:
@@ -75,5 +75,5 @@ class SiteRows:
 
 _COUNTS = (
     "rows", "overflowed", "subnormal", "zero", "above", "below_normal", "below_subnormal",
-    "imprecise", "harmed",
+    "precision_loss", "underflow_errors",
 )  # fmt: skip

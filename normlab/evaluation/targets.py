@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from normlab.config import build, check
+from normlab.config import build, require
 from normlab.data import DataConfig, Tokenizer, load_tokenizer
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.protocols import Protocol, protocols
@@ -22,7 +22,7 @@ PRETRAINED_DATA = DataConfig(corpus="auto-raw")
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalTarget:
     """A model to be evaluated.
 
     Args:
@@ -47,7 +47,7 @@ class Subject:
     trained: dict[str, Any] = dataclasses.field(default_factory=dict)
     transform: Chain = parse(NOTHING)
 
-    def transformed(self, chain: Chain) -> "Subject":
+    def transformed(self, chain: Chain) -> "EvalTarget":
         """The same model after a chain of transforms: a row of its own, of another name."""
         name = f"{self.name} ({chain})" if chain.steps else self.name
         return replace(self, name=name, transform=chain)
@@ -64,7 +64,7 @@ class Subject:
         return window
 
 
-def subjects(config: EvaluateConfig) -> list[Subject]:
+def targets(config: EvaluateConfig) -> list[EvalTarget]:
     """All models that were asked for, each in all its transforms, protocols and windows checked.
 
     Raises:
@@ -78,15 +78,15 @@ def subjects(config: EvaluateConfig) -> list[Subject]:
         found = [_run(run, config) for run in _runs(Path(str(config.runs)))]
     else:
         found = [_pretrained(str(config.pretrained), config)]
-    for subject in found:
-        if subject.tokenizer is None:  # a row that says why; nothing of it is read
+    for target in found:
+        if target.tokenizer is None:  # a row that says why; nothing of it is read
             continue
-        protocol = subject.protocol(config.protocol)
-        subject.window(protocol, config.window)
+        protocol = target.protocol(config.protocol)
+        target.window(protocol, config.window)
         if protocol.words_only:
-            protocol.check_tokenizer(subject.tokenizer())
+            protocol.check_tokenizer(target.tokenizer())
     chains = dict.fromkeys(str(parse(text)) for text in config.transform)
-    return [subject.transformed(parse(text)) for subject in found for text in chains]
+    return [target.transformed(parse(text)) for target in found for text in chains]
 
 
 def _runs(directory: Path) -> list[Run]:
@@ -113,9 +113,9 @@ def _elsewhere(directory: Path) -> str:
     return " (one has a config.yaml, which `python -m train` writes); for a single run say run=DIR"
 
 
-def _run(run: Run, config: EvaluateConfig) -> Subject:
+def _run(run: Run, config: EvaluateConfig) -> EvalTarget:
     """A run; of many, one whose papers can't be read is a row with what there is of them."""
-    row = Subject(run.directory.name, OK, DataConfig(), 0, lambda: load(run.directory), None)
+    row = EvalTarget(run.directory.name, OK, DataConfig(), 0, lambda: load(run.directory), None)
     try:
         row = replace(row, config=_config(run))
         row = replace(row, status=_status(run, config))
@@ -133,7 +133,7 @@ def _run(run: Run, config: EvaluateConfig) -> Subject:
         return replace(row, status=f"unreadable: {error}" if row.status == OK else row.status)
     if row.status == OK and not model.causal:
         said = "an encoder, which has no perplexity"
-        check(config.run is None, f"run={config.run} is {said}")
+        require(config.run is None, f"run={config.run} is {said}")
         return replace(row, status=said, tokenizer=None)
     if row.status == OK:
         config.mesh.check_sizes(model.divided_sizes)
@@ -143,7 +143,7 @@ def _run(run: Run, config: EvaluateConfig) -> Subject:
 def _config(run: Run) -> dict[str, Any]:
     found = run.read("config.yaml") or {}
     missing = [n for n in ("model", "norm", "placement", "data", "seed") if n not in found]
-    check(
+    require(
         not missing,
         f"{run['config.yaml']} has no {', '.join(missing)}: expected all that `python -m train` "
         "writes",
@@ -160,7 +160,7 @@ def _status(run: Run, config: EvaluateConfig) -> str:
     return "unfinished" if state == "running" else f"{state}: {why}" if why else state
 
 
-def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
+def _pretrained(spec: str, config: EvaluateConfig) -> EvalTarget:
     from normlab.pretrained import describe  # reads formats that nothing else here needs
 
     found = describe(spec)
@@ -172,7 +172,7 @@ def _pretrained(spec: str, config: EvaluateConfig) -> Subject:
     config.mesh.check_sizes(found.configs.model.divided_sizes)
     longest = found.configs.model.max_length
     data = _asked(PRETRAINED_DATA, config)
-    return Subject(found.name, OK, data, longest, found.load, found.tokenizer)
+    return EvalTarget(found.name, OK, data, longest, found.load, found.tokenizer)
 
 
 def _asked(own: DataConfig, config: EvaluateConfig) -> DataConfig:

@@ -9,7 +9,7 @@ from jaxtyping import Int32
 from normlab.data import Corpus, DataConfig, Tokenizer, load_corpus
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.protocols import Windows, protocols
-from normlab.evaluation.targets import Subject
+from normlab.evaluation.targets import EvalTarget
 
 
 @dataclass
@@ -19,30 +19,30 @@ class Texts:
     _corpora: dict[DataConfig, Corpus] = field(default_factory=dict)
     _windows: dict[tuple, Windows] = field(default_factory=dict)
 
-    def corpus(self, subject: Subject, config: EvaluateConfig) -> Corpus:
-        """The text that `subject` is to read.
+    def corpus(self, target: EvalTarget, config: EvaluateConfig) -> Corpus:
+        """The text that `target` is to read.
 
         Raises:
             ValueError: a run's own text is another one here than where it was trained (`auto`, or
                 the embedded text of another Python).
         """
-        if subject.data not in self._corpora:
-            self._corpora[subject.data] = load_corpus(subject.data)
-        corpus = self._corpora[subject.data]
-        trained = subject.trained.get("text")
+        if target.data not in self._corpora:
+            self._corpora[target.data] = load_corpus(target.data)
+        corpus = self._corpora[target.data]
+        trained = target.trained.get("text")
         own = config.data.corpus is None
         if own and trained and corpus.sha256("train") != trained:
             raise ValueError(
-                f"{subject.name} was trained on data={subject.data.corpus}, which is "
+                f"{target.name} was trained on data={target.data.corpus}, which is "
                 f"{corpus.title} here and was another text there; say which text to read "
                 "(data=wikitext2, data=embedded, …)"
             )
         return corpus
 
-    def windows(self, subject: Subject, config: EvaluateConfig, tokenizer: Tokenizer) -> Windows:
+    def windows(self, target: EvalTarget, config: EvaluateConfig, tokenizer: Tokenizer) -> Windows:
         """The windows of the split that `config` asks for."""
-        corpus, protocol = self.corpus(subject, config), subject.protocol(config.protocol)
-        window = subject.window(protocol, config.window)
+        corpus, protocol = self.corpus(target, config), target.protocol(config.protocol)
+        window = target.window(protocol, config.window)
         text = corpus.sha256(config.split)
         key = (text, tokenizer.hash, tokenizer.prefix, protocol.name, window)
         if key not in self._windows:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
-from normlab.model.placement import Wiring
+from normlab.model.placement import ResidualConfig
 from normlab.model.residual import MakeNorm
 from normlab.norms import Norm
 
@@ -85,14 +85,14 @@ class Attention(nnx.Module):
 
     Weights are stored as maps of rows: queries [d, h·k], keys and values [d, g·k], out [h·k, d].
     A `local` one attends to the config's window, itself included, with its own rotary base. The
-    wiring may put norms on queries, keys and values (each head, or all as one row), a learned
+    residual may put norms on queries, keys and values (each head, or all as one row), a learned
     factor on each head, and a norm on the heads side by side before P.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        wiring: Wiring,
+        residual: ResidualConfig,
         make_norm: MakeNorm,
         local: bool,
         rngs: nnx.Rngs,
@@ -102,17 +102,17 @@ class Attention(nnx.Module):
         self.config, self.window = c, c.window if local else None
 
         def linear(name: str, n_in: int, n_out: int, bias: bool) -> Linear:
-            return Linear(n_in, n_out, bias=bias, std=wiring.std(name, c), rngs=rngs)
+            return Linear(n_in, n_out, bias=bias, std=residual.std(name, c), rngs=rngs)
 
         self.query = linear("query", c.width, c.heads * k, bias)
         self.key = linear("key", c.width, c.kv * k, bias)
         self.value = linear("value", c.width, c.kv * k, bias)
         self.out = linear("out", c.heads * k, c.width, c.bias)
-        self.norm_q = make_norm("norm_qk", k * (c.heads if wiring.full_qk else 1), "query")
-        self.norm_k = make_norm("norm_qk", k * (c.kv if wiring.full_qk else 1), "key")
+        self.norm_q = make_norm("norm_qk", k * (c.heads if residual.full_qk else 1), "query")
+        self.norm_k = make_norm("norm_qk", k * (c.kv if residual.full_qk else 1), "key")
         self.norm_v = make_norm("norm_v", k, "value")
-        self.head_scale = nnx.Param(jnp.ones(c.heads)) if wiring.head_scales else None
-        self.norm_inner = make_norm("norm_inner", c.heads * k)
+        self.head_scale = nnx.Param(jnp.ones(c.heads)) if residual.head_scales else None
+        self.sub_norm = make_norm("sub_norm", c.heads * k)
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The branch's output."""
@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         h = self._attend(q, k, context.norm(self.norm_v, v), context)
         if self.head_scale is not None:
             h = h * self.head_scale[...].astype(h.dtype)[:, None]
-        return self.out(context.norm(self.norm_inner, h.reshape(b, length, c.heads * c.head_size)))
+        return self.out(context.norm(self.sub_norm, h.reshape(b, length, c.heads * c.head_size)))
 
     def _normed(self, norm: Norm | None, x: Array, context: Context) -> Array:
         if norm is None or norm.width == x.shape[-1]:

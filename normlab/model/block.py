@@ -12,7 +12,7 @@ from normlab.model.attention import Attention
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.mlp import MLP
-from normlab.model.placement import PlacementConfig, Wiring
+from normlab.model.placement import PlacementConfig, ResidualConfig
 from normlab.model.residual import MakeNorm, MakeNorms, Residual
 from normlab.norms import NormState
 
@@ -29,11 +29,13 @@ class Block(nnx.Module):
         gain: float | None,
         rngs: nnx.Rngs,
     ):
-        def wrap(sublayer: str, build: Callable[[Wiring, MakeNorm], nnx.Module]) -> Residual:
-            wiring = placement.wiring(sublayer, layer, config.layers)
-            make_norm = make_norms(wiring.sites, f"blocks.{layer}.{sublayer}")
-            branch = build(wiring, make_norm)
-            return Residual(branch, wiring, make_norm, config.width, gain, config.dropout)
+        def wrap(
+            sublayer: str, build: Callable[[ResidualConfig, MakeNorm], nnx.Module]
+        ) -> Residual:
+            residual = placement.residual(sublayer, layer, config.layers)
+            make_norm = make_norms(residual.sites, f"blocks.{layer}.{sublayer}")
+            branch = build(residual, make_norm)
+            return Residual(branch, residual, make_norm, config.width, gain, config.dropout)
 
         local = config.local(layer)
         self.attention = wrap("attention", lambda w, make: Attention(config, w, make, local, rngs))

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.numerics import Precision
 from normlab.registry import choice
 
@@ -34,30 +34,30 @@ class ComputeConfig:
     the loss.
     """
 
-    dtype: str = knob("float32", "of matrix products and branches: float32, bfloat16")
-    statistics: str = knob(
+    dtype: str = field("float32", "of matrix products and branches: float32, bfloat16")
+    statistics: str = field(
         "fp32", "precision of the norms' statistics in training and validation: fp16:pairwise, …"
     )
-    attention: str = knob("auto", "attention kernel: xla, cudnn (a GPU, bfloat16), auto: by device")
-    products: str = knob(
+    attention: str = field("auto", "attention kernel: xla, cudnn (GPU, bfloat16), auto: by device")
+    products: str = field(
         "xla", "matrix products of a step on a CPU: xla, onednn (jax 0.12, faster)"
     )
-    remat: bool = knob(
+    remat: bool = field(
         False,
         "keep blocks' inputs only, compute their inside again (memory; CPU: with scan_layers)",
     )
-    scan_layers: bool = knob(False, "compile one block for all layers, where they are alike")
+    scan_layers: bool = field(False, "compile one block for all layers, where they are alike")
 
     def __post_init__(self) -> None:
         choice("compute.dtype", self.dtype, DTYPES)
-        check(
+        require(
             self.precision.rule is None,
             f"compute.statistics={self.statistics}: expected a precision without a scale rule, such"
             " as fp16:pairwise; scales are made from weights, which change with each step",
         )
         choice("compute.attention", self.attention, ATTENTION)
         choice("compute.products", self.products, PRODUCTS)
-        check(
+        require(
             self.attention != "cudnn" or self.dtype == "bfloat16",
             "compute.attention=cudnn computes in half precision only: expected "
             "compute.dtype=bfloat16 beside it, or compute.attention=auto",
@@ -97,7 +97,7 @@ class ComputeConfig:
             return "cudnn" if fits and there else "xla"
         if self.attention == "xla":
             return "xla"
-        check(
+        require(
             fits and there,
             "compute.attention=cudnn: expected a GPU and a head size that is a multiple of 8 and at"
             f" most 128, got {jax.default_backend()} and {head_size}; take compute.attention=auto",

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms import NormConfig, norms
 from normlab.registry import choice
 
@@ -15,36 +15,36 @@ POSITIONS = ("learned", "rotary", "none")
 class ModelConfig:
     """A decoder, GPT-2-like or Llama-like or between. Widths are in elements, lengths in tokens."""
 
-    layers: int = knob(4, "number of blocks, each one attention and one MLP")
-    width: int = knob(128, "d, elements of the residual stream")
-    heads: int = knob(4, "query heads")
-    kv_heads: int | None = knob(None, "key/value heads (grouped queries); null: as many as heads")
-    head_dim: int | None = knob(None, "elements of one head; null: width / heads")
-    hidden: int | None = knob(None, "elements inside the MLP; null: 4·width, gated 8/3·width")
-    activation: str = knob("silu", f"the MLP's non-linearity: {', '.join(ACTIVATIONS)}")
-    gated: bool = knob(True, "gated MLP, F(xE) ⊙ xB, then G (as in Llama); false: F(xE), then G")
-    positions: str = knob("rotary", f"how positions enter: {', '.join(POSITIONS)}")
-    max_length: int = knob(1024, "longest sequence (rows of the learned table; a bound otherwise)")
-    rope_theta: float = knob(10000.0, "base of the rotary frequencies")
-    rope_divisors: tuple[float, ...] = knob((), "one divisor per rotary frequency (long contexts)")
-    causal: bool = knob(True, "attend to earlier tokens only; false: an encoder")
-    window: int | None = knob(None, "tokens that a local block attends to; null: no local blocks")
-    global_every: int | None = knob(None, "each n-th block is global beside local ones; null: none")
-    local_rope_theta: float | None = knob(None, "rope_theta of local blocks; null: the same")
-    attention_scale: float | None = knob(None, "factor on qk; null: 1/√(head size)")
-    attention_softcap: float | None = knob(None, "c in c·tanh(qk/c) before the softmax; null: none")
-    logit_softcap: float | None = knob(None, "c in c·tanh(logit/c) behind the head; null: none")
-    embed_factor: float = knob(1.0, "constant factor on the embedding (Gemma: √d)")
-    embed_length: float | None = knob(
+    layers: int = field(4, "number of blocks, each one attention and one MLP")
+    width: int = field(128, "d, elements of the residual stream")
+    heads: int = field(4, "query heads")
+    kv_heads: int | None = field(None, "key/value heads (grouped queries); null: as many as heads")
+    head_dim: int | None = field(None, "elements of one head; null: width / heads")
+    hidden: int | None = field(None, "elements inside the MLP; null: 4·width, gated 8/3·width")
+    activation: str = field("silu", f"the MLP's non-linearity: {', '.join(ACTIVATIONS)}")
+    gated: bool = field(True, "gated MLP, F(xE) ⊙ xB, then G (as in Llama); false: F(xE), then G")
+    positions: str = field("rotary", f"how positions enter: {', '.join(POSITIONS)}")
+    max_length: int = field(1024, "longest sequence (rows of the learned table; a bound otherwise)")
+    rope_theta: float = field(10000.0, "base of the rotary frequencies")
+    rope_divisors: tuple[float, ...] = field((), "one divisor per rotary frequency (long contexts)")
+    causal: bool = field(True, "attend to earlier tokens only; false: an encoder")
+    window: int | None = field(None, "tokens that a local block attends to; null: no local blocks")
+    global_every: int | None = field(None, "each n-th block is global among local ones; null: none")
+    local_rope_theta: float | None = field(None, "rope_theta of local blocks; null: the same")
+    attention_scale: float | None = field(None, "factor on qk; null: 1/√(head size)")
+    attention_softcap: float | None = field(None, "c of c·tanh(qk/c) before softmax; null: none")
+    logit_softcap: float | None = field(None, "c in c·tanh(logit/c) behind the head; null: none")
+    embed_factor: float = field(1.0, "constant factor on the embedding (Gemma: √d)")
+    embed_length: float | None = field(
         None,
         "initial length of every embedding row, one learned number (FixNorm); null: rows free",
         initial=True,
     )
-    tied: bool = knob(True, "the head is the embedding, transposed")
-    bias: bool = knob(False, "linear maps have biases")
-    qkv_bias: bool | None = knob(None, "queries, keys and values have biases; null: as bias says")
-    dropout: float = knob(0.0, "probability of dropping an element of embedding and branches")
-    init_std: float | None = knob(
+    tied: bool = field(True, "the head is the embedding, transposed")
+    bias: bool = field(False, "linear maps have biases")
+    qkv_bias: bool | None = field(None, "queries, keys and values have biases; null: as bias says")
+    dropout: float = field(0.0, "probability of dropping an element of embedding and branches")
+    init_std: float | None = field(
         None,
         "standard deviation of initial weights (output maps: /√(2·layers)); null: √(2/5d)",
         initial=True,
@@ -55,14 +55,14 @@ class ModelConfig:
         choice("model.positions", self.positions, POSITIONS)
         for name in ("layers", "width", "heads", "max_length", "kv_heads", "head_dim", "hidden"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"model.{name} = {value}: expected a number ≥ 1")
+            require(value is None or value >= 1, f"model.{name} = {value}: expected a number ≥ 1")
         for name in ("rope_theta", "embed_factor"):
             value = getattr(self, name)
-            check(value > 0, f"model.{name} = {value}: expected a number > 0")
+            require(value > 0, f"model.{name} = {value}: expected a number > 0")
         self._check_heads()
         self._check_attention()
-        check(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: expected 0 ≤ p < 1")
-        check(
+        require(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: expected 0 ≤ p < 1")
+        require(
             self.init_std is None or self.init_std > 0,
             f"model.init_std = {self.init_std}: expected a number > 0, or null for √(2/5d)",
         )
@@ -80,7 +80,7 @@ class ModelConfig:
                 f"model.heads = {self.heads} is not divisible by model.kv_heads = {self.kv}; "
                 f"the nearest number of key/value heads that divides it is {near}"
             )
-        check(
+        require(
             self.positions != "rotary" or self.head_size % 2 == 0,
             f"head size {self.head_size} (model.width / model.heads) is odd: rotary positions turn "
             f"pairs; set model.head_dim={self.head_size + 1}, or model.positions=learned",
@@ -91,23 +91,23 @@ class ModelConfig:
             "window", "attention_scale", "attention_softcap", "logit_softcap", "embed_length"
         ):  # fmt: skip
             value = getattr(self, name)
-            check(value is None or value > 0, f"model.{name} = {value}: expected a number > 0")
+            require(value is None or value > 0, f"model.{name} = {value}: expected a number > 0")
         for name in ("global_every", "local_rope_theta"):
             value = getattr(self, name)
-            check(value is None or value > 0, f"model.{name} = {value}: expected a number > 0")
-            check(
+            require(value is None or value > 0, f"model.{name} = {value}: expected a number > 0")
+            require(
                 value is None or self.window is not None,
                 f"model.{name} = {value} means nothing without model.window",
             )
         for name in ("rope_theta", "rope_divisors", "local_rope_theta"):
             value = getattr(self, name)
-            check(
+            require(
                 self.positions == "rotary" or value == getattr(ModelConfig, name),
                 f"model.{name} = {value} means nothing without model.positions=rotary",
             )
-        check(self.causal or self.window is None, "model.window needs model.causal=true")
+        require(self.causal or self.window is None, "model.window needs model.causal=true")
         pairs = self.head_size // 2
-        check(
+        require(
             len(self.rope_divisors) in (0, pairs),
             f"model.rope_divisors has {len(self.rope_divisors)} values: expected none or {pairs}, "
             "half the head size",
@@ -119,13 +119,13 @@ class ModelConfig:
         Where every row of it has one length, nothing is left of a constant factor.
         """
         own = getattr(norm, "embed_length", None)
-        check(
+        require(
             own is None or self.embed_length is None,
             f"norm.embed_length = {own} means nothing beside model.embed_length = "
             f"{self.embed_length}: expected one of the two",
         )
         length = self.embed_length or norms[norm.type].embed_length(norm, self.width)
-        check(
+        require(
             length is None or self.embed_factor == 1,
             f"model.embed_factor = {self.embed_factor} means nothing where every row of the "
             f"embedding gets the length {length}: set model.embed_length instead",

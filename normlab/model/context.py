@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm
-from normlab.numerics import Accumulator, Observed, Precision
+from normlab.numerics import Accumulator, Precision, RangeCounts
 from normlab.parallel.sharding import whole_rows
 
 
@@ -52,7 +52,7 @@ class Context:
         self.compute = compute or ComputeConfig()
         asked = Precision.parse(self.compute.precision if precision is None else precision)
         self.precision = asked.applied(scales is not None)
-        self.observed: dict[str, Observed] = {}
+        self.observed: dict[str, RangeCounts] = {}
         self.inputs: dict[str, Array] = {}
         self.entered: Any = None  # the rows that entered the block, and its attention
         self.streams: list[Array] = []

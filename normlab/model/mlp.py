@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
-from normlab.model.placement import Wiring
+from normlab.model.placement import ResidualConfig
 from normlab.model.residual import MakeNorm
 
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -25,19 +25,21 @@ class MLP(nnx.Module):
     """F(xE)G, or gated (F(xE) ⊙ xB)G (Shazeer 2020, arXiv:2002.05202).
 
     E is `gate` [d, m], B is `up` [d, m], G is `down` [m, d]: the letters of the SLaNC paper. A
-    plain MLP has no `up`. The wiring may put a norm on the hidden row before G.
+    plain MLP has no `up`. The residual may put a norm on the hidden row before G.
     """
 
-    def __init__(self, config: ModelConfig, wiring: Wiring, make_norm: MakeNorm, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, residual: ResidualConfig, make_norm: MakeNorm, rngs: nnx.Rngs
+    ):
         c, m = config, config.hidden_size
 
         def linear(name: str, n_in: int, n_out: int) -> Linear:
-            return Linear(n_in, n_out, bias=c.bias, std=wiring.std(name, c), rngs=rngs)
+            return Linear(n_in, n_out, bias=c.bias, std=residual.std(name, c), rngs=rngs)
 
         self.activation = c.activation
         self.gate = linear("gate", c.width, m)
         self.up = linear("up", c.width, m) if c.gated else None
-        self.norm_inner = make_norm("norm_inner", m)
+        self.sub_norm = make_norm("sub_norm", m)
         self.down = linear("down", m, c.width)
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
@@ -45,4 +47,4 @@ class MLP(nnx.Module):
         h = FUNCTIONS[self.activation](self.gate(x))
         if self.up is not None:
             h = h * self.up(x)
-        return self.down(context.norm(self.norm_inner, h))
+        return self.down(context.norm(self.sub_norm, h))

@@ -5,20 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.model.config import ModelConfig
 from normlab.norms import NormConfig
 from normlab.registry import MethodCard, Registry, choice
 
 SUBLAYERS = ("attention", "mlp")
-INSIDE = ("norm_in", "norm_out", "norm_skip", "norm_inner", "norm_qk", "norm_v")
+INSIDE = ("norm_in", "norm_out", "post_norm", "sub_norm", "norm_qk", "norm_v")
 AROUND = ("norm_embed", "norm_final")
 SITES = (*INSIDE, *AROUND)
 """Kinds of site: those of a sublayer, and those before and behind the blocks."""
 
 
 @dataclass(frozen=True)
-class Wiring:
+class ResidualConfig:
     """How a sublayer F sits in the stream: x ← skip(α·x + out(F(c·in(x)))).
 
     Args:
@@ -41,8 +41,8 @@ class Wiring:
     def __post_init__(self) -> None:
         for site in self.sites:
             choice("site of a sublayer", site, INSIDE)
-        check(self.alpha > 0, f"alpha = {self.alpha}: expected a factor > 0 on the stream")
-        check(
+        require(self.alpha > 0, f"alpha = {self.alpha}: expected a factor > 0 on the stream")
+        require(
             self.scale_in == 1 or "norm_in" in self.sites,
             f"scale_in = {self.scale_in} scales what leaves norm_in: expected norm_in among the "
             f"sites, got {', '.join(sorted(self.sites)) or 'none'}",
@@ -67,9 +67,9 @@ class At(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """One row of the table: the wiring of each sublayer, and where the row comes from."""
+    """One row of the table: the residual of each sublayer, and where the row comes from."""
 
-    wire: Callable[[At], Wiring]
+    wire: Callable[[At], ResidualConfig]
     card: MethodCard
 
 
@@ -81,45 +81,45 @@ placements: Registry[Placement] = Registry("placement")
 class PlacementConfig:
     """Which row of the table, and the sites that any row may add."""
 
-    type: str = knob("pre", "placement, a registered name (set by placement=NAME)")
-    norm_embed: bool = knob(False, "a norm on the embedding too (optional in Peri-LN)")
-    norm_qk: bool = knob(False, "a norm on each head's queries and keys too, before positions")
-    norm_qk_full: bool = knob(False, "that norm takes all heads as one row (OLMo 2)")
-    post_share: float | None = knob(
+    type: str = field("pre", "placement, a registered name (set by placement=NAME)")
+    norm_embed: bool = field(False, "a norm on the embedding too (optional in Peri-LN)")
+    norm_qk: bool = field(False, "a norm on each head's queries and keys too, before positions")
+    norm_qk_full: bool = field(False, "that norm takes all heads as one row (OLMo 2)")
+    post_share: float | None = field(
         None,
         "mix-ln: share of the blocks, rounded down, that are post-norm; null: 0.25, one at least",
     )
 
     def __post_init__(self) -> None:
         choice("placement", self.type, placements)
-        check(
+        require(
             self.norm_qk or not self.norm_qk_full,
             "placement.norm_qk_full = True means nothing without placement.norm_qk=true",
         )
-        check(
-            not (self.norm_qk_full and "norm_v" in self.wiring("attention", 0, 1).sites),
+        require(
+            not (self.norm_qk_full and "norm_v" in self.residual("attention", 0, 1).sites),
             f"placement.norm_qk_full = True contradicts placement={self.type}, which normalizes "
             "queries, keys and values head by head; leave it at false",
         )
         share = self.post_share
-        check(
+        require(
             share is None or self.type == "mix-ln",
             f"placement.post_share = {share} means nothing to placement={self.type}; "
             "set it with placement=mix-ln",
         )
-        check(
+        require(
             share is None or 0 <= share <= 1,
             f"placement.post_share = {share}: expected a share of the blocks, 0 … 1",
         )
 
-    def wiring(self, sublayer: str, layer: int, layers: int) -> Wiring:
+    def residual(self, sublayer: str, layer: int, layers: int) -> ResidualConfig:
         """How attention or MLP of block `layer` (from 0) sits in a model of so many layers."""
         share = max(0.25, 1 / layers) if self.post_share is None else self.post_share
-        wiring = placements[self.type].wire(At(sublayer, layer + 1, layers, share))
+        residual = placements[self.type].wire(At(sublayer, layer + 1, layers, share))
         if self.norm_qk and sublayer == "attention":
-            sites = wiring.sites | {"norm_qk"}
-            return replace(wiring, sites=sites, full_qk=self.norm_qk_full)
-        return wiring
+            sites = residual.sites | {"norm_qk"}
+            return replace(residual, sites=sites, full_qk=self.norm_qk_full)
+        return residual
 
     def check_norm(self, norm: NormConfig, layers: int) -> None:
         """Raise `ValueError` for a norm that this placement can't work with.
@@ -128,19 +128,19 @@ class PlacementConfig:
         BHyT's estimate of a sum x + F(N(x)) holds for that sum. TaperNorm's anchor holds the rows
         before a final norm.
         """
-        check(
+        require(
             norm.type != "bhyt-estimated" or self.type == "pre",
             f"norm=bhyt-estimated estimates what attention adds to the stream as it does at "
             f"placement=pre, not at {self.type}; expected placement=pre, or norm=bhyt",
         )
-        alpha = self.wiring("mlp", 0, layers).alpha
-        check(
+        alpha = self.residual("mlp", 0, layers).alpha
+        require(
             norm.type != "none" or alpha == 1,
             f"placement={self.type} with norm=none would grow the stream {alpha:.4g} times in each "
             "of its sublayers; take another norm, or placement=pre",
         )
         anchor = getattr(norm, "anchor", None)
-        check(
+        require(
             anchor is None or "norm_final" in self.around(layers),
             f"norm.anchor = {anchor} means nothing to placement={self.type}, which has no norm "
             "before the head; expected null, or placement=pre",
@@ -148,21 +148,21 @@ class PlacementConfig:
 
     def around(self, layers: int) -> frozenset[str]:
         """The sites outside the blocks; a stream that the last block leaves normed needs none."""
-        normed = "norm_skip" in self.wiring("mlp", layers - 1, layers).sites
+        normed = "post_norm" in self.residual("mlp", layers - 1, layers).sites
         found = {"norm_embed": self.norm_embed, "norm_final": not normed}
         return frozenset(site for site, there in found.items() if there)
 
     def sites(self, layers: int) -> frozenset[str]:
         """Every kind of site that holds a norm somewhere in a model of so many layers."""
-        blocks = [self.wiring(s, i, layers).sites for s in SUBLAYERS for i in range(layers)]
+        blocks = [self.residual(s, i, layers).sites for s in SUBLAYERS for i in range(layers)]
         return self.around(layers).union(*blocks)
 
 
-def _at(*sites: str, **factors: float | bool) -> Wiring:
-    return Wiring(frozenset(sites), **factors)  # type: ignore[arg-type]
+def _at(*sites: str, **factors: float | bool) -> ResidualConfig:
+    return ResidualConfig(frozenset(sites), **factors)  # type: ignore[arg-type]
 
 
-def _row(name: str, wire: Callable[[At], Wiring], card: MethodCard) -> None:
+def _row(name: str, wire: Callable[[At], ResidualConfig], card: MethodCard) -> None:
     placements.register(name)(Placement(wire, card))
 
 
@@ -185,7 +185,7 @@ _row(
 )
 _row(
     "post",
-    lambda at: _at("norm_skip"),
+    lambda at: _at("post_norm"),
     MethodCard(
         title="Post-LN",
         formula="N(x + F(x)); no final norm",
@@ -229,7 +229,7 @@ _row(
 )
 _row(
     "deepnorm",
-    lambda at: _at("norm_skip", alpha=(2 * at.layers) ** 0.25, gain=(8 * at.layers) ** -0.25),
+    lambda at: _at("post_norm", alpha=(2 * at.layers) ** 0.25, gain=(8 * at.layers) ** -0.25),
     MethodCard(
         title="DeepNorm",
         formula="N(αx + F(x)), α = (2M)^¼; initial values, output map and MLP times β = (8M)^−¼",
@@ -240,7 +240,7 @@ _row(
 )
 _row(
     "sub-ln",
-    lambda at: _at("norm_in", "norm_inner", gain=math.sqrt(math.log(2 * at.layers))),
+    lambda at: _at("norm_in", "sub_norm", gain=math.sqrt(math.log(2 * at.layers))),
     MethodCard(
         title="Sub-LN (Magneto)",
         formula="x + N(F'(N(x)))W: N before each output map; initial gain √ln 2N as in DeepNorm",
@@ -254,7 +254,7 @@ _row(
     lambda at: (
         _at("norm_in", "norm_out", head_scales=True)
         if at.sublayer == "attention"
-        else _at("norm_in", "norm_inner")
+        else _at("norm_in", "sub_norm")
     ),
     MethodCard(
         title="NormFormer",
@@ -278,7 +278,7 @@ _row(
 _row(
     "mix-ln",
     lambda at: _at(
-        "norm_skip" if at.layer <= math.floor(at.post_share * at.layers + 1e-9) else "norm_in"
+        "post_norm" if at.layer <= math.floor(at.post_share * at.layers + 1e-9) else "norm_in"
     ),
     MethodCard(
         title="Mix-LN",
@@ -291,12 +291,12 @@ _row(
 )
 
 
-def _hybrid(at: At) -> Wiring:
+def _hybrid(at: At) -> ResidualConfig:
     """Z = N(Y), X⁺ = Z + F(Z): the norm of the MLP's stream stands behind attention's sum."""
-    return _at("norm_qk", "norm_v", "norm_skip") if at.sublayer == "attention" else _at()
+    return _at("norm_qk", "norm_v", "post_norm") if at.sublayer == "attention" else _at()
 
 
-def _hybrid_star(at: At) -> Wiring:
+def _hybrid_star(at: At) -> ResidualConfig:
     if at.layer > 1:
         return _hybrid(at)
     return _at("norm_in", "norm_qk", "norm_v") if at.sublayer == "attention" else _at("norm_in")
@@ -326,7 +326,7 @@ _row(
 )
 _row(
     "keel",
-    lambda at: _at("norm_in", "norm_skip", alpha=2.0 * at.layers),
+    lambda at: _at("norm_in", "post_norm", alpha=2.0 * at.layers),
     MethodCard(
         title="KEEL",
         formula="N(αx + F(N(x))), α the number of sublayers, 2L",

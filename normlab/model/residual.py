@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from normlab.model.context import Context
-from normlab.model.placement import Wiring
+from normlab.model.placement import ResidualConfig
 from normlab.norms import Norm, Site
 
 
@@ -37,14 +37,14 @@ class Residual(nnx.Module):
     """A sublayer and its way around: skip(α·x + g·out(F(c·in(x)))), each part where there is one.
 
     Serves attention and MLP alike. A placement chooses which of in, out and skip are norms, and
-    the constants α and c (`Wiring`); g is a learned scalar where the norm type has one (see
+    the constants α and c (`ResidualConfig`); g is a learned scalar where the norm type has one (see
     `Norm.branch_gain`).
     """
 
     def __init__(
         self,
         branch: nnx.Module,
-        wiring: Wiring,
+        residual: ResidualConfig,
         make_norm: MakeNorm,
         width: int,
         gain: float | None,
@@ -53,9 +53,9 @@ class Residual(nnx.Module):
         self.branch = branch
         self.norm_in = make_norm("norm_in", width)
         self.norm_out = make_norm("norm_out", width)
-        self.norm_skip = make_norm("norm_skip", width)
+        self.post_norm = make_norm("post_norm", width)
         self.branch_gain = None if gain is None else nnx.Param(jnp.float32(gain))
-        self.alpha, self.scale_in, self.dropout = wiring.alpha, wiring.scale_in, dropout
+        self.alpha, self.scale_in, self.dropout = residual.alpha, residual.scale_in, dropout
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this sublayer."""
@@ -63,7 +63,7 @@ class Residual(nnx.Module):
         h = context.norm(self.norm_out, self.branch(context.compute.narrow(h), context))
         if self.branch_gain is not None:
             h = h * self.branch_gain[...]
-        return context.norm(self.norm_skip, times(self.alpha, x) + context.dropout(h, self.dropout))
+        return context.norm(self.post_norm, times(self.alpha, x) + context.dropout(h, self.dropout))
 
 
 def times(factor: float, x: Array) -> Array:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from normlab.config import check
+from normlab.config import require
 from normlab.model.attention import soft_cap
 from normlab.model.block import Block, rematerialized, scanned
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.linear import Linear
-from normlab.model.placement import PlacementConfig, Wiring
+from normlab.model.placement import PlacementConfig, ResidualConfig
 from normlab.model.residual import norm_maker
 from normlab.norms import Norm, NormConfig, all_norms, norms
 from normlab.registry import choice
@@ -43,7 +43,7 @@ class Transformer(nnx.Module):
         seed: int = 0,
     ):
         kind = norms[norm.type]
-        check(
+        require(
             isinstance(norm, kind.Config),
             f"norm = {norm}: expected the config of its type, norms[{norm.type!r}].Config(…)",
         )
@@ -85,15 +85,15 @@ class Transformer(nnx.Module):
         self.embed.embedding[...] *= kind.init_scale(norm, "embed", 2 * layers)
         for path, linear in nnx.iter_graph(self):
             if isinstance(linear, Linear):
-                wiring = self._wiring(*map(str, path))
-                name, shrunk = str(path[-1]), wiring.gain is None
+                residual = self._wiring(*map(str, path))
+                name, shrunk = str(path[-1]), residual.gain is None
                 linear.kernel[...] *= kind.init_scale(norm, name, 2 * layers, shrunk)
 
-    def _wiring(self, *path: str) -> Wiring:
+    def _wiring(self, *path: str) -> ResidualConfig:
         """How the block sits in the stream that `path` leads into; the plain one for the head."""
         if path[0] != "blocks":
-            return Wiring()
-        return self.placement.wiring(path[2], int(path[1]), self.config.layers)
+            return ResidualConfig()
+        return self.placement.residual(path[2], int(path[1]), self.config.layers)
 
     def __call__(
         self, tokens: Int[Array, "b l"], context: Context | None = None
@@ -109,7 +109,7 @@ class Transformer(nnx.Module):
             sites = [norm.site.name for norm in all_norms(self)]
             for name in context.scales:
                 choice("site", name, sites)
-        x = context.stream(self.stem(tokens, context))
+        x = context.stream(self.embed_tokens(tokens, context))
         if self.stacked:
             x = scanned(self.blocks[0], x, context)
         else:
@@ -118,7 +118,7 @@ class Transformer(nnx.Module):
                 x = context.stream(call(block, x, context))
         return self.logits(context.compute.narrow(context.norm(self.norm_final, x)))
 
-    def stem(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
+    def embed_tokens(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
         """The residual stream before the first block."""
         if tokens.ndim != 2:
             raise ValueError(f"tokens of shape {list(tokens.shape)}: expected [batch, length]")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms.base import NormConfig, norms
 from normlab.norms.statistics import LayerNorm, LayerNormConfig, RMSNormConfig
 from normlab.numerics import Accumulator
@@ -26,7 +26,7 @@ MAGIC = 0x5F3759DF
 class L1Config(LayerNormConfig):
     """How an L1 LayerNorm computes."""
 
-    type: str = knob("l1", "norm type, a registered name (set by norm=NAME)")
+    type: str = field("l1", "norm type, a registered name (set by norm=NAME)")
 
 
 @norms.register("l1")
@@ -64,7 +64,7 @@ class L1LayerNorm(LayerNorm):
 class DroppedMeanConfig(LayerNormConfig):
     """How a LayerNorm without μ² in its denominator computes."""
 
-    type: str = knob("dropped-mean", "norm type, a registered name (set by norm=NAME)")
+    type: str = field("dropped-mean", "norm type, a registered name (set by norm=NAME)")
 
 
 @norms.register("dropped-mean")
@@ -99,7 +99,7 @@ class DroppedMean(LayerNorm):
 class MaxRescaleConfig(LayerNormConfig):
     """How a norm that divides by the row's largest element first computes."""
 
-    type: str = knob("max-rescale", "norm type, a registered name (set by norm=NAME)")
+    type: str = field("max-rescale", "norm type, a registered name (set by norm=NAME)")
 
 
 @norms.register("max-rescale")
@@ -141,11 +141,11 @@ class MaxRescale(LayerNorm):
 class DoubledConfig(RMSNormConfig):
     """How an RMSNorm on a LayerNorm unit computes; it can't centre."""
 
-    type: str = knob("doubled", "norm type, a registered name (set by norm=NAME)")
+    type: str = field("doubled", "norm type, a registered name (set by norm=NAME)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
+        require(
             not self.center,
             "norm.center = True: norm 'doubled' makes an RMSNorm of a LayerNorm and can't centre; "
             "expected False, or norm=layernorm",
@@ -202,12 +202,12 @@ class ByInverseRoot(LayerNorm):
 class FastRsqrtConfig(LayerNormConfig):
     """How a LayerNorm with the fast inverse square root computes."""
 
-    type: str = knob("fast-rsqrt", "norm type, a registered name (set by norm=NAME)")
-    steps: int = knob(1, "Newton steps after the first guess")
+    type: str = field("fast-rsqrt", "norm type, a registered name (set by norm=NAME)")
+    steps: int = field(1, "Newton steps after the first guess")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.steps >= 0, f"norm.steps = {self.steps}: expected a number ≥ 0, such as 1")
+        require(self.steps >= 0, f"norm.steps = {self.steps}: expected a number ≥ 0, such as 1")
 
 
 @norms.register("fast-rsqrt")
@@ -268,14 +268,14 @@ def _float(bits: Array) -> Array:
 class IterL2Config(LayerNormConfig):
     """How an IterL2Norm computes."""
 
-    type: str = knob("iterl2", "norm type, a registered name (set by norm=NAME)")
-    steps: int = knob(5, "iterations")
-    rate: float = knob(0.345, "c in λ = c·2^−e, e the exponent of m; 0 < c < 0.5")
+    type: str = field("iterl2", "norm type, a registered name (set by norm=NAME)")
+    steps: int = field(5, "iterations")
+    rate: float = field(0.345, "c in λ = c·2^−e, e the exponent of m; 0 < c < 0.5")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.steps >= 0, f"norm.steps = {self.steps}: expected a number ≥ 0, such as 5")
-        check(
+        require(self.steps >= 0, f"norm.steps = {self.steps}: expected a number ≥ 0, such as 5")
+        require(
             0 < self.rate < 0.5,
             f"norm.rate = {self.rate}: expected 0 < rate < 0.5, or λm ≥ 1 diverges; such as 0.345",
         )
@@ -321,12 +321,12 @@ class IterL2Norm(ByInverseRoot):
 class DyadicConfig(LayerNormConfig):
     """How a LayerNorm with a dyadic multiplier computes."""
 
-    type: str = knob("dyadic", "norm type, a registered name (set by norm=NAME)")
-    bits: int = knob(8, "bits of the integer b in the multiplier b/2^c, 1 to 22")
+    type: str = field("dyadic", "norm type, a registered name (set by norm=NAME)")
+    bits: int = field(8, "bits of the integer b in the multiplier b/2^c, 1 to 22")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(1 <= self.bits <= 22, f"norm.bits = {self.bits}: expected 1 to 22")
+        require(1 <= self.bits <= 22, f"norm.bits = {self.bits}: expected 1 to 22")
 
 
 @norms.register("dyadic")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normlab.config import knob
+from normlab.config import field
 from normlab.numerics import Accumulator
 from normlab.registry import MethodCard, Registry
 
@@ -21,7 +21,7 @@ class Site:
     """Where in a transformer a norm sits.
 
     Args:
-        kind: norm_in, norm_out, norm_skip, norm_embed, norm_final, norm_qk, norm_v or norm_inner.
+        kind: norm_in, norm_out, post_norm, norm_embed, norm_final, norm_qk, norm_v or sub_norm.
         name: its path in the model, unique: "blocks.3.attention.norm_in", "norm_final".
     """
 
@@ -39,7 +39,7 @@ class Site:
 class NormConfig:
     """What every norm type's config has; each type's own `Config` extends it."""
 
-    type: str = knob("rmsnorm", "norm type, a registered name (set by norm=NAME)")
+    type: str = field("rmsnorm", "norm type, a registered name (set by norm=NAME)")
 
     @classmethod
     def variant(cls, values: Mapping[str, Any]) -> Any:
@@ -72,7 +72,7 @@ class Norm(nnx.Module):
     and implements `__call__`. It is built for a width (d) and a `Site`; its parameters start at
     values that depend on nothing else.
 
-    `gain` and `bias` hold what is stored, or None; `gamma()` and `beta()` are what acts.
+    `weight` and `bias` hold what is stored, or None; `gamma()` and `beta()` are what acts.
     """
 
     Config: ClassVar[type[NormConfig]] = NormConfig
@@ -94,7 +94,7 @@ class Norm(nnx.Module):
         self.site = site
         self.config = config
         initial = jnp.zeros if getattr(config, "one_plus", False) else jnp.ones
-        self.gain = nnx.Param(initial(width)) if getattr(config, "scale", False) else None
+        self.weight = nnx.Param(initial(width)) if getattr(config, "use_weight", False) else None
         self.bias = nnx.Param(jnp.zeros(width)) if getattr(config, "bias", False) else None
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
@@ -114,10 +114,10 @@ class Norm(nnx.Module):
         return self(x, acc)
 
     def gamma(self) -> Float[Array, "..."] | None:
-        """γ, the gain that multiplies x̂: as stored, or one more (`one_plus`); None without one."""
-        if self.gain is None:
+        """γ, the weight that multiplies x̂: as stored, or one more (`one_plus`); or None."""
+        if self.weight is None:
             return None
-        stored = self.gain[...]
+        stored = self.weight[...]
         return 1.0 + stored if getattr(self.config, "one_plus", False) else stored
 
     def beta(self) -> Float[Array, "..."] | None:
@@ -192,7 +192,7 @@ class Norm(nnx.Module):
             config: of the norm.
             matrix: query, key, value, out, gate, up, down, embed, or head (one of the model's own).
             branches: residual branches of the model, two a block.
-            shrunk: its block's output maps start smaller by √branches (see `Wiring.std`).
+            shrunk: its block's output maps start smaller by √branches (see `ResidualConfig.std`).
         """
         return 1.0
 

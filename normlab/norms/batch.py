@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
@@ -18,15 +18,15 @@ from normlab.registry import MethodCard
 class BatchNormConfig(NormConfig):
     """How a BatchNorm computes."""
 
-    type: str = knob("batchnorm", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-5, "ε, added to the variance under the root")
-    momentum: float = knob(0.1, "share of a step's statistics in the running ones (PyTorch's way)")
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    bias: bool = knob(True, "add a learned bias β ∈ R^d, initially 0")
+    type: str = field("batchnorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-5, "ε, added to the variance under the root")
+    momentum: float = field(0.1, "share of a step's statistics in the running ones (PyTorch's way)")
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    bias: bool = field(True, "add a learned bias β ∈ R^d, initially 0")
 
     def __post_init__(self) -> None:
-        check(self.eps > 0, f"norm.eps = {self.eps}: expected a number > 0, such as 1e-5")
-        check(
+        require(self.eps > 0, f"norm.eps = {self.eps}: expected a number > 0, such as 1e-5")
+        require(
             0 < self.momentum <= 1,
             f"norm.momentum = {self.momentum}: expected 0 < m ≤ 1, such as 0.1 (the share of the "
             "new statistics; Flax's 0.9 would be 0.1 here)",

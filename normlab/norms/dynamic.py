@@ -1,4 +1,4 @@
-"""Norms whose gain depends on the row."""
+"""Norms whose weight depends on the row."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
@@ -19,20 +19,20 @@ from normlab.registry import MethodCard
 class SeeDNormConfig(NormConfig):
     """How a SeeDNorm computes."""
 
-    type: str = knob("seednorm", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-6, "ε, added to the mean square under the root")
-    alpha: float = knob(
-        1.0, "initial α, how much the row's own part may change the gain", initial=True
+    type: str = field("seednorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-6, "ε, added to the mean square under the root")
+    alpha: float = field(
+        1.0, "initial α, how much the row's own part may change the weight", initial=True
     )
-    scale: bool = knob(True, "the constant part of the gain, γ ∈ R^d, initially 1")
-    heads: int | None = knob(
+    use_weight: bool = field(True, "the constant part of the weight, γ ∈ R^d, initially 1")
+    heads: int | None = field(
         None, "n, equal parts of the row, each with a dot product of its own; null: the whole row"
     )
 
     def __post_init__(self) -> None:
-        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-6")
-        check(self.alpha != 0, "norm.alpha = 0: neither α nor β would ever learn; expected 1")
-        check(
+        require(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-6")
+        require(self.alpha != 0, "norm.alpha = 0: neither α nor β would ever learn; expected 1")
+        require(
             self.heads is None or self.heads >= 1,
             f"norm.heads = {self.heads}: expected a number ≥ 1, such as 16, or null",
         )
@@ -60,7 +60,7 @@ class SeeDNorm(Norm):
         "the row",
         source="Cai et al. 2025, arXiv:2510.22777; unconfirmed: initial values and the multi-head "
         "form (read in two summaries of the paper that agree), ε",
-        property="starts as RMSNorm bit for bit; later its gain lies within |γ| + |α|",
+        property="starts as RMSNorm bit for bit; later its weight lies within |γ| + |α|",
         test="tests/norms/test_dynamic.py::test_seednorm_starts_as_rmsnorm_and_its_gain_is_bounded",
     )
 
@@ -74,9 +74,9 @@ class SeeDNorm(Norm):
         """Shape and dtype of `x`."""
         y = acc.normalize(x, self.config.eps)
         products = widened(x, acc.precision) * self.direction[...]
-        gain = self._along(products) * self.alpha[...]
+        weight = self._along(products) * self.alpha[...]
         constant = super().gamma()
-        return (y * (gain if constant is None else gain + constant)).astype(x.dtype)
+        return (y * (weight if constant is None else weight + constant)).astype(x.dtype)
 
     def _along(self, products: Array) -> Array:
         """Tanh of the dot product, of the row's own or of that of each element's head."""

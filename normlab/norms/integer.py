@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int32, UInt32
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms.base import NormConfig, Site, norms
 from normlab.norms.statistics import LayerNorm, LayerNormConfig
 from normlab.numerics import Accumulator
@@ -24,12 +24,12 @@ from normlab.registry import MethodCard
 class IBertConfig(LayerNormConfig):
     """How an I-BERT LayerNorm computes."""
 
-    type: str = knob("i-bert", "norm type, a registered name (set by norm=NAME)")
-    bits: int = knob(16, "bits of the quantized input, 2 to 24 (I-BERT's code: 22)")
+    type: str = field("i-bert", "norm type, a registered name (set by norm=NAME)")
+    bits: int = field(16, "bits of the quantized input, 2 to 24 (I-BERT's code: 22)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(2 <= self.bits <= 24, f"norm.bits = {self.bits}: expected 2 to 24, such as 16")
+        require(2 <= self.bits <= 24, f"norm.bits = {self.bits}: expected 2 to 24, such as 16")
 
 
 @norms.register("i-bert")
@@ -65,7 +65,7 @@ class IBertLayerNorm(LayerNorm):
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
         most = 32 - (width - 1).bit_length()
-        check(
+        require(
             config.bits <= most,
             f"norm.bits = {config.bits}: the sum of {width} such integers can overflow int32; "
             f"expected at most {most}",
@@ -150,13 +150,13 @@ def _rounded_mean(q: Array) -> Array:
 class AILayerNormConfig(LayerNormConfig):
     """How an AILayerNorm computes."""
 
-    type: str = knob("ai-layernorm", "norm type, a registered name (set by norm=NAME)")
-    factors: int = knob(3, "largest power of two in an element's factor, 0 (none) to 3")
-    rounding: bool = knob(False, "compress to the nearest 4-bit value; false: truncate (the paper)")
+    type: str = field("ai-layernorm", "norm type, a registered name (set by norm=NAME)")
+    factors: int = field(3, "largest power of two in an element's factor, 0 (none) to 3")
+    rounding: bool = field(False, "compress to the nearest 4-bit value; false: truncate (paper)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 <= self.factors <= 3, f"norm.factors = {self.factors}: expected 0 to 3")
+        require(0 <= self.factors <= 3, f"norm.factors = {self.factors}: expected 0 to 3")
 
 
 @norms.register("ai-layernorm")
@@ -193,7 +193,7 @@ class AILayerNorm(LayerNorm):
 
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
-        check(width < 2**16, f"width {width}: the sum of squares can overflow; expected < 65536")
+        require(width < 2**16, f"width {width}: the sum of squares can overflow; expected < 65536")
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; `acc` has nothing to do."""

@@ -11,7 +11,7 @@ from jax import lax
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms.base import Norm, NormConfig, OutsideBlockError, Site, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
@@ -38,16 +38,16 @@ def dyt_alpha(width: int, site: Site) -> float:
 class DyTConfig(NormConfig):
     """How a DyT starts."""
 
-    type: str = knob("dyt", "norm type, a registered name (set by norm=NAME)")
-    alpha: float | None = knob(
+    type: str = field("dyt", "norm type, a registered name (set by norm=NAME)")
+    alpha: float | None = field(
         None, "initial α; null takes the paper's, by width and site", initial=True
     )
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    bias: bool = knob(False, "add a learned β ∈ R^d, initially 0 (the paper's LLaMA has none)")
-    embed_scale: bool = knob(True, "multiply the embedding by a learned scalar, initially √d")
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    bias: bool = field(False, "add a learned β ∈ R^d, initially 0 (the paper's LLaMA has none)")
+    embed_scale: bool = field(True, "multiply the embedding by a learned scalar, initially √d")
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.alpha is None or self.alpha > 0,
             f"norm.alpha = {self.alpha}: expected a number > 0, or null for the paper's rule",
         )
@@ -91,15 +91,15 @@ class DyT(Norm):
 class DerfConfig(NormConfig):
     """How a Derf starts."""
 
-    type: str = knob("derf", "norm type, a registered name (set by norm=NAME)")
-    alpha: float = knob(1.0, "initial α (the default of the authors' language model)", initial=True)
-    shift: float = knob(0.0, "initial s", initial=True)
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    bias: bool = knob(False, "add a learned β ∈ R^d, initially 0")
-    embed_scale: bool = knob(True, "multiply the embedding by a learned scalar, initially √d")
+    type: str = field("derf", "norm type, a registered name (set by norm=NAME)")
+    alpha: float = field(1.0, "initial α (that of the authors' language model)", initial=True)
+    shift: float = field(0.0, "initial s", initial=True)
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    bias: bool = field(False, "add a learned β ∈ R^d, initially 0")
+    embed_scale: bool = field(True, "multiply the embedding by a learned scalar, initially √d")
 
     def __post_init__(self) -> None:
-        check(self.alpha > 0, f"norm.alpha = {self.alpha}: expected a number > 0, such as 1")
+        require(self.alpha > 0, f"norm.alpha = {self.alpha}: expected a number > 0, such as 1")
 
 
 @norms.register("derf")
@@ -141,20 +141,20 @@ class Derf(Norm):
 class BHyTConfig(NormConfig):
     """How a BHyT computes and starts."""
 
-    type: str = knob("bhyt", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-6, "ε, added to the mean square under the root")
-    lam: float = knob(1.0, "initial λ", initial=True)
-    kappa: float = knob(10.0, "κ: no more than a share κ⁻² of a row has |x| > κ·√(mean x²)")
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    keep_final: bool = knob(
+    type: str = field("bhyt", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-6, "ε, added to the mean square under the root")
+    lam: float = field(1.0, "initial λ", initial=True)
+    kappa: float = field(10.0, "κ: no more than a share κ⁻² of a row has |x| > κ·√(mean x²)")
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    keep_final: bool = field(
         True, "a norm before the head is an RMSNorm, as the authors have it (post-norm has none)"
     )
 
     def __post_init__(self) -> None:
-        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-6")
+        require(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-6")
         for name in ("lam", "kappa"):
             value = getattr(self, name)
-            check(value > 0, f"norm.{name} = {value}: expected a number > 0")
+            require(value > 0, f"norm.{name} = {value}: expected a number > 0")
 
 
 @norms.register("bhyt")
@@ -200,7 +200,7 @@ class BHyT(Norm):
 class EstimatedBHyTConfig(BHyTConfig):
     """How a BHyT computes and starts, whose second site in a block is estimated."""
 
-    type: str = knob("bhyt-estimated", "norm type, a registered name (set by norm=NAME)")
+    type: str = field("bhyt-estimated", "norm type, a registered name (set by norm=NAME)")
 
 
 @norms.register("bhyt-estimated")
@@ -260,9 +260,9 @@ METHODS = ("rezero", "skipinit", "fixup", "tfixup")
 class NoneConfig(NormConfig):
     """How a transformer without norms starts."""
 
-    type: str = knob("none", "norm type, a registered name (set by norm=NAME)")
-    method: str = knob("rezero", f"what makes it trainable: {', '.join(METHODS)}", initial=True)
-    branch_gain: float | None = knob(
+    type: str = field("none", "norm type, a registered name (set by norm=NAME)")
+    method: str = field("rezero", f"what makes it trainable: {', '.join(METHODS)}", initial=True)
+    branch_gain: float | None = field(
         None,
         "initial value of the learned scalar on each residual branch; null: the method's",
         initial=True,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulator import EPS_FORMS
@@ -17,20 +17,21 @@ from normlab.registry import MethodCard, choice
 
 @dataclass(frozen=True)
 class LayerNormConfig(NormConfig):
-    """How a LayerNorm computes; `center`, `scale` and `bias` are independent of each other."""
+    """How a LayerNorm computes; `center`, `use_weight` and `bias` are independent of each other."""
 
-    type: str = knob("layernorm", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-5, "ε, added to the variance under the root")
-    center: bool = knob(True, "subtract the row's mean before anything else")
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    one_plus: bool = knob(False, "the gain is stored as w, γ = 1 + w (Gemma)")
-    bias: bool = knob(True, "add a learned bias β ∈ R^d, initially 0")
+    type: str = field("layernorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-5, "ε, added to the variance under the root")
+    center: bool = field(True, "subtract the row's mean before anything else")
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    one_plus: bool = field(False, "the weight is stored as w, γ = 1 + w (Gemma)")
+    bias: bool = field(True, "add a learned bias β ∈ R^d, initially 0")
 
     def __post_init__(self) -> None:
-        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
-        check(
-            self.scale or not self.one_plus,
-            "norm.one_plus = True says how a gain is stored, but norm.scale = False: there is none",
+        require(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+        require(
+            self.use_weight or not self.one_plus,
+            "norm.one_plus = True says how a weight is stored, but norm.use_weight = False: "
+            "there is none",
         )
 
 
@@ -38,7 +39,7 @@ class LayerNormConfig(NormConfig):
 class ExactLayerNormConfig(LayerNormConfig):
     """How a LayerNorm computes, and where its ε stands."""
 
-    eps_form: str = knob("under", "where ε stands: under the root, added to it, or floor of it")
+    eps_form: str = field("under", "where ε stands: under the root, added to it, or floor of it")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,9 +50,9 @@ class ExactLayerNormConfig(LayerNormConfig):
 class RMSNormConfig(ExactLayerNormConfig):
     """How an RMSNorm computes: a LayerNorm that neither centres nor shifts."""
 
-    type: str = knob("rmsnorm", "norm type, a registered name (set by norm=NAME)")
-    center: bool = knob(False, "subtract the row's mean before anything else")
-    bias: bool = knob(False, "add a learned bias β ∈ R^d, initially 0")
+    type: str = field("rmsnorm", "norm type, a registered name (set by norm=NAME)")
+    center: bool = field(False, "subtract the row's mean before anything else")
+    bias: bool = field(False, "add a learned bias β ∈ R^d, initially 0")
 
 
 @norms.register("layernorm")
@@ -86,7 +87,7 @@ class RMSNorm(LayerNorm):
     """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4): y = x / √(mean x² + ε) ⊙ γ.
 
     ε stands under the root, as in the LLaMA family. The paper's own code (bzhangGo/rmsnorm) has
-    x / (√(mean x²) + ε) with ε = 1e-8: `eps_form="added"`. Gemma's gain is 1 + w: `one_plus`.
+    x / (√(mean x²) + ε) with ε = 1e-8: `eps_form="added"`. Gemma's weight is 1 + w: `one_plus`.
     """
 
     Config: ClassVar[type[NormConfig]] = RMSNormConfig
@@ -103,12 +104,14 @@ class RMSNorm(LayerNorm):
 class PartialRMSNormConfig(RMSNormConfig):
     """How a partial RMSNorm computes."""
 
-    type: str = knob("prmsnorm", "norm type, a registered name (set by norm=NAME)")
-    share: float = knob(0.0625, "p, the share of the row that the statistic is taken of")
+    type: str = field("prmsnorm", "norm type, a registered name (set by norm=NAME)")
+    share: float = field(0.0625, "p, the share of the row that the statistic is taken of")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.share <= 1, f"norm.share = {self.share}: expected 0 < p ≤ 1, such as 0.0625")
+        require(
+            0 < self.share <= 1, f"norm.share = {self.share}: expected 0 < p ≤ 1, such as 0.0625"
+        )
 
 
 @norms.register("prmsnorm")
@@ -151,11 +154,11 @@ class PartialRMSNorm(LayerNorm):
 class ScaleNormConfig(NormConfig):
     """How a ScaleNorm computes."""
 
-    type: str = knob("scalenorm", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-5, "ε, the least length that a row is divided by")
+    type: str = field("scalenorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-5, "ε, the least length that a row is divided by")
 
     def __post_init__(self) -> None:
-        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+        require(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
 
 
 @norms.register("scalenorm")
@@ -163,11 +166,11 @@ class ScaleNorm(Norm):
     """ScaleNorm (Nguyen and Salazar 2019, arXiv:1910.05895): y = g · x / max(‖x‖₂, ε).
 
     g is one learned scalar for each site, initially √d (tnq177/transformers_without_tears). It is
-    an RMSNorm with g/√d for every gain.
+    an RMSNorm with g/√d for every weight.
     """
 
     Config: ClassVar[type[NormConfig]] = ScaleNormConfig
-    affine_last: ClassVar[bool] = False  # g is neither `gain` nor `bias`
+    affine_last: ClassVar[bool] = False  # g is neither `weight` nor `bias`
     card: ClassVar[MethodCard] = MethodCard(
         title="ScaleNorm",
         formula="y = g · x / max(‖x‖₂, ε), g a scalar, initially √d",
@@ -204,14 +207,14 @@ class ScaleNorm(Norm):
 class FixNormConfig(ScaleNormConfig):
     """How FixNorm and the ScaleNorms of its model compute."""
 
-    type: str = knob("fixnorm", "norm type, a registered name (set by norm=NAME)")
-    embed_length: float | None = knob(
+    type: str = field("fixnorm", "norm type, a registered name (set by norm=NAME)")
+    embed_length: float | None = field(
         None, "initial length of the embedding rows; null: √d", initial=True
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
+        require(
             self.embed_length is None or self.embed_length > 0,
             f"norm.embed_length = {self.embed_length}: expected a number > 0, or null for √d",
         )
@@ -249,15 +252,15 @@ class FixNorm(ScaleNorm):
 class GroupNormConfig(NormConfig):
     """How a GroupNorm computes."""
 
-    type: str = knob("groupnorm", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-5, "ε, added to each group's variance under the root")
-    groups: int = knob(4, "G, groups of d/G channels each (the paper's 32 are for images)")
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    bias: bool = knob(True, "add a learned bias β ∈ R^d, initially 0")
+    type: str = field("groupnorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-5, "ε, added to each group's variance under the root")
+    groups: int = field(4, "G, groups of d/G channels each (the paper's 32 are for images)")
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    bias: bool = field(True, "add a learned bias β ∈ R^d, initially 0")
 
     def __post_init__(self) -> None:
-        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
-        check(self.groups >= 1, f"norm.groups = {self.groups}: expected a number ≥ 1, such as 4")
+        require(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+        require(self.groups >= 1, f"norm.groups = {self.groups}: expected a number ≥ 1, such as 4")
 
 
 @norms.register("groupnorm")

@@ -12,9 +12,9 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
-from normlab.numerics import Accumulator, Observed
+from normlab.numerics import Accumulator, RangeCounts
 from normlab.numerics.accumulate import widened
 from normlab.registry import MethodCard
 
@@ -23,30 +23,30 @@ from normlab.registry import MethodCard
 class TaperNormConfig(NormConfig):
     """How a TaperNorm computes, and when it fades."""
 
-    type: str = knob("tapernorm", "norm type, a registered name (set by norm=NAME)")
-    eps: float = knob(1e-5, "ε, added to the mean square under the root")
-    start: float = knob(0.1, "share of the training in which the gate is 1 and c is measured")
-    end: float = knob(0.8, "share of the steps after which the gate is 0 (some must be left)")
-    ema: float = knob(
+    type: str = field("tapernorm", "norm type, a registered name (set by norm=NAME)")
+    eps: float = field(1e-5, "ε, added to the mean square under the root")
+    start: float = field(0.1, "share of the training in which the gate is 1 and c is measured")
+    end: float = field(0.8, "share of the steps after which the gate is 0 (some must be left)")
+    ema: float = field(
         0.05, "share of a step (of each of `accumulate` parts) in the running means behind c"
     )
-    scale: bool = knob(True, "multiply by a learned gain γ ∈ R^d, initially 1")
-    keep_final: bool = knob(
+    use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
+    keep_final: bool = field(
         True, "a norm before the head never fades: it anchors the logits (post-norm has none)"
     )
-    anchor: float | None = knob(
+    anchor: float | None = field(
         None, "λ of the loss that holds the rows before norm_final at their size; null: none"
     )
 
     def __post_init__(self) -> None:
-        check(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
-        check(
+        require(self.eps >= 0, f"norm.eps = {self.eps}: expected a number ≥ 0, such as 1e-5")
+        require(
             0 < self.start < self.end < 1,
             f"norm.start = {self.start}, norm.end = {self.end}: expected 0 < start < end < 1, so "
             "that c is measured first and the gate is exactly 0 at last",
         )
-        check(0 < self.ema <= 1, f"norm.ema = {self.ema}: expected 0 < share ≤ 1, such as 0.05")
-        check(
+        require(0 < self.ema <= 1, f"norm.ema = {self.ema}: expected 0 < share ≤ 1, such as 0.05")
+        require(
             self.anchor is None or self.anchor > 0,
             f"norm.anchor = {self.anchor}: expected a number > 0, such as 0.01, or null",
         )
@@ -59,7 +59,7 @@ class TaperNorm(Norm):
     y = g · x/r ⊙ γ + (1 − g) · c · x ⊙ (γ + δ), with r = √(mean x² + ε). The gate g is 1 in the
     first share of the training, falls along a cosine, and is exactly 0 from `end` on: the norm is
     then the linear map that `fold` gives. c is the least-squares factor that makes c·x⊙γ nearest to
-    x/r⊙γ, E[‖x⊙γ‖²/r] / E[‖x⊙γ‖²], of running means taken while g is 1. The linear map has a gain
+    x/r⊙γ, E[‖x⊙γ‖²/r] / E[‖x⊙γ‖²], of running means taken while g is 1. The linear map has a weight
     of its own, γ + δ: δ gets no gradient while g is 1, so the two start apart from the same γ.
 
     The gate and c are those of the last step of training; outside training they stand still. At
@@ -125,7 +125,7 @@ class TaperNorm(Norm):
     @classmethod
     def check_steps(cls, config: Any, steps: int) -> None:
         """The gate is that of the last step, which begins at (steps − 1)/steps of the training."""
-        check(
+        require(
             (steps - 1) / steps >= config.end,
             f"norm.end = {config.end}: no step of {steps} begins there, so the gate would never be "
             f"0; expected at most {(steps - 1) / steps:.4g}",
@@ -149,14 +149,14 @@ class TaperNorm(Norm):
         return constant, constant + self.delta[...]
 
     def _mixed(self, x: Array, y: Array, acc: Accumulator) -> Array:
-        gate, (gain, gain_linear) = self.gate[...], self._gains()
+        gate, (weight, gain_linear) = self.gate[...], self._gains()
         linear = widened(x, acc.precision) * (self.factor() * gain_linear)
-        return (gate * (y * gain) + (1.0 - gate) * linear).astype(x.dtype)
+        return (gate * (y * weight) + (1.0 - gate) * linear).astype(x.dtype)
 
-    def _that_matter(self, seen: Observed) -> Observed:
+    def _that_matter(self, seen: RangeCounts) -> RangeCounts:
         """What was seen of the rows; of what the sums made of them nothing, if the gate is 0."""
         rows = ("rows", "max_abs", "max_square", "squares", "sums")
-        idle = dataclasses.replace(Observed.nothing(), **{f: getattr(seen, f) for f in rows})
+        idle = dataclasses.replace(RangeCounts.nothing(), **{f: getattr(seen, f) for f in rows})
         return jax.tree.map(partial(jnp.where, self.gate[...] > 0), seen, idle)
 
     def _gate_at(self, progress: Array) -> Array:

@@ -3,16 +3,16 @@
 from normlab.numerics.accumulate import accumulate, sum_of_squares
 from normlab.numerics.accumulator import Accumulator
 from normlab.numerics.formats import FloatFormat, round_to
-from normlab.numerics.observed import Observed
 from normlab.numerics.orders import Order
 from normlab.numerics.precision import Precision
+from normlab.numerics.range_counts import RangeCounts
 
 __all__ = [
     "Accumulator",
     "FloatFormat",
-    "Observed",
     "Order",
     "Precision",
+    "RangeCounts",
     "accumulate",
     "round_to",
     "sum_of_squares",

@@ -8,8 +8,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from normlab.config import check
-from normlab.numerics.exact import once, separate
+from normlab.config import require
+from normlab.numerics.exact import no_contract, once
 from normlab.numerics.formats import FloatFormat, rounded
 from normlab.numerics.precision import Precision
 
@@ -45,7 +45,7 @@ def widened(x: Array, precision: Precision) -> Array:
 
 def _total(x: Array, precision: Precision, square: bool, held: bool) -> Array:
     x = widened(x, precision)
-    check(x.ndim > 0 and x.shape[-1] > 0, f"shape {x.shape}: expected rows [*batch, d], d ≥ 1")
+    require(x.ndim > 0 and x.shape[-1] > 0, f"shape {x.shape}: expected rows [*batch, d], d ≥ 1")
     if precision.plain:
         return _float32_sum(x * x if square else x, precision.mean)
     return _accumulate(x, precision, square, held)
@@ -86,4 +86,4 @@ def _adder(given: FloatFormat) -> FloatFormat:
 
 def _parted(terms: Array, to: FloatFormat) -> Array:
     """Keep a product from being contracted with the add that follows, where no rounding does."""
-    return separate(terms) if to.mantissa == 23 else terms
+    return no_contract(terms) if to.mantissa == 23 else terms

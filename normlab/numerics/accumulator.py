@@ -7,10 +7,10 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
-from normlab.numerics.exact import after, separate
+from normlab.numerics.exact import no_contract, order_after
 from normlab.numerics.formats import round_to
-from normlab.numerics.observed import Observed
 from normlab.numerics.precision import Precision
+from normlab.numerics.range_counts import RangeCounts
 from normlab.registry import choice
 
 EPS_FORMS = ("under", "added", "floor")
@@ -22,8 +22,8 @@ class Accumulator:
 
     The one mechanism by which a norm obeys a precision. A norm is written as
 
-        y = acc.normalize(x, eps) * gain                      # RMSNorm
-        y = acc.normalize(x, eps, center=True) * gain + bias  # LayerNorm
+        y = acc.normalize(x, eps) * weight                      # RMSNorm
+        y = acc.normalize(x, eps, center=True) * weight + bias  # LayerNorm
 
     or, where it needs more, from `acc.moments`. It knows nothing of formats, orders and options.
 
@@ -46,7 +46,7 @@ class Accumulator:
         scaled = not (isinstance(scale, int | float) and scale == 1)
         self.precision = Precision.parse(precision).applied(scaled)
         self.scale = scale
-        self.observed: Observed | None = Observed.nothing() if observe else None
+        self.observed: RangeCounts | None = RangeCounts.nothing() if observe else None
         self.entered: Any = None  # what a norm that estimates its statistic is told of the block
         self._exact: tuple[Array, int] | None = None  # Σ of the last rows, and d; until ε is known
 
@@ -185,11 +185,11 @@ class Accumulator:
 
     def _after(self, known: Array, x: Array) -> Array:
         """Have x once more rather than store what was made of it; XLA sees to plain fp32."""
-        return x if self.precision.plain else after(known, x)
+        return x if self.precision.plain else order_after(known, x)
 
     def _apart(self, x: Array) -> Array:
         """Keep a step from being contracted with the next; plain fp32 is as XLA has it."""
-        return x if self.precision.plain else separate(x)
+        return x if self.precision.plain else no_contract(x)
 
     def _multiplier(self, dtype: Any = jnp.float32) -> Array:
         """1/s. XLA makes it of a division by s anyway, so let it be seen."""

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 
-def separate(x: Array) -> Array:
+def no_contract(x: Array) -> Array:
     """`x`, a step of its own: XLA cannot contract it with the add, or the product, that follows.
 
     A choice between x and NaN changes no value. XLA's CPU backend drops an optimization barrier.
@@ -12,7 +12,7 @@ def separate(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), jnp.nan, x)
 
 
-def after(known: Array, x: Array) -> Array:
+def order_after(known: Array, x: Array) -> Array:
     """`x`, but not before `known`: what is made of it then is made anew, not stored till then.
 
     The choice is never taken. `known` holds a number for each row, or for each element.
@@ -37,7 +37,7 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     return total, (a - (total - part)) + (b - part)
 
 
-def to_odd(total: Array, rest: Array) -> Array:
+def round_to_odd(total: Array, rest: Array) -> Array:
     """Total + rest cut to float32, the last bit set where something was cut off.
 
     Rounding that to nearest is the same as rounding the sum itself, for formats of up to 21
@@ -48,7 +48,7 @@ def to_odd(total: Array, rest: Array) -> Array:
 
 
 def sticky(near: Array, lost: Array) -> Array:
-    """`to_odd` of what `two_sum` gives, where an infinite or NaN sum is itself."""
+    """`round_to_odd` of what `two_sum` gives, where an infinite or NaN sum is itself."""
     bits = lax.bitcast_convert_type(near, jnp.int32)
     inward = (lost > 0) != (near > 0)
     cut = lax.bitcast_convert_type((bits - inward) | 1, jnp.float32)

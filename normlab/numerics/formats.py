@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from normlab.config import check
-from normlab.numerics.exact import sticky, to_odd, two_sum
+from normlab.config import require
+from normlab.numerics.exact import round_to_odd, sticky, two_sum
 from normlab.registry import choice, unknown
 
 FORMATS = {
@@ -54,13 +54,13 @@ class FloatFormat:
 
     def __post_init__(self):
         """Refuse what float32 cannot hold."""
-        check(2 <= self.exponent <= 8, f"exponent bits = {self.exponent}: expected 2 to 8")
+        require(2 <= self.exponent <= 8, f"exponent bits = {self.exponent}: expected 2 to 8")
         # Of a sum that float32 cannot hold, 21 bits can be got in one rounding and 22 cannot.
         held = self.mantissa in (*range(1, 22), 23)
-        check(held, f"mantissa bits = {self.mantissa}: expected 1 to 21, or 23")
+        require(held, f"mantissa bits = {self.mantissa}: expected 1 to 21, or 23")
         choice("subnormal handling", self.subnormals, ("ieee", "flush"))
         choice("overflow handling", self.overflow, ("inf", "saturate"))
-        check(
+        require(
             self.stochastic is None or self.mantissa != 23,
             f"{self.name} with option stochastic: expected fewer mantissa bits than float32's 23, "
             "of which nothing is cut off",
@@ -200,7 +200,7 @@ def rounded_pair(total: Array, rest: Array, to: FloatFormat, place: Place = 0) -
     """Round(total + rest), in one rounding, for a sum that float32 need not hold."""
     if to.mantissa == 23:  # of an infinite total the rest is NaN
         return rounded(jnp.where(jnp.isfinite(total), total + rest, total), to, place)
-    return rounded(to_odd(total, rest), to, place)
+    return rounded(round_to_odd(total, rest), to, place)
 
 
 def _bounded(r: Array, to: FloatFormat) -> Array:

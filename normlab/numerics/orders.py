@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from normlab.config import check
+from normlab.config import require
 from normlab.numerics.exact import two_sum
 from normlab.numerics.formats import FloatFormat, rounded_pair, rounded_sum
 from normlab.registry import unknown
 
-_WRITTEN = re.compile(r"([a-z]+)(\d+|\(\d+\))?")  # lanes8; lanes(8) in old records
+_WRITTEN = re.compile(r"([a-z_]+)(\d+|\(\d+\))?")  # lanes8; lanes(8) in old records
+_RENAMED = {"rounded": "exact_then_round"}
 _UNROLL = {"cpu": 8}
 """The most steps in one turn of a loop: 16 are no faster on a CPU. Elsewhere 32, as each turn is a
 launch of kernels there; 32 are still compiled to one, 64 are not (benchmarks/gpu_code.py)."""
@@ -24,7 +25,7 @@ _LANES = 64  # accumulators of an exact sum, whose order cannot be seen
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """An order of summation: `sequential`, `pairwise`, `lanesK`, `blocksK` or `rounded`."""
+    """An order of summation: sequential, pairwise, lanesK, blocksK or exact_then_round."""
 
     name: str
     width: int | None = None  # the k of lanesK and blocksK
@@ -34,19 +35,20 @@ class Order:
         if self.name not in SUMS:
             raise unknown("order of summation", self.name, ALL_ORDERS)
         if self.name in _WIDE:
-            check(
+            require(
                 (self.width or 0) >= 1,
                 f"order {self}: expected {self.name}K with K ≥ 1, such as {self.name}8",
             )
         else:
-            check(self.width is None, f"order {self}: expected {self.name}, which takes no width")
+            require(self.width is None, f"order {self}: expected {self.name}, which takes no width")
 
     @classmethod
     def parse(cls, text: str) -> "Order":
         """The order written `NAME` or `NAMEK`."""
         if not (written := _WRITTEN.fullmatch(text)):
             raise unknown("order of summation", text, ALL_ORDERS)
-        return cls(written[1], None if written[2] is None else int(written[2].strip("()")))
+        name = _RENAMED.get(written[1], written[1])
+        return cls(name, None if written[2] is None else int(written[2].strip("()")))
 
     def __str__(self) -> str:
         """The string that `parse` reads."""
@@ -92,7 +94,7 @@ def _blocks(terms: Array, to: FloatFormat, k: int) -> Array:
     return _fold(add, jnp.zeros((*terms.shape[:-1], 1), jnp.float32), blocks, 1)[..., 0]
 
 
-def _rounded(terms: Array, to: FloatFormat, _: int = 1) -> Array:
+def _exact_then_round(terms: Array, to: FloatFormat, _: int = 1) -> Array:
     """The exact sum, rounded once."""
     return rounded_pair(*_exact_sum(terms), to)
 
@@ -102,7 +104,7 @@ SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {
     "pairwise": _pairwise,
     "lanes": _lanes,
     "blocks": _blocks,
-    "rounded": _rounded,
+    "exact_then_round": _exact_then_round,
 }
 """Each order of summation by name: (terms, format, width) → their sum."""
 _WIDE = ("lanes", "blocks")

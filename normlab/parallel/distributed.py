@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from normlab.config import check, knob
+from normlab.config import field, require
 
 AUTO = "auto"
 
@@ -22,29 +22,29 @@ AUTO = "auto"
 class HostsConfig:
     """Which processes belong together; each is started with the same command."""
 
-    coordinator: str | None = knob(
+    coordinator: str | None = field(
         None,
         "several processes: auto (Slurm, MPI, TPU or Kubernetes say which), or HOST:PORT of the "
         "first of them; null: one process",
     )
-    process: int | None = knob(None, "which of them this one is, from 0; needs a HOST:PORT")
-    count: int | None = knob(None, "how many they are; needs a HOST:PORT")
+    process: int | None = field(None, "which of them this one is, from 0; needs a HOST:PORT")
+    count: int | None = field(None, "how many they are; needs a HOST:PORT")
 
     def __post_init__(self) -> None:
         address, process, count = self.coordinator, self.process, self.count
         if address in (None, AUTO):
-            check(
+            require(
                 process is None and count is None,
                 f"hosts.process = {process} and hosts.count = {count} mean nothing with "
                 f"hosts.coordinator = {address}: expected HOST:PORT, such as 10.0.0.1:1234",
             )
             return
         host, _, port = str(address).rpartition(":")
-        check(
+        require(
             bool(host) and port.isdigit(),
             f"hosts.coordinator = {address!r}: expected auto or HOST:PORT, such as 10.0.0.1:1234",
         )
-        check(
+        require(
             process is not None and count is not None and 0 <= process < count,
             f"hosts.process = {process}, hosts.count = {count}: beside an address, expected both, "
             "and 0 ≤ process < count",
@@ -52,7 +52,7 @@ class HostsConfig:
 
 
 @contextmanager
-def joined(config: HostsConfig) -> Iterator[None]:
+def joined_processes(config: HostsConfig) -> Iterator[None]:
     """Join the other processes, before anything has touched a device; the first alone prints.
 
     Raises:
@@ -60,7 +60,7 @@ def joined(config: HostsConfig) -> Iterator[None]:
     """
     if config.coordinator is not None and not jax.distributed.is_initialized():
         _join(config)
-    if first():
+    if is_main_process():
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -87,15 +87,15 @@ def _join(config: HostsConfig) -> None:
         raise ValueError(f"{asked}: the processes did not come together: {why}") from error
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
-def by_first(act: Callable[[], None]) -> None:
+def on_main_process(act: Callable[[], None]) -> None:
     """Let the first process do something while the others wait; they fail where it fails."""
     failure: Exception | None = None
-    if first():
+    if is_main_process():
         try:
             act()
         except Exception as error:
@@ -103,11 +103,11 @@ def by_first(act: Callable[[], None]) -> None:
     failed = _largest(failure is not None)
     if failure is not None:
         raise failure
-    check(not failed, "the first process ended with an error; see what it says")
+    require(not failed, "the first process ended with an error; see what it says")
 
 
 @contextmanager
-def own(directory: Path, shared: str | None = None) -> Iterator[Path]:
+def private_copy(directory: Path, shared: str | None = None) -> Iterator[Path]:
     """The directory for the first process; for another one a copy of it that is thrown away.
 
     All processes run the same code on the same numbers and so come to the same decisions (when to
@@ -123,7 +123,7 @@ def own(directory: Path, shared: str | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         copy = directory
         _largest(0)  # the first one has written all that it is going to
-        if not first():
+        if not is_main_process():
             copy = Path(scratch) / directory.name
             _copy(directory, copy, shared)
         _largest(0)  # and writes on when all have their copies
@@ -139,7 +139,7 @@ def _copy(directory: Path, to: Path, shared: str | None) -> None:
         (to / shared).symlink_to((directory / shared).resolve())
 
 
-def agreed(number: int | None, due: bool = True) -> int | None:
+def agreed_maximum(number: int | None, due: bool = True) -> int | None:
     """The largest number that any process has, or None where none has one; all must call it.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.parallel.sharding import shard_parameters
 
 
@@ -17,17 +17,17 @@ from normlab.parallel.sharding import shard_parameters
 class MeshConfig:
     """data × model devices: all that there are, or one."""
 
-    data: int = knob(1, "devices that a batch is divided over")
-    model: int = knob(1, "devices that heads, hidden elements and vocabulary are divided over")
-    shard_parameters: bool = knob(
+    data: int = field(1, "devices that a batch is divided over")
+    model: int = field(1, "devices that heads, hidden elements and vocabulary are divided over")
+    shard_parameters: bool = field(
         False, "divide weights and optimizer state over mesh.data too (fully sharded)"
     )
 
     def __post_init__(self) -> None:
         for name in ("data", "model"):
             value = getattr(self, name)
-            check(value >= 1, f"mesh.{name} = {value}: expected a number ≥ 1 of devices")
-        check(
+            require(value >= 1, f"mesh.{name} = {value}: expected a number ≥ 1 of devices")
+        require(
             self.data > 1 or not self.shard_parameters,
             "mesh.shard_parameters = True divides weights over mesh.data = 1 device: expected "
             "mesh.data > 1",
@@ -36,7 +36,7 @@ class MeshConfig:
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Refuse a model whose `ModelConfig.divided_sizes` `mesh.model` doesn't divide."""
         for name, size in sizes.items():
-            check(
+            require(
                 size % self.model == 0,
                 f"mesh.model = {self.model} doesn't divide {name} = {size}; what divides heads, "
                 f"key/value heads and hidden elements: {_common_divisors(sizes)}",
@@ -45,7 +45,7 @@ class MeshConfig:
     def check_batch(self, batch: int, accumulate: int) -> None:
         """Refuse a batch whose parts (`accumulate` of them) `mesh.data` doesn't divide."""
         least = self.data * accumulate
-        check(
+        require(
             self.data == 1 or batch % least == 0,
             f"mesh.data = {self.data} × accumulate = {accumulate} doesn't divide batch = {batch}; "
             f"the nearest that it divides is {max(1, round(batch / least)) * least}",
@@ -62,7 +62,7 @@ class MeshConfig:
         if size == 1 and jax.process_count() == 1:
             yield
             return
-        check(
+        require(
             size == there,
             f"mesh.data = {self.data} × mesh.model = {self.model} is {size} devices, there are "
             f"{there} in {jax.process_count()} process(es): expected all of them"

@@ -90,7 +90,7 @@ def sharding(name: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
     return NamedSharding(mesh, spec(name, shape, *sizes, shard_parameters.get()))
 
 
-def placed(tree: Any) -> Any:
+def shard_params(tree: Any) -> Any:
     """A pytree of weights, or of an optimizer's state, where its arrays belong.
 
     Inside a jitted function the arrays are constrained to lie there.
@@ -112,7 +112,7 @@ def put(name: str, x: Any) -> jax.Array:
     return _from_host(x, where) if isinstance(x, np.ndarray) else jax.device_put(x, where)
 
 
-def divided(*arrays: np.ndarray) -> tuple[Any, ...]:
+def shard_batch(*arrays: np.ndarray) -> tuple[Any, ...]:
     """A batch's arrays, each device given its part of the first axis; every process has them whole.
 
     Rows that `data` doesn't divide go to all devices.
@@ -129,7 +129,7 @@ def _from_host(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
 
 
-def divisible(size: int) -> int:
+def padded_rows(size: int) -> int:
     """The least number of rows ≥ `size` that `data` divides."""
     mesh = jax.sharding.get_mesh()
     parts = 1 if mesh.empty else mesh.shape["data"]
@@ -149,7 +149,7 @@ def whole_rows(x: Float[Array, "b *others d"]) -> Float[Array, "b *others d"]:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(batch, *between, None))
 
 
-def everywhere(tree: Any) -> Any:
+def replicate(tree: Any) -> Any:
     """In a jitted function: results that each process can fetch, the same on all devices."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZES = {"mean_square": "mean x²", "max_abs": "largest |x|", "max_square": "largest ‖x‖² of a row"}
-"""What a line of watch.jsonl knows of an activation, and how a figure says it."""
+"""What a line of diagnostics.jsonl knows of an activation, and how a figure says it."""
 
 
 def finite(value: float | None) -> float:
-    """A number of watch.jsonl, where null is what isn't finite."""
+    """A number of diagnostics.jsonl, where null is what isn't finite."""
     return math.nan if value is None else value
 
 
 def largest(values: Iterable[float | None]) -> float:
-    """The largest number of watch.jsonl: infinite where one isn't finite, NaN where there are none.
+    """The largest of a diagnostic: infinite where one isn't finite, NaN where there are none.
 
     Infinity is not drawn; the others' largest would be the size of what had not yet blown up.
     """
@@ -64,7 +64,7 @@ def over_depth(
     """A line for each series through the values, by block, of its first or last look."""
     for i, s in enumerate(seen):
         colour, marker = look(i)
-        found = values(s.watched[which])
+        found = values(s.diagnostics[which])
         at, of = list(found), list(found.values())
         ax.plot(at, of, color=colour, marker=marker, ms=4, label=s.label)
     logarithmic(ax)
@@ -75,7 +75,7 @@ def over_training(ax: "Axes", seen: Sequence[Series], value: Callable[[Line], fl
     """A line for each series through a value of each of its looks."""
     for i, s in enumerate(seen):
         colour, marker = look(i)
-        at, of = [n["step"] for n in s.watched], [value(n) for n in s.watched]
+        at, of = [n["step"] for n in s.diagnostics], [value(n) for n in s.diagnostics]
         ax.plot(at, of, color=colour, marker=marker, ms=4, label=s.label)
     logarithmic(ax)
     whole(ax)
@@ -83,7 +83,7 @@ def over_training(ax: "Axes", seen: Sequence[Series], value: Callable[[Line], fl
 
 def step_title(ax: "Axes", seen: Sequence[Series], which: int) -> None:
     """Say of which step the first or the last looks are."""
-    steps = sorted({s.watched[which]["step"] for s in seen})
+    steps = sorted({s.diagnostics[which]["step"] for s in seen})
     ax.set_title(f"step {', '.join(map(str, steps))}", fontsize=9)
 
 

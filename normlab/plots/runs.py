@@ -1,6 +1,6 @@
 """Figures of training runs: loss against learning rate, and what was seen inside them.
 
-All but the first need a run's watch.jsonl.
+All but the first need a run's diagnostics.jsonl.
 """
 
 import math
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def run_figures(runs: Iterable[Run], out: Path) -> list[Path]:
     """All figures that the runs give, as SVG and PNG in `out`; the files written."""
     found = series(runs)
-    seen = [s for s in found if s.watched]
+    seen = [s for s in found if s.diagnostics]
     written = []
     if any(len(s.runs) > 1 for s in found):
         written += save(loss_figure(found), out / "loss-lr")
@@ -48,13 +48,13 @@ Draw = Callable[[Sequence[Series]], "Figure"]
 
 
 def _seen_figures(seen: Sequence[Series]) -> dict[str, Draw]:
-    """By file name, how to draw what was seen; without norms there are neither sites nor gains."""
+    """By file name, how to draw the diagnostics; without norms neither sites nor weights."""
     made: dict[str, Draw]
     made = {"depth": depth_figure, "training": training_figure, "gradients": gradient_figure}
     if inside(site_kinds(seen)):
         made |= {"sites": sites_figure, "sites-training": sites_training_figure}
     if inside(vector_kinds(seen)):
-        made |= {"gains": vectors_figure, "gains-training": vectors_training_figure}
+        made |= {"weights": vectors_figure, "weights-training": vectors_training_figure}
     return made
 
 
@@ -65,7 +65,7 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
     training text's frequencies alone give. Beside it, where runs were watched, the largest sum of
     squares that a row of the stream had at any look.
     """
-    watched = any(run.watched for s in found for runs in s.runs.values() for run in runs)
+    watched = any(run.diagnostics for s in found for runs in s.runs.values() for run in runs)
     made, axes = figure(1, 1 + watched, (4.0 * (1 + watched), 3.6))
     panels: list[tuple[str, Callable[[Run], float]]] = [("validation loss at the end", last_loss)]
     panels += [("largest ‖x‖² in the stream", _largest_square)] if watched else []
@@ -125,7 +125,7 @@ def _over_rates(
 
 def _largest_square(run: Run) -> float:
     """Infinite where it was no number; NaN, which is not drawn, for a run that nobody watched."""
-    return largest(size["max_square"] for line in run.watched for size in line["stream"])
+    return largest(size["max_square"] for line in run.diagnostics for size in line["stream"])
 
 
 def depth_figure(seen: Sequence[Series]) -> "Figure":

@@ -15,7 +15,7 @@ from normlab.runs.run import Run
 
 TYPES = ("norm.type", "placement.type")
 Line = dict[str, Any]
-"""One look, a line of watch.jsonl."""
+"""One look, a line of diagnostics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Series:
         return min(self.runs, key=lambda rate: np.mean([best_loss(r) for r in self.runs[rate]]))
 
     @property
-    def watched(self) -> list[Line]:
+    def diagnostics(self) -> list[Line]:
         """What was seen inside the first run at the best learning rate."""
-        return self.runs[self.best][0].watched
+        return self.runs[self.best][0].diagnostics
 
 
 def last_loss(run: Run) -> float:

@@ -24,7 +24,7 @@ SHOWN = ("mean_square", "max_abs")
 
 def site_kinds(seen: Sequence[Series]) -> list[str]:
     """Kinds of site that the models have: "attention.norm_in", "norm_final"."""
-    return sorted({kind for s in seen for kind in by_kind(s.watched[-1]["sites"])})
+    return sorted({kind for s in seen for kind in by_kind(s.diagnostics[-1]["sites"])})
 
 
 def _sizes(line: Line, kind: str, key: str) -> dict[int, float]:

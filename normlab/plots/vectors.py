@@ -1,4 +1,4 @@
-"""Figures of the norms' gains and α: by block at the end, and over training."""
+"""Figures of the weights and α of norms: by block at the end, and over training."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEARNED = (".gain", ".alpha")
+LEARNED = (".weight", ".alpha")
 
 
 def vector_kinds(seen: Sequence[Series]) -> list[str]:
-    """Kinds of gain and α that the models have: "attention.norm_in.gain", "norm_final.gain"."""
-    return sorted({kind for s in seen for kind in _vectors(s.watched[-1])})
+    """Kinds of gain and α that the models have: "attention.norm_in.weight", "norm_final.weight"."""
+    return sorted({kind for s in seen for kind in _vectors(s.diagnostics[-1])})
 
 
 def _vectors(line: Line) -> dict[str, dict[int, Any]]:
-    found = {k: v for k, v in line["vectors"].items() if "norm_" in k and k.endswith(LEARNED)}
+    found = {k: v for k, v in line["vectors"].items() if "norm" in k and k.endswith(LEARNED)}
     return by_kind(found)
 
 
@@ -36,12 +36,12 @@ def _panels(axes: Any, kinds: Sequence[str], over: str) -> Iterator[tuple["Axes"
 
 
 def vectors_figure(seen: Sequence[Series]) -> "Figure":
-    """Gains and α of the norms in the blocks at the end: mean, and bars from least to largest."""
+    """γ and α of the norms in the blocks at the end: mean, and bars from least to largest."""
     found = inside(vector_kinds(seen))
     made, axes = grid(len(found))
     for ax, kind in _panels(axes, found, "block"):
         for i, s in enumerate(seen):
-            values = _vectors(s.watched[-1]).get(kind, {})
+            values = _vectors(s.diagnostics[-1]).get(kind, {})
             of = {n: np.array([finite(v[n]) for v in values.values()]) for n in _ENDS}
             bars = [of["mean"] - of["min"], of["max"] - of["mean"]]
             at = np.array(list(values), float) + 0.08 * (i - len(seen) / 2)
@@ -49,26 +49,26 @@ def vectors_figure(seen: Sequence[Series]) -> "Figure":
             ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
     for ax in axes[:, 0]:
         ax.set_ylabel("mean; bars: least to largest")
-    return finished(made, axes, seen, "Gains and α after training, as stored")
+    return finished(made, axes, seen, "Weights γ and α of norms after training")
 
 
 _ENDS = ("mean", "min", "max")
 
 
 def vectors_training_figure(seen: Sequence[Series]) -> "Figure":
-    """Gains and α over training, all blocks together: mean, and a band from least to largest."""
+    """γ and α over training, all blocks together: mean, and a band from least to largest."""
     found = vector_kinds(seen)
     made, axes = grid(len(found))
     for ax, kind in _panels(axes, found, "step"):
         for i, s in enumerate(seen):
-            ends = [(n["step"], *_ends(_vectors(n).get(kind, {}))) for n in s.watched]
+            ends = [(n["step"], *_ends(_vectors(n).get(kind, {}))) for n in s.diagnostics]
             steps, mean, low, high = zip(*ends, strict=True)
             colour, marker = look(i)
             ax.plot(steps, mean, color=colour, marker=marker, ms=4, label=s.label)
             ax.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
     for ax in axes[:, 0]:
         ax.set_ylabel("mean; band: least to largest")
-    return finished(made, axes, seen, "Gains and α over training, as stored")
+    return finished(made, axes, seen, "Weights γ and α of norms over training")
 
 
 def _ends(values: dict[int, Any]) -> tuple[float, float, float]:

@@ -155,7 +155,7 @@ class Checkpoint:
             "source": str(self._where),
             "family": self.family,
             "sha256": {path.name: sha256(path) for path in self.source.files},
-            "gain": "γ as stored; 1 + w was added at load"
+            "weight": "γ as stored; 1 + w was added at load"
             if self.names.gain_offset
             else "γ as stored",
             "config": {

@@ -61,7 +61,7 @@ class Names:
         modules: our module → theirs; `{i}` is the block. Queries,
             keys and values may share one, of which they are the thirds.
         transposed: linear maps are stored [out, in], as the head always is.
-        gain_offset: added to every stored gain.
+        gain_offset: added to every stored weight.
         paired: queries and keys are stored in rotary pairs of neighbours.
         plus_row: our module → a stored tensor whose row 0 is added to it.
         prefixes: the first of them that stands before a name is no part of it.
@@ -93,7 +93,7 @@ class Names:
             part=part,
             plus_row=(self.plus_row or {}).get(module),
         )
-        if leaf == "gain":
+        if leaf == "weight":
             return replace(stored, offset=self.gain_offset)
         heads = {"attention.branch.query": config.heads, "attention.branch.key": config.kv}
         if self.paired and leaf in ("kernel", "bias"):
@@ -143,7 +143,7 @@ GEMMA = Names(
     prefixes=("language_model.model.", "model.language_model.", "language_model.", "model."),
     ignored=rf"{_BUFFERS}|(vision_tower|multi_modal_projector)\.",
 )
-"""Gemma 2 and 3 in Hugging Face's names, whose gains are 1 + w; of what sees, the text part."""
+"""Gemma 2 and 3 in Hugging Face's names, norm weights 1 + w; of what sees, the text part."""
 
 GPT2 = Names(
     {
@@ -175,10 +175,10 @@ BERT = Names(
         "attention.branch.key": "encoder.layer.{i}.attention.self.key",
         "attention.branch.value": "encoder.layer.{i}.attention.self.value",
         "attention.branch.out": "encoder.layer.{i}.attention.output.dense",
-        "attention.norm_skip": "encoder.layer.{i}.attention.output.LayerNorm",
+        "attention.post_norm": "encoder.layer.{i}.attention.output.LayerNorm",
         "mlp.branch.gate": "encoder.layer.{i}.intermediate.dense",
         "mlp.branch.down": "encoder.layer.{i}.output.dense",
-        "mlp.norm_skip": "encoder.layer.{i}.output.LayerNorm",
+        "mlp.post_norm": "encoder.layer.{i}.output.LayerNorm",
     },
     plus_row={"positions": "embeddings.token_type_embeddings.weight"},
     prefixes=("bert.",),
@@ -212,7 +212,7 @@ _GGUF = {
 }
 
 GGUF_NAMES = Names(_GGUF, ignored=r"rope_freqs\.weight$")
-"""GGUF, whose files hold Gemma's gains as 1 + w already."""
+"""GGUF, whose files hold Gemma's norm weights as 1 + w already."""
 
 GGUF_LLAMA = replace(GGUF_NAMES, paired=True)
 """GGUF's Llama, whose queries and keys llama.cpp stores in rotary pairs of neighbours."""

@@ -143,7 +143,7 @@ Sizes = list[tuple[float, dict[str, float | None]]]
 
 def _series(run: Trained, places: Callable[[dict[str, Any]], dict[Any, Any]]) -> dict[Any, Sizes]:
     found: dict[Any, Sizes] = {}
-    for row in run.watched:
+    for row in run.diagnostics:
         for place, sizes in places(row).items():
             found.setdefault(place, []).append((row["step"], sizes))
     return found

@@ -25,7 +25,7 @@ class Trained:
         asked: the overrides that it was started with.
         record: how it stands, and its results.
         metrics: what was logged, a row a logged step.
-        watched: what was seen inside the model, if it was asked for.
+        diagnostics: what was seen inside the model, if it was asked for.
         provenance: its text, and by what it was trained.
     """
 
@@ -34,7 +34,7 @@ class Trained:
     asked: Sequence[str]
     record: dict[str, Any]
     metrics: Sequence[dict[str, Any]]
-    watched: Sequence[dict[str, Any]]
+    diagnostics: Sequence[dict[str, Any]]
     provenance: dict[str, Any]
 
     @classmethod
@@ -48,10 +48,10 @@ class Trained:
         return cls(
             name=directory.resolve().name,
             config=flattened(run.read("config.yaml")),
-            asked=run.read("asked.yaml") or [],
+            asked=run.read("overrides.yaml") or [],
             record=run.record,
             metrics=run.metrics,
-            watched=run.watched,
+            diagnostics=run.diagnostics,
             provenance=run.read("provenance.json"),
         )
 

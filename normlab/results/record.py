@@ -4,18 +4,17 @@ import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from normlab.registry import choice
+from normlab.results import renamed
 
 OK, NOT_APPLICABLE = "ok", "n/a"
 GOOD = ("finished", "stopped early")
 """States of a training run that has ended well."""
-_BRACKETS = re.compile(r"\((\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ class Record:
     overflowed_rows: int | None = None  # rows with a sum that is not finite
     underflowed_rows: int | None = None  # rows whose sum is below the smallest normal
     zero_rows: int | None = None  # those of them whose sum is zero
-    imprecise_rows: int | None = None  # rows on which underflow may cost more than one rounding
-    harmed_rows: int | None = None  # those of them whose exact sum is below the smallest normal
+    precision_loss_rows: int | None = None  # underflow may cost more than one rounding
+    underflow_error_rows: int | None = None  # of them, exact sum below the smallest normal
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     # What it depends on
     order: str | None = None  # the order of summation, the default written out
@@ -112,9 +111,7 @@ class Record:
         Raises:
             UnknownNameError: a field that records don't have.
         """
-        values = json.loads(line)
-        for name in {"precision", "order"} & values.keys():  # lanes(8) is now lanes8
-            values[name] = _BRACKETS.sub(r"\1", values[name] or "") or None
+        values = renamed.record(json.loads(line))
         known = {f.name: f for f in dataclasses.fields(cls)}
         for name in values:
             choice("field of a record", name, known)

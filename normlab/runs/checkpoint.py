@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from inspect import iscoroutine
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from normlab.parallel.distributed import by_first, first
+from normlab.parallel.distributed import is_main_process, on_main_process
 from normlab.parallel.sharding import dotted, on_host, sharding
 from normlab.runs.checkpoint_errors import CorruptCheckpointError, root, said, unread
 
@@ -31,9 +31,10 @@ def to_names(tree: Tree) -> dict[str, Any]:
     return {dotted(path): leaf for path, leaf in leaves}
 
 
-def from_names(names: dict[str, Any], like: Tree) -> Tree:
+def from_names(names: dict[str, Any], like: Tree, saved_as: Callable[[str], str] = str) -> Tree:
     """The pytree shaped `like`, its leaves taken from a dictionary that `to_names` made."""
-    return jax.tree.unflatten(jax.tree.structure(like), [names[k] for k in to_names(like)])
+    leaves = [names[saved_as(k)] for k in to_names(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _merit(metrics: Any) -> float:
@@ -110,7 +111,9 @@ class Checkpoints:
         self._failed = False
         self.set_aside_first: list[Path] = []
         if writer:
-            by_first(lambda: self.set_aside_first.extend(map(self._renamed, self._unlisted())))
+            on_main_process(
+                lambda: self.set_aside_first.extend(map(self._renamed, self._unlisted()))
+            )
         with self._ranked():
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory,
@@ -130,7 +133,7 @@ class Checkpoints:
                 finally:
                     self._checkpointer.close()
         finally:
-            if self._writer and self._failed and first():
+            if self._writer and self._failed and is_main_process():
                 self._sweep()
 
     @contextmanager
@@ -224,14 +227,24 @@ class Checkpoints:
             if self._saving is None:
                 raise RuntimeError(f"Orbax did not take step {step}")
 
-    def load(self, step: int, **like: Tree) -> dict[str, Tree]:
+    def load(
+        self, step: int, saved_as: Callable[[str], str] = str, /, **like: Tree
+    ) -> dict[str, Tree]:
         """The trees saved at `step` ("params", "optimizer"), each shaped as the keyword says.
+
+        Args:
+            step: which checkpoint.
+            saved_as: the name in the checkpoint of what is called so now.
+            like: abstract or real trees.
 
         Raises:
             CorruptCheckpointError: it can't be read in these shapes, or isn't what was saved.
             OSError: this machine can't read it now (a file, rights, memory), which is no damage.
         """
-        abstract = {name: _abstract(to_names(tree)) for name, tree in like.items()}
+        abstract = {
+            name: {saved_as(k): v for k, v in _abstract(to_names(tree)).items()}
+            for name, tree in like.items()
+        }
         where = self._directory / str(step)
         try:
             loaded = self._checkpointer.load_checkpointables(step, abstract)
@@ -244,12 +257,12 @@ class Checkpoints:
                 raise CorruptCheckpointError(
                     f"checkpoint {where}: its {name} are not what was saved (SHA-256 differs)"
                 )
-        return {name: from_names(loaded[name], tree) for name, tree in like.items()}
+        return {name: from_names(loaded[name], tree, saved_as) for name, tree in like.items()}
 
     def set_aside(self, step: int) -> Path:
         """Rename the checkpoint of `step`, so that it counts no more; where it lies now."""
         aside: list[Path] = []
-        by_first(lambda: aside.append(self._renamed(step)))
+        on_main_process(lambda: aside.append(self._renamed(step)))
         self._checkpointer.reload()
         return aside[0] if aside else self._directory
 

@@ -20,6 +20,7 @@ from normlab.data.tokenizer import load_tokenizer
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.model.language_model import LanguageModel
 from normlab.norms import NormConfig
+from normlab.results import renamed
 from normlab.results.record import GOOD
 from normlab.runs.checkpoint import Checkpoints
 
@@ -30,10 +31,10 @@ FINAL = (*GOOD, "diverged")
 class Run:
     """A run directory and the files in it.
 
-    asked.yaml (overrides as given), config.yaml (everything, resolved), provenance.json (code,
-    packages, device, text), tokenizer/, metrics.jsonl (a line a logged step), watch.jsonl (what was
-    seen inside the model, if asked for), checkpoints/, record.json (state, and once it has ended
-    its results).
+    overrides.yaml (overrides as given), config.yaml (everything, resolved), provenance.json (code,
+    packages, device, text), tokenizer/, metrics.jsonl (a line a logged step), diagnostics.jsonl
+    (what was seen inside the model, if asked for), checkpoints/, record.json (state, and once it
+    has ended its results).
     """
 
     def __init__(self, directory: str | Path):
@@ -63,10 +64,11 @@ class Run:
             return {}
         text = self[name].read_text()
         try:
-            return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+            found = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
         except (json.JSONDecodeError, yaml.YAMLError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"{self[name]} can't be read: {said}") from error
+        return renamed.config(found) if name == "config.yaml" and found else found
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -93,6 +95,12 @@ class Run:
             lock.release()
 
     @property
+    def is_older(self) -> bool:
+        """Whether it was saved under names that have changed: it can be read, but not resumed."""
+        path = self["config.yaml"]
+        return path.exists() and renamed.is_older(yaml.safe_load(path.read_text()) or {})
+
+    @property
     def record(self) -> dict[str, Any]:
         """How the run stands."""
         return self.read("record.json")
@@ -108,9 +116,9 @@ class Run:
         return json_lines(self["metrics.jsonl"])
 
     @property
-    def watched(self) -> list[dict[str, Any]]:
+    def diagnostics(self) -> list[dict[str, Any]]:
         """What was seen inside the model (training/diagnostics.py); nothing where nobody asked."""
-        return json_lines(self["watch.jsonl"])
+        return json_lines(self["watch.jsonl" if self.is_older else "diagnostics.jsonl"])
 
 
 @contextmanager
@@ -183,7 +191,8 @@ def load(directory: str | Path) -> LanguageModel:
         step = checkpoints.best()
         if step is None:
             raise FileNotFoundError(f"{run.directory} has no checkpoint yet")
-        loaded = checkpoints.load(step, params=params)["params"]
+        saved_as = renamed.older_name if run.is_older else str
+        loaded = checkpoints.load(step, saved_as, params=params)["params"]
     facts = {
         "source": str(run.directory),
         "step": step,

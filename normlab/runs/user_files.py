@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from normlab.config import check
+from normlab.config import require
 
 
 def load(files: Iterable[str]) -> dict[str, str]:
@@ -29,10 +29,10 @@ def _load(path: Path) -> str:
     name = f"normlab_imports_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:10]}"
     if name in sys.modules:
         then = sys.modules[name].__dict__["__sha256__"]
-        check(now == then, f"imports=[{path}]: it has changed since this process read it")
+        require(now == then, f"imports=[{path}]: it has changed since this process read it")
         return now
     spec = importlib.util.spec_from_file_location(name, path)
-    check(spec is not None, f"imports=[{path}]: expected a Python file, NAME.py")
+    require(spec is not None, f"imports=[{path}]: expected a Python file, NAME.py")
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     module.__dict__["__sha256__"] = now
     sys.modules[name] = module
@@ -62,12 +62,12 @@ def refuse_others(then: Mapping[str, str], now: Mapping[str, str], run: Path) ->
     """
     here = {Path(path).name: digest for path, digest in now.items()}
     for name, digest in then.items():
-        check(
+        require(
             name in here,
             f"{run} was trained with imports=[{name}]: name that file again (nothing is imported "
             f"out of a run's directory; it keeps a copy to read, in {run / 'imports'})",
         )
-        check(
+        require(
             here[name] == digest,
             f"imports=[{name}]: another file than the one that {run} was trained with (SHA-256 "
             f"{digest[:12]}… then, {here[name][:12]}… now); its copy is in {run / 'imports'}; "

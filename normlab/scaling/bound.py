@@ -14,8 +14,8 @@ from normlab.model.mlp import MLP
 from normlab.norms import Norm, all_norms
 from normlab.scaling import weights
 from normlab.scaling.invariance import RuleDoesNotApply
+from normlab.scaling.propagate import propagate
 from normlab.scaling.rules import scale_rules
-from normlab.scaling.walk import walk
 
 LARGEST_SUM = 2.0**14
 """Largest Σ(x/s)² under the rule `bound`: a quarter of FP16's range, for rounding upwards."""
@@ -26,7 +26,7 @@ class Rows:
     """Rows z ⊙ g + b with ‖z‖ ≤ r."""
 
     radius: float
-    gain: weights.Vector
+    gamma: weights.Vector
     shift: weights.Vector
 
     @classmethod
@@ -37,7 +37,7 @@ class Rows:
     @property
     def bound(self) -> float:
         """Of the norm."""
-        return self.radius * float(np.max(np.abs(self.gain))) + float(np.linalg.norm(self.shift))
+        return self.radius * float(np.max(np.abs(self.gamma))) + float(np.linalg.norm(self.shift))
 
 
 class NormBound:
@@ -49,7 +49,7 @@ class NormBound:
     normalized values too, ‖x̂_h‖ ≤ √k.
     """
 
-    def stem(self, model: Transformer) -> Rows:
+    def embed_tokens(self, model: Transformer) -> Rows:
         """The longest embedding row and the longest learned position row."""
         tables = weights.tables(model)
         longest = sum(abs(c) * float(jnp.max(jnp.linalg.norm(t, axis=1))) for c, t in tables)
@@ -65,7 +65,7 @@ class NormBound:
 
     def normed(self, rows: Rows, norm: Norm) -> Rows:
         """‖x̂‖ ≤ √d."""
-        return Rows(np.sqrt(norm.width), weights.gain(norm), weights.shift(norm))
+        return Rows(np.sqrt(norm.width), weights.gamma(norm), weights.shift(norm))
 
     def fork(self, rows: Rows) -> Rows:
         """The same."""
@@ -73,36 +73,36 @@ class NormBound:
 
     def times(self, rows: Rows, factor: float) -> Rows:
         """The same by |c|."""
-        return Rows(rows.radius * abs(factor), rows.gain, rows.shift * factor)
+        return Rows(rows.radius * abs(factor), rows.gamma, rows.shift * factor)
 
     def inner(self, rows: Rows, branch: Attention | MLP) -> Rows:
         """√(Σ_h max‖v_h‖²), or ‖h‖ of an MLP."""
         if isinstance(branch, MLP):
             return Rows.ball(_hidden(rows, branch), branch.down.kernel.shape[0])
-        gains, size = weights.head_gains(branch), branch.config.head_size
+        factors, size = weights.head_gains(branch), branch.config.head_size
         if branch.norm_v is None:
-            heads = np.abs(gains[::size]) * _heads(rows, *weights.values(branch), size)
-            return Rows.ball(float(np.linalg.norm(heads)), len(gains))
-        gain, shift = weights.gain(branch.norm_v), weights.shift(branch.norm_v)
-        gain, shift = (gains * np.tile(v, branch.config.heads) for v in (gain, shift))
-        return Rows(np.sqrt(len(gains)), gain, shift)
+            heads = np.abs(factors[::size]) * _heads(rows, *weights.values(branch), size)
+            return Rows.ball(float(np.linalg.norm(heads)), len(factors))
+        gamma, shift = weights.gamma(branch.norm_v), weights.shift(branch.norm_v)
+        gamma, shift = (factors * np.tile(v, branch.config.heads) for v in (gamma, shift))
+        return Rows(np.sqrt(len(factors)), gamma, shift)
 
     def out(self, rows: Rows, branch: Attention | MLP) -> Rows:
         """r·‖ΓP‖₂ around bP + b_P."""
         linear = weights.output(branch)
         norm = rows.radius * weights.spectral_norm(
-            weights.scaled_rows(rows.gain, weights.kernel(linear))
+            weights.scaled_rows(rows.gamma, weights.kernel(linear))
         )
         constant = _constant(rows, weights.kernel(linear), weights.bias(linear))
         return Rows(norm, np.ones(len(constant)), constant)
 
-    def add(self, stream: Rows, branch: Rows, gain: float) -> Rows:
+    def add(self, stream: Rows, branch: Rows, gamma: float) -> Rows:
         """The triangle inequality."""
-        return Rows.ball(stream.bound + abs(gain) * branch.bound, len(stream.gain))
+        return Rows.ball(stream.bound + abs(gamma) * branch.bound, len(stream.gamma))
 
 
 def _heads(rows: Rows, matrix: Array, bias: np.ndarray, size: int) -> np.ndarray:
-    mapped = weights.scaled_rows(rows.gain, matrix)
+    mapped = weights.scaled_rows(rows.gamma, matrix)
     constant = _constant(rows, matrix, bias).reshape(-1, size)
     blocks = [mapped[:, i : i + size] for i in range(0, mapped.shape[1], size)]
     spectral = np.array([weights.spectral_norm(block) for block in blocks])
@@ -120,7 +120,7 @@ def _hidden(rows: Rows, branch: MLP) -> float:
 
 def _norm_and_largest(rows: Rows, linear: Linear) -> tuple[float, float]:
     """Bounds of ‖y‖ and of max|y_j|, y the rows through `linear`."""
-    mapped = weights.scaled_rows(rows.gain, weights.kernel(linear))
+    mapped = weights.scaled_rows(rows.gamma, weights.kernel(linear))
     constant = _constant(rows, weights.kernel(linear), weights.bias(linear))
     columns = weights.host(jnp.linalg.norm(mapped, axis=0))
     norm = rows.radius * weights.spectral_norm(mapped) + np.linalg.norm(constant)
@@ -146,7 +146,7 @@ def norm_bounds(model: Transformer) -> dict[str, Any]:
             f"{unbounded[0].config.type!r} at {unbounded[0].site.name} doesn't promise; take "
             "another, such as random_tokens, calibrated_max or row_max"
         )
-    return walk(model, NormBound())
+    return propagate(model, NormBound())
 
 
 @scale_rules.register("bound")

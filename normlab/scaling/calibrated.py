@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from normlab.model import Context, Transformer
 from normlab.norms import Norm
-from normlab.parallel.sharding import everywhere
+from normlab.parallel.sharding import replicate
 from normlab.scaling import weights
 from normlab.scaling.moments import TINY, headroom
 from normlab.scaling.rules import scale_rules
@@ -42,7 +42,7 @@ def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, A
     context, norms = Context(capture=True), weights.norms_by_site(model)
     with jax.default_matmul_precision("highest"):  # as in evaluation, or it is TF32
         model(tokens, context)
-    return everywhere({name: _norm(x[0], norms[name]) for name, x in context.inputs.items()})
+    return replicate({name: _norm(x[0], norms[name]) for name, x in context.inputs.items()})
 
 
 def _norm(x: Float[Array, "l *heads d"], norm: Norm) -> Float[Array, "rows #heads"]:

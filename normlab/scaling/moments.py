@@ -13,8 +13,8 @@ from normlab.model.linear import Linear
 from normlab.model.mlp import FUNCTIONS, MLP
 from normlab.norms import Norm
 from normlab.scaling import weights
+from normlab.scaling.propagate import propagate
 from normlab.scaling.rules import scale_rules
-from normlab.scaling.walk import walk
 from normlab.scaling.weights import Vector
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
@@ -104,7 +104,7 @@ class Moments:
             return Rows(mean, variance, slope)
         return Rows(np.zeros_like(mean), variance + mean**2, slope)
 
-    def stem(self, model: Transformer) -> Rows:
+    def embed_tokens(self, model: Transformer) -> Rows:
         """Each token equally likely, each learned position too."""
         tables = weights.tables(model)
         mean = np.sum([c * weights.host(jnp.mean(t, axis=0)) for c, t in tables], axis=0)
@@ -124,7 +124,7 @@ class Moments:
     def normed(self, rows: Rows | Inside, norm: Norm) -> Any:
         """x·√(d / E‖x‖²) ⊙ γ + β: the norm of a row, or head, replaced by its root mean square."""
         square, middle = squares(rows, norm)
-        a = np.sqrt(norm.width / np.maximum(square, TINY))[:, None] * weights.gain(norm)
+        a = np.sqrt(norm.width / np.maximum(square, TINY))[:, None] * weights.gamma(norm)
         after = np.tile(weights.shift(norm), len(square))
         moved = rows.moved(-np.repeat(middle, norm.width), a.ravel(), after)
         return (
@@ -168,11 +168,11 @@ class Moments:
         variance = weights.host(weights.product(rows.variance[None], matrix * matrix))[0]
         return self.rows(mean, variance, rows.slope * weights.host(jnp.diag(matrix)))
 
-    def add(self, stream: Rows, branch: Rows, gain: float) -> Rows:
+    def add(self, stream: Rows, branch: Rows, gamma: float) -> Rows:
         """Means add, and variances, and twice the covariance of branch and stream."""
-        follows = 1 + 2 * gain * branch.slope
-        variance = np.maximum(stream.variance * follows + gain**2 * branch.variance, 0.0)
-        return Rows(stream.mean + gain * branch.mean, variance, np.ones_like(variance))
+        follows = 1 + 2 * gamma * branch.slope
+        variance = np.maximum(stream.variance * follows + gamma**2 * branch.variance, 0.0)
+        return Rows(stream.mean + gamma * branch.mean, variance, np.ones_like(variance))
 
 
 def hidden(rows: Rows, branch: MLP) -> Inside:
@@ -201,7 +201,7 @@ def hidden(rows: Rows, branch: MLP) -> Inside:
 
 def root_mean_squares(model: Transformer) -> dict[str, tuple[Any, Any]]:
     """The predicted root mean square of ‖x‖ at each site: (incoherent, coherent)."""
-    low, high = (walk(model, Moments(coherent)) for coherent in (False, True))
+    low, high = (propagate(model, Moments(coherent)) for coherent in (False, True))
     return {site: (low[site], high[site]) for site in low}
 
 

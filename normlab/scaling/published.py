@@ -12,8 +12,8 @@ from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.norms import Norm
 from normlab.scaling import weights
+from normlab.scaling.propagate import propagate
 from normlab.scaling.rules import scale_rules
-from normlab.scaling.walk import walk
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Adjacent:
     """
 
     scale: float
-    gain: weights.Vector
+    gamma: weights.Vector
     entered: weights.Vector | None = None
 
 
@@ -40,7 +40,7 @@ class PublishedCode:
     Constants of a placement (α, 1/√ℓ, head scales) are not seen either.
     """
 
-    def stem(self, model: Transformer) -> Adjacent:
+    def embed_tokens(self, model: Transformer) -> Adjacent:
         """1."""
         return Adjacent(1.0, np.ones(model.config.width))
 
@@ -54,7 +54,7 @@ class PublishedCode:
 
     def normed(self, rows: Adjacent, norm: Norm) -> Adjacent:
         """The gain of the last norm; the block before stays the block before."""
-        return Adjacent(rows.scale, weights.gain(norm), rows.entered)
+        return Adjacent(rows.scale, weights.gamma(norm), rows.entered)
 
     def times(self, rows: Adjacent, factor: float) -> Adjacent:
         """The same."""
@@ -66,38 +66,38 @@ class PublishedCode:
 
     def inner(self, rows: Adjacent, branch: Attention | MLP) -> Adjacent:
         """1: no block stands before."""
-        return Adjacent(1.0, rows.gain, entered=rows.gain)
+        return Adjacent(1.0, rows.gamma, entered=rows.gamma)
 
     def out(self, rows: Adjacent, branch: Attention | MLP) -> Adjacent:
         """The block's formula."""
-        gain = rows.gain if rows.entered is None else rows.entered
+        gamma = rows.gamma if rows.entered is None else rows.entered
         formula = _mlp if isinstance(branch, MLP) else _attention
-        return Adjacent(formula(gain, branch), gain)
+        return Adjacent(formula(gamma, branch), gamma)
 
-    def add(self, stream: Adjacent, branch: Adjacent, gain: float) -> Adjacent:
+    def add(self, stream: Adjacent, branch: Adjacent, gamma: float) -> Adjacent:
         """The branch alone."""
         return branch
 
 
-def _attention(gain: weights.Vector, branch: Any) -> float:
+def _attention(gamma: weights.Vector, branch: Any) -> float:
     """‖Γ(W_V P + I)‖_F with tiled heads."""
     w, c = weights.kernel(branch.value), branch.config
     matrix = weights.product(jnp.tile(w, (1, c.heads // c.kv)), weights.kernel(branch.out))
-    return float(jnp.linalg.norm(weights.scaled_rows(gain, matrix + jnp.eye(len(matrix)))))
+    return float(jnp.linalg.norm(weights.scaled_rows(gamma, matrix + jnp.eye(len(matrix)))))
 
 
-def _mlp(gain: weights.Vector, branch: Any) -> float:
+def _mlp(gamma: weights.Vector, branch: Any) -> float:
     """mean|γ|·‖E‖₂·‖G‖₂, or ‖ΓE‖₂·‖ΓBG‖_F."""
     first, last = weights.kernel(branch.gate), weights.kernel(branch.down)
     if branch.up is None:
         norms = weights.spectral_norm(first) * weights.spectral_norm(last)
-        return float(np.mean(np.abs(gain))) * norms
-    mapped = weights.scaled_rows(gain, weights.product(weights.kernel(branch.up), last))
-    contraction = weights.spectral_norm(weights.scaled_rows(gain, first))
+        return float(np.mean(np.abs(gamma))) * norms
+    mapped = weights.scaled_rows(gamma, weights.product(weights.kernel(branch.up), last))
+    contraction = weights.spectral_norm(weights.scaled_rows(gamma, first))
     return contraction * float(jnp.linalg.norm(mapped))
 
 
 @scale_rules.register("slanc_code")
 def slanc_code(model: Transformer) -> dict[str, Any]:
     """The scales of `slanc_tuning` in d-matrix-ai/dmx-compressor, `layer_reconstruction.py`."""
-    return walk(model, PublishedCode())
+    return propagate(model, PublishedCode())

@@ -13,8 +13,8 @@ from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.norms import Norm
 from normlab.scaling import weights
+from normlab.scaling.propagate import propagate
 from normlab.scaling.rules import scale_rules
-from normlab.scaling.walk import walk
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Rows:
     """Rows u ⊙ g of an isotropic u with norm √d: their mean square norm is Σg².
 
     Args:
-        gain: g; all one value where only the norm is known.
+        weight: g; all one value where only the norm is known.
         direct: u ⊙ g is the stream itself, no norm between.
         along: mean product of the row with the stream it branched from, where that is known.
         matrix: inside a sublayer, the rows are c·(u ⊙ g)M with this M.
         factor: c.
     """
 
-    gain: weights.Vector
+    gamma: weights.Vector
     direct: bool = False
     along: float = 0.0
     matrix: Float[Array, "d m"] | None = None
@@ -45,7 +45,7 @@ class SLaNC:
     """The paper's formulas, and what carries them to placements that it prints none for.
 
     Post-norm, M the block's linear map: ‖Γ(M + I)‖_F, with M = EG in a plain MLP (Eq. 5),
-    ‖ΓE‖₂·BG in a gated one (Eq. 8), W_V P in attention (Eq. 10); Γ is the gain, as stored, of the
+    ‖ΓE‖₂·BG in a gated one (Eq. 8), W_V P in attention (Eq. 10); Γ is the weight, as stored, of the
     norm whose output enters the block. Where no norm precedes (the first block of a post-norm
     stack) the embedding stands in: Γ = r/√d with r the RMS norm of its rows.
 
@@ -58,7 +58,7 @@ class SLaNC:
     out, and centring, which only lowers the sum, is too.
     """
 
-    def stem(self, model: Transformer) -> Rows:
+    def embed_tokens(self, model: Transformer) -> Rows:
         """The RMS norm of the embedding rows; learned positions add their mean square."""
         tables = weights.tables(model)
         square = sum(c**2 * float(jnp.mean(jnp.sum(t * t, axis=1))) for c, t in tables)
@@ -67,27 +67,27 @@ class SLaNC:
     def size(self, rows: Rows, norm: Norm) -> float:
         """Root mean square of ‖x‖."""
         if rows.matrix is None:
-            return float(np.linalg.norm(rows.gain))
-        return rows.factor * float(jnp.linalg.norm(weights.scaled_rows(rows.gain, rows.matrix)))
+            return float(np.linalg.norm(rows.gamma))
+        return rows.factor * float(jnp.linalg.norm(weights.scaled_rows(rows.gamma, rows.matrix)))
 
     def head_sizes(self, rows: Rows, linear: Linear, norm: Norm) -> np.ndarray:
         """‖ΓW_h‖_F for each head h."""
         squares = weights.host(
-            jnp.sum(weights.scaled_rows(rows.gain, weights.kernel(linear)) ** 2, 0)
+            jnp.sum(weights.scaled_rows(rows.gamma, weights.kernel(linear)) ** 2, 0)
         )
         return np.sqrt(squares.reshape(-1, norm.width).sum(axis=1))
 
     def normed(self, rows: Rows, norm: Norm) -> Rows:
         """Γ."""
-        return Rows(weights.gain(norm))
+        return Rows(weights.gamma(norm))
 
     def times(self, rows: Rows, factor: float) -> Rows:
         """cΓ."""
-        return Rows(abs(factor) * rows.gain)
+        return Rows(abs(factor) * rows.gamma)
 
     def fork(self, rows: Rows) -> Rows:
         """A branch that reads this without a norm between reads the stream itself."""
-        return Rows(rows.gain, direct=True)
+        return Rows(rows.gamma, direct=True)
 
     def inner(self, rows: Rows, branch: Attention | MLP) -> Rows:
         """W_V, each token attending to itself; E, or ‖ΓE‖₂·B. (√d enters once, with u.)"""
@@ -95,13 +95,13 @@ class SLaNC:
             first = weights.kernel(branch.gate)
             if branch.up is None:
                 return replace(rows, matrix=first)
-            contraction = weights.spectral_norm(weights.scaled_rows(rows.gain, first))
+            contraction = weights.spectral_norm(weights.scaled_rows(rows.gamma, first))
             return replace(rows, matrix=weights.kernel(branch.up), factor=contraction)
-        gains = weights.head_gains(branch)
+        factors = weights.head_gains(branch)
         if branch.norm_v is None:
             w = weights.values(branch)[0]
-            return replace(rows, matrix=w * jnp.asarray(gains, jnp.float32))
-        return Rows(gains * np.tile(weights.gain(branch.norm_v), branch.config.heads))
+            return replace(rows, matrix=w * jnp.asarray(factors, jnp.float32))
+        return Rows(factors * np.tile(weights.gamma(branch.norm_v), branch.config.heads))
 
     def out(self, rows: Rows, branch: Attention | MLP) -> Rows:
         """M = W_V P, EG, or ‖ΓE‖₂·BG; P or G alone behind a norm."""
@@ -110,19 +110,19 @@ class SLaNC:
             return _mapped(rows, last)
         return _mapped(rows, rows.factor * weights.product(rows.matrix, last))
 
-    def add(self, stream: Rows, branch: Rows, gain: float) -> Rows:
+    def add(self, stream: Rows, branch: Rows, gamma: float) -> Rows:
         """‖Γ(gM + I)‖²_F where the branch reads the stream, else the sum of the squares."""
-        square = np.sum(stream.gain**2) + gain**2 * np.sum(branch.gain**2)
-        return Rows.flat(square + 2 * gain * branch.along, len(stream.gain))
+        square = np.sum(stream.gamma**2) + gamma**2 * np.sum(branch.gamma**2)
+        return Rows.flat(square + 2 * gamma * branch.along, len(stream.gamma))
 
 
 def _mapped(rows: Rows, matrix: Float[Array, "m d"]) -> Rows:
-    mapped = weights.scaled_rows(rows.gain, matrix)
-    along = float(np.sum(rows.gain**2 * weights.host(jnp.diag(matrix)))) if rows.direct else 0.0
+    mapped = weights.scaled_rows(rows.gamma, matrix)
+    along = float(np.sum(rows.gamma**2 * weights.host(jnp.diag(matrix)))) if rows.direct else 0.0
     return Rows.flat(float(jnp.sum(mapped * mapped)), matrix.shape[1], along)
 
 
 @scale_rules.register("slanc")
 def slanc(model: Transformer) -> dict[str, Any]:
     """SLaNC's scales, with our reading for pre-norm, peri-norm and query/key norms."""
-    return walk(model, SLaNC())
+    return propagate(model, SLaNC())

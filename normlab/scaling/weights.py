@@ -38,7 +38,7 @@ def bias(linear: Linear) -> Vector:
     return host(linear.bias[...])
 
 
-def gain(norm: Norm) -> Vector:
+def gamma(norm: Norm) -> Vector:
     """γ, ones where the norm has none."""
     gamma = norm.gamma()
     return np.broadcast_to(1.0 if gamma is None else host(gamma), norm.width).astype(np.float64)
@@ -66,9 +66,9 @@ def product(a: Array | np.ndarray, b: Array | np.ndarray) -> Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def scaled_rows(gains: Vector, matrix: Array) -> Array:
-    """diag(gains) @ matrix."""
-    return jnp.asarray(gains, jnp.float32)[:, None] * matrix
+def scaled_rows(factors: Vector, matrix: Array) -> Array:
+    """diag(factors) @ matrix."""
+    return jnp.asarray(factors, jnp.float32)[:, None] * matrix
 
 
 def values(attention: Attention) -> tuple[Float[Array, "d o"], Vector]:

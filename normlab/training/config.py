@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.data import DataConfig
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig
 from normlab.norms import NormConfig, norms
@@ -23,59 +23,59 @@ def _default_norm() -> NormConfig:
 class TrainConfig:
     """A model, a text, and how long the one learns from the other."""
 
-    model: ModelConfig = knob(ModelConfig, "size and shape of the transformer")
-    norm: NormConfig = knob(_default_norm, "type and settings of its norms")
-    placement: PlacementConfig = knob(PlacementConfig, "where its norms sit")
-    data: DataConfig = knob(DataConfig, "text and tokenizer")
-    optimizer: OptimizerConfig = knob(OptimizerConfig, "AdamW")
-    compute: ComputeConfig = knob(ComputeConfig, "precision and memory of a step")
-    mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
-    hosts: HostsConfig = knob(HostsConfig, "processes that train together")
-    steps: int = knob(1000, "optimizer steps")
-    batch: int = knob(8, "sequences in a step")
-    accumulate: int = knob(1, "parts of the batch, differentiated one after another (memory)")
-    window: int = knob(256, "tokens in a sequence")
-    seed: int = knob(0, "of initial weights, order of the text, and dropout")
-    eval_every: int = knob(100, "steps between validations; each one saves a checkpoint")
-    eval_windows: int | None = knob(
+    model: ModelConfig = field(ModelConfig, "size and shape of the transformer")
+    norm: NormConfig = field(_default_norm, "type and settings of its norms")
+    placement: PlacementConfig = field(PlacementConfig, "where its norms sit")
+    data: DataConfig = field(DataConfig, "text and tokenizer")
+    optimizer: OptimizerConfig = field(OptimizerConfig, "AdamW")
+    compute: ComputeConfig = field(ComputeConfig, "precision and memory of a step")
+    mesh: MeshConfig = field(MeshConfig, "devices, and what is divided over them")
+    hosts: HostsConfig = field(HostsConfig, "processes that train together")
+    steps: int = field(1000, "optimizer steps")
+    batch: int = field(8, "sequences in a step")
+    accumulate: int = field(1, "parts of the batch, differentiated one after another (memory)")
+    window: int = field(256, "tokens in a sequence")
+    seed: int = field(0, "of initial weights, order of the text, and dropout")
+    eval_every: int = field(100, "steps between validations; each one saves a checkpoint")
+    eval_windows: int | None = field(
         64, "validation windows, cut to whole batches; null: all there are, cut so too"
     )
-    patience: int | None = knob(None, "stop after so many validations without a better one")
-    log_every: int = knob(10, "steps between two lines of metrics.jsonl")
-    watch_every: int | None = knob(
-        None, "steps between two looks inside the model, in watch.jsonl; null: none"
+    patience: int | None = field(None, "stop after so many validations without a better one")
+    log_every: int = field(10, "steps between two lines of metrics.jsonl")
+    diagnostics_every: int | None = field(
+        None, "steps between two looks inside the model, in diagnostics.jsonl; null: none"
     )
-    tracking: tuple[str, ...] = knob(
+    tracking: tuple[str, ...] = field(
         (), "where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; a list"
     )
-    runs: str = knob("runs", "directory of run directories")
-    run: str | None = knob(None, "this run's directory; null: one in `runs`, named by its config")
+    runs: str = field("runs", "directory of run directories")
+    run: str | None = field(None, "this run's directory; null: one in `runs`, named by its config")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "window", "eval_every", "log_every"):
             value = getattr(self, name)
-            check(value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
-        for name in ("eval_windows", "patience", "watch_every"):
+            require(value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
+        for name in ("eval_windows", "patience", "diagnostics_every"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} = {value}: expected null or a number ≥ 1")
+            require(value is None or value >= 1, f"{name} = {value}: expected null or a number ≥ 1")
         for name in self.tracking:
             choice("tracker", name, trackers)
         self._check_model()
         self.mesh.check_batch(self.batch, self.accumulate)
         if self.compute.scan_layers:
             check_alike(self.model, self.placement)
-        check(
+        require(
             self.batch % self.accumulate == 0,
             f"accumulate = {self.accumulate} parts of batch = {self.batch} sequences are not equal:"
             f" expected a divisor of the batch, such as {math.gcd(self.accumulate, self.batch)}",
         )
-        check(self.seed >= 0, f"seed = {self.seed}: expected a whole number ≥ 0")
-        check(
+        require(self.seed >= 0, f"seed = {self.seed}: expected a whole number ≥ 0")
+        require(
             self.window <= self.model.max_length,
             f"window = {self.window} tokens is longer than model.max_length = "
             f"{self.model.max_length}; the longest window that fits is {self.model.max_length}",
         )
-        check(
+        require(
             self.optimizer.warmup < self.steps,
             f"optimizer.warmup = {self.optimizer.warmup} steps leaves none of steps = {self.steps};"
             f" expected less, such as {self.steps // 10}",
@@ -83,17 +83,17 @@ class TrainConfig:
 
     def _check_model(self) -> None:
         m, name = self.model, self.norm.type
-        check(
+        require(
             norms[name].differentiable,
             f"norm={name} rounds, and no gradient comes through it: expected another one; python -m"
             f" evaluate transform=[{name}] puts it into a model that was trained with that",
         )
-        check(
+        require(
             m.causal,
             "model.causal = False shows each position the token that it is to predict, so that its "
             "loss says nothing: expected true",
         )
-        check(
+        require(
             self.compute.attention != "cudnn" or m.attention_softcap is None,
             f"compute.attention=cudnn has no model.attention_softcap = {m.attention_softcap}: "
             "expected compute.attention=auto, or no cap",

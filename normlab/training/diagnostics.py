@@ -1,4 +1,4 @@
-"""What a run looks like inside, at chosen steps: sizes, gradients, gains; watch.jsonl."""
+"""Diagnostics of a run at chosen steps: sizes, gradients, norm weights (diagnostics.jsonl)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ ROWS = 8
 Values = dict[str, Any]
 
 
-class Watch:
-    """A run's watch.jsonl: a line after every `every` steps, at the start and behind the last step.
+class Diagnostics:
+    """A run's diagnostics.jsonl: a line every `every` steps, at the start and after the last step.
 
     The step of training is the one that runs without it: what is asked here is asked of a copy, by
     functions that are compiled apart. A line holds
@@ -40,7 +40,7 @@ class Watch:
     - `blocks`: largest |q·k|·scale of each block's attention, causal pairs only;
     - `parts`: of each block, and of what lies outside them, the gradient's norm and the last
       update's size against the weights', ‖w′ − w‖ / ‖w‖ (none at step 0);
-    - `vectors`: mean, least, largest and standard deviation of each gain, bias and α, as stored.
+    - `vectors`: mean, least, largest and standard deviation of each weight, bias and α, as stored.
 
     Six digits; null is what is no finite number. `trackers` are told the same, where it is finite,
     under names such as "sites/norm_final/max_abs".
@@ -64,7 +64,7 @@ class Watch:
         precision: Precision | None = None,
     ):
         self.trackers: Sequence[Tracker] = ()
-        self.lines = StepLines(run["watch.jsonl"])
+        self.lines = StepLines(run["diagnostics.jsonl"])
         self.steps, self.every = steps, every
         self._inputs, self._targets = (w[:ROWS] for w in windows)
         look = make_look(graphdef, steps, precision)

@@ -6,9 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from normlab.config import build, to_dict
+from normlab.config import build, require, to_dict
 from normlab.data import Corpus, Tokenized
-from normlab.parallel.distributed import first
+from normlab.parallel.distributed import is_main_process
 from normlab.results.settings import digest, identity
 from normlab.runs.run import Run
 from normlab.training.config import TrainConfig
@@ -36,12 +36,17 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     """
     text = {"text": tokens.corpus.sha256("train"), "tokenizer": tokens.tokenizer.hash}
     if run.record.get("state", REFUSED) != REFUSED:
+        require(
+            not run.is_older or run.ended,
+            f"{run.directory} was saved by an earlier version: it can be evaluated, but not "
+            "resumed; give another run=DIR",
+        )
         _refuse_another_config(run, config, tokens.corpus)
         _refuse_another_text(run, text, tokens.corpus.name)
         _forget_refusal(run, config)
         return
     corpus = {n: getattr(tokens.corpus, n) for n in ("name", "revision", "title")}
-    run.write("asked.yaml", list(asked))
+    run.write("overrides.yaml", list(asked))
     run.write("config.yaml", to_dict(config))
     tokens.tokenizer.save(run["tokenizer"])
     run.write("provenance.json", text | {"corpus": corpus, "sessions": []})
@@ -53,7 +58,7 @@ def refuse(config: dict[str, Any], asked: Sequence[str], error: Exception) -> No
     """Write down why one config of a sweep is none: a row of the table, and no gap in it."""
     run = _without_text(config)
     if run.record.get("state", REFUSED) == REFUSED:
-        run.write("asked.yaml", list(asked))
+        run.write("overrides.yaml", list(asked))
         run.write("config.yaml", config)
         run.write("record.json", {"state": REFUSED, "reason": reason(error)})
 
@@ -77,7 +82,7 @@ def noting_refusal(config: TrainConfig, asked: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if first():
+        if is_main_process():
             with suppress(OSError, ValueError):
                 refuse(to_dict(config), asked, error)
         raise

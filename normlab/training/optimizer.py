@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.runs.checkpoint import to_names
 
 MATRICES = ("kernel", "embedding")
@@ -22,36 +22,38 @@ MATRICES = ("kernel", "embedding")
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with warm-up and cosine decay."""
 
-    lr: float = knob(1e-3, "peak learning rate")
-    final_lr: float = knob(0.1, "learning rate behind the last step, as a share of the peak")
-    warmup: int = knob(100, "steps of linear warm-up from 0")
-    weight_decay: float = knob(0.1, "decoupled weight decay, on matrices only")
-    beta1: float = knob(0.9, "decay of the first moment")
-    beta2: float = knob(0.95, "decay of the second moment")
-    eps: float = knob(1e-8, "added to the root of the second moment")
-    clip: float = knob(1.0, "largest global norm of the gradient; larger ones are scaled down")
+    lr: float = field(1e-3, "peak learning rate")
+    final_lr: float = field(0.1, "learning rate behind the last step, as a share of the peak")
+    warmup: int = field(100, "steps of linear warm-up from 0")
+    weight_decay: float = field(0.1, "decoupled weight decay, on matrices only")
+    beta1: float = field(0.9, "decay of the first moment")
+    beta2: float = field(0.95, "decay of the second moment")
+    eps: float = field(1e-8, "added to the root of the second moment")
+    clip: float = field(1.0, "largest global norm of the gradient; larger ones are scaled down")
 
     def __post_init__(self) -> None:
         finite = 0 < self.lr < math.inf
-        check(finite, f"optimizer.lr = {self.lr}: expected a finite number > 0, such as 1e-3")
-        check(0 <= self.final_lr <= 1, f"optimizer.final_lr = {self.final_lr}: expected 0 … 1")
-        check(self.warmup >= 0, f"optimizer.warmup = {self.warmup}: expected a number ≥ 0 of steps")
-        check(
+        require(finite, f"optimizer.lr = {self.lr}: expected a finite number > 0, such as 1e-3")
+        require(0 <= self.final_lr <= 1, f"optimizer.final_lr = {self.final_lr}: expected 0 … 1")
+        require(
+            self.warmup >= 0, f"optimizer.warmup = {self.warmup}: expected a number ≥ 0 of steps"
+        )
+        require(
             self.weight_decay >= 0,
             f"optimizer.weight_decay = {self.weight_decay}: expected a number ≥ 0, such as 0.1",
         )
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            check(0 <= value < 1, f"optimizer.{name} = {value}: expected 0 ≤ β < 1, such as 0.9")
-        check(self.eps > 0, f"optimizer.eps = {self.eps}: expected a number > 0, such as 1e-8")
-        check(self.clip > 0, f"optimizer.clip = {self.clip}: expected a number > 0, such as 1.0")
+            require(0 <= value < 1, f"optimizer.{name} = {value}: expected 0 ≤ β < 1, such as 0.9")
+        require(self.eps > 0, f"optimizer.eps = {self.eps}: expected a number > 0, such as 1e-8")
+        require(self.clip > 0, f"optimizer.clip = {self.clip}: expected a number > 0, such as 1.0")
 
 
 def group(path: str, leaf: jax.Array, stacked: bool = False) -> str:
     """The one group that a parameter belongs to: "decay" or "no_decay".
 
-    Matrices of linear maps and embeddings decay. Gains, biases, DyT's α, branch gains and embedding
-    scales do not: pulling them to zero is no regularization but another model.
+    Matrices of linear maps and embeddings decay. Norm weights, biases, DyT's α, branch gains and
+    embedding scales do not: pulling them to zero is no regularization but another model.
 
     Raises:
         ValueError: a parameter that neither rule knows, such as a norm's matrix.

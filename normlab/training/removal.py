@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from flax import nnx
 
-from normlab.config import build, check, knob
+from normlab.config import build, field, require
 from normlab.data import Batches, DataConfig, Tokenized, load_corpus
 from normlab.model import Transformer
 from normlab.model.language_model import LanguageModel
 from normlab.parallel.mesh import MeshConfig
-from normlab.parallel.sharding import divided, placed
+from normlab.parallel.sharding import shard_batch, shard_params
 from normlab.progress import Progress, announced, console
 from normlab.runs.run import load
 from normlab.training.config import TrainConfig
@@ -32,23 +32,25 @@ from normlab.transforms.remove import average_factors, freeze, removable
 class RemoveConfig:
     """Which model, and how it is tuned while it loses its norms."""
 
-    run: str | None = knob(None, "a run directory that `python -m train` wrote")
-    steps: int = knob(20, "steps of fine-tuning after each removal")
-    lr: float = knob(3e-4, "learning rate of these steps, constant")
-    batch: int | None = knob(None, "sequences in a step; null: the run's")
-    eval_windows: int = knob(32, "validation windows that a perplexity is taken over")
-    mesh: MeshConfig = knob(MeshConfig, "devices, and what is divided over them")
-    control: bool = knob(False, "remove nothing: what the same fine-tuning does by itself")
-    out: str | None = knob(
+    run: str | None = field(None, "a run directory that `python -m train` wrote")
+    steps: int = field(20, "steps of fine-tuning after each removal")
+    lr: float = field(3e-4, "learning rate of these steps, constant")
+    batch: int | None = field(None, "sequences in a step; null: the run's")
+    eval_windows: int = field(32, "validation windows that a perplexity is taken over")
+    mesh: MeshConfig = field(MeshConfig, "devices, and what is divided over them")
+    control: bool = field(False, "remove nothing: what the same fine-tuning does by itself")
+    out: str | None = field(
         None, "directory for removal.csv, .md and .json; null: results/remove/RUN, or RUN-control"
     )
 
     def __post_init__(self) -> None:
-        check(self.steps >= 0, f"steps = {self.steps}: expected a whole number ≥ 0")
-        check(0 < self.lr < math.inf, f"lr = {self.lr}: expected a finite number > 0, such as 3e-4")
+        require(self.steps >= 0, f"steps = {self.steps}: expected a whole number ≥ 0")
+        require(
+            0 < self.lr < math.inf, f"lr = {self.lr}: expected a finite number > 0, such as 3e-4"
+        )
         for name in ("batch", "eval_windows"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
+            require(value is None or value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def remove(config: RemoveConfig) -> Iterator[Removed]:
             or the mesh doesn't divide the model or the batch.
         DoesNotApply: the model has no LayerNorm or RMSNorm.
     """
-    check(config.run is not None, "nothing to remove from: expected run=DIR")
+    require(config.run is not None, "nothing to remove from: expected run=DIR")
     with config.mesh.use():
         yield from _removed(config, load(str(config.run)))
 
@@ -116,7 +118,7 @@ def trained_text(lm: LanguageModel, data: DataConfig) -> Tokenized:
     """
     corpus, then = load_corpus(data), lm.facts["training_provenance"]["text"]
     now = corpus.sha256("train")
-    check(
+    require(
         now == then,
         f"{lm.name} was trained on data={data.corpus}, which is {corpus.title} here and was "
         f"another text there (SHA-256 {then[:12]}… then, {now[:12]}… now); expected the same",
@@ -146,12 +148,12 @@ class Tuner:
         self.valid = validation_windows(tokens.split("valid"), c)
         self.become(lm.model)
         self.optimizer = make_optimizer(optimizer, self.steps, learned(self.params))
-        self.state = placed(self.optimizer.init(learned(self.params)))
+        self.state = shard_params(self.optimizer.init(learned(self.params)))
 
     def become(self, model: Transformer) -> None:
         """Go on with this model, a rewrite of the one before."""
         self.graphdef, params = nnx.split(model)
-        self.params = placed(params)
+        self.params = shard_params(params)
         self._validate = announced(make_validate(self.graphdef, self.run.compute.precision))
 
     @property
@@ -161,7 +163,7 @@ class Tuner:
 
     def freeze(self, site: str) -> float:
         """Freeze one site at the average of a batch of training text; the factor it has now."""
-        inputs, _ = divided(*self.batches.at(0))
+        inputs, _ = shard_batch(*self.batches.at(0))
         factor = average_factors(self.model, inputs)[site]
         self.become(freeze(self.model, {site: factor}))
         return factor
@@ -172,7 +174,7 @@ class Tuner:
         make = make_step(self.graphdef, self.optimizer, run.seed, self.steps, run.compute)
         step = announced(make)
         for i in range(stretch * self.config.steps, (stretch + 1) * self.config.steps):
-            inputs, targets = divided(*self.batches.at(i))
+            inputs, targets = shard_batch(*self.batches.at(i))
             self.params, self.state, _ = step(self.params, self.state, np.int32(i), inputs, targets)
         return self.perplexity()
 
@@ -181,7 +183,7 @@ class Tuner:
         inputs, targets = self.valid
         total, size = 0.0, self.run.batch
         for i in range(0, len(inputs), size):
-            texts = divided(inputs[i : i + size], targets[i : i + size])
+            texts = shard_batch(inputs[i : i + size], targets[i : i + size])
             total += float(self._validate(self.params, *texts))
         mean = total / targets.size
         return math.inf if mean > 700 else math.exp(mean)

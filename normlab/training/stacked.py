@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normlab.config import check
+from normlab.config import require
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.model.placement import SUBLAYERS
-from normlab.parallel.sharding import placed
+from normlab.parallel.sharding import shard_params
 from normlab.runs.checkpoint import from_names, to_names
 
 _LAYER = re.compile(r"(?:^|(?<=\.))blocks\.(\d+)\.")
@@ -25,11 +25,11 @@ def check_alike(model: ModelConfig, placement: PlacementConfig) -> None:
     """Raise `ValueError` where two layers differ in more than their weights."""
 
     def kind(layer: int) -> tuple[Any, ...]:
-        wirings = (placement.wiring(s, layer, model.layers) for s in SUBLAYERS)
+        wirings = (placement.residual(s, layer, model.layers) for s in SUBLAYERS)
         return (*wirings, model.local(layer))
 
     odd = next((i for i in range(model.layers) if kind(i) != kind(0)), None)
-    check(
+    require(
         odd is None,
         f"compute.scan_layers = True compiles one block for all layers, but with "
         f"placement={placement.type} and model.window={model.window} block {odd} is another kind "
@@ -77,7 +77,9 @@ def stacked(model: Transformer) -> Transformer:
     graphdef, params = nnx.split(model)
     model = nnx.merge(graphdef, params, copy=True)
     states = [nnx.state(block) for block in model.blocks]
-    nnx.update(model.blocks[0], placed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)))
+    nnx.update(
+        model.blocks[0], shard_params(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    )
     model.blocks, model.stacked = nnx.List([model.blocks[0]]), True
     return model
 

@@ -2,8 +2,8 @@
 
 They are compiled once for all runs of a process that differ in numbers only. What such runs share
 is the key of a program: the model's structure (in which initial values don't count, see
-`normlab.config.knob`), how it computes, the parts of a batch, the devices. All else is an argument:
-weights, the optimizer with its rates, the seed of dropout, the number of steps.
+`normlab.config.field`), how it computes, the parts of a batch, the devices. All else is an
+argument: weights, the optimizer with its rates, the seed of dropout, the number of steps.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from normlab.loss import token_nll
 from normlab.model import ComputeConfig, Context, Transformer
 from normlab.norms import NormState, penalties
 from normlab.numerics import Precision
-from normlab.parallel.sharding import Layout, layout, placed, put
+from normlab.parallel.sharding import Layout, layout, put, shard_params
 from normlab.training.optimizer import AdamW
 
 Params = Any
@@ -119,7 +119,7 @@ def _step(
         updates, state = optimizer.update(gradients, state, weights)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
         params = nnx.merge_state(optax.apply_updates(weights, updates), kept)
-        return placed(params), placed(state), metrics
+        return shard_params(params), shard_params(state), metrics
 
     options = compute.compiler_options() if compute else {}
     return jax.jit(step_once, donate_argnums=(1, 2), compiler_options=options or None)

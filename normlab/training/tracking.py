@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-from normlab.parallel.distributed import first
+from normlab.parallel.distributed import is_main_process
 from normlab.registry import Registry
 from normlab.results.settings import digest
 from normlab.runs.run import Run
@@ -46,7 +46,7 @@ def tracked(names: Sequence[str], run: Run, step: int) -> Iterator[list[Tracker]
     """
     opened: list[Tracker] = []
     with ExitStack() as stack:
-        for name in names if first() else ():
+        for name in names if is_main_process() else ():
             tracker = trackers[name]()
             tracker.open(run, run.read("config.yaml"), step)
             stack.callback(tracker.close)

@@ -19,15 +19,20 @@ from normlab.data import Batches, Tokenized, load_tokens
 from normlab.data.unigram import unigram_loss
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormConfig
-from normlab.parallel.distributed import agreed, by_first, joined, own
-from normlab.parallel.sharding import divided, placed
+from normlab.parallel.distributed import (
+    agreed_maximum,
+    joined_processes,
+    on_main_process,
+    private_copy,
+)
+from normlab.parallel.sharding import shard_batch, shard_params
 from normlab.progress import Progress, announced, console
 from normlab.runs.checkpoint import Checkpoints
 from normlab.runs.checkpoint_errors import CorruptCheckpointError
 from normlab.runs.provenance import provenance, source_hash
 from normlab.runs.run import Run, parameters
 from normlab.training.config import TrainConfig
-from normlab.training.diagnostics import Watch
+from normlab.training.diagnostics import Diagnostics
 from normlab.training.identity import noting_failure, noting_refusal, run_name, sign
 from normlab.training.metrics import MetricsLog
 from normlab.training.optimizer import groups, make_optimizer
@@ -56,11 +61,14 @@ def train(config: TrainConfig, asked: Sequence[str] = (), stop_after: int | None
     Returns:
         The run, whose record says how it ended. A run that has ended before is returned as it is.
     """
-    with joined(config.hosts), ExitStack() as stack:
+    with joined_processes(config.hosts), ExitStack() as stack:
         with noting_refusal(config, asked):
             stack.enter_context(config.mesh.use())
             run, tokens = ready(config)
-        with held(run, config, tokens, asked), own(run.directory, "checkpoints") as directory:
+        with (
+            held(run, config, tokens, asked),
+            private_copy(run.directory, "checkpoints") as directory,
+        ):
             mine = Run(directory)
             if mine.ended:
                 console.print(f"{run.directory}: {mine.record['state']} already")
@@ -88,7 +96,7 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
             c.compute.attention_kernel(jnp.dtype(c.compute.dtype), c.model.head_size)
             check_installed(c.tracking)
 
-    by_first(check_here)
+    on_main_process(check_here)
     return run, tokens
 
 
@@ -113,7 +121,7 @@ def held(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
                 stack.enter_context(run.locked())
             sign(run, config, tokens, asked)
 
-        by_first(begin)
+        on_main_process(begin)
         yield
 
 
@@ -125,21 +133,21 @@ class Trainer:
         self.config, self.tokens, self.run = config, tokens, run
         self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
         model = Transformer(c.model, c.norm, c.placement, tokens.tokenizer.vocab_size, c.seed)
-        nnx.update(model, placed(nnx.state(model)))  # what isn't divided may not live on
+        nnx.update(model, shard_params(nnx.state(model)))  # what isn't divided may not live on
         self.layers = Layers(model, c.compute.scan_layers)
         graphdef, params = nnx.split(self.layers.model)
-        self.params = placed(params)
+        self.params = shard_params(params)
         weights = learned(self.params)
         optimizer = make_optimizer(c.optimizer, c.steps, weights, c.compute.scan_layers)
-        self.state = placed(optimizer.init(weights))
+        self.state = shard_params(optimizer.init(weights))
         step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, c.accumulate)
         self.step = announced(step)
         self.validate_batch = announced(make_validate(graphdef, c.compute.precision))
         self.size = parameters(model)
         self.log = MetricsLog(run)
         self.valid = validation_windows(tokens.split("valid"), c)
-        self.watch = Watch(
-            run, self.layers.graphdef, c.steps, c.watch_every, self.valid, c.compute.precision
+        self.watch = Diagnostics(
+            run, self.layers.graphdef, c.steps, c.diagnostics_every, self.valid, c.compute.precision
         )
 
     def fit(self, stop_after: int | None = None) -> None:
@@ -148,7 +156,7 @@ class Trainer:
             state = self._trained(asked, stop_after or self.config.steps)
             if state is not None:
                 self._finish(state)
-        number = agreed(asked.number, due=True)
+        number = agreed_maximum(asked.number, due=True)
         if number is not None:  # too late to stop this run; the next one shall not begin
             raise SystemExit(128 + number)
 
@@ -177,8 +185,8 @@ class Trainer:
                 console.print(str(error))
                 bad.append(step)
                 continue
-            self.params = placed(self.layers.loaded(loaded["params"], self.params))
-            self.state = placed(self.layers.loaded(loaded["optimizer"], self.state))
+            self.params = shard_params(self.layers.loaded(loaded["params"], self.params))
+            self.state = shard_params(self.layers.loaded(loaded["optimizer"], self.state))
             break
         else:
             self._refuse_to_begin_again(bool(bad or checkpoints.damaged()))
@@ -223,7 +231,7 @@ class Trainer:
             if start < c.steps and self._enough():  # killed after the last validation
                 return "stopped early"
             for step in range(start, stop):
-                inputs, targets = divided(*self.batches.at(step))
+                inputs, targets = shard_batch(*self.batches.at(step))
                 if self.watch.due(step + 1):
                     self.watch.before(step + 1, self.layers.apart(self.params))
                 self.params, self.state, metrics = self.step(
@@ -238,7 +246,7 @@ class Trainer:
                     self._stand_still(checkpoints, step + 1)
                     if step + 1 < c.steps and self._enough():
                         return "stopped early"
-                signal_number = agreed(asked.number, due=(step + 1) % c.log_every == 0)
+                signal_number = agreed_maximum(asked.number, due=(step + 1) % c.log_every == 0)
                 if signal_number is not None and step + 1 < c.steps:
                     if pending is not None:
                         self._note(progress, *pending)
@@ -289,7 +297,7 @@ class Trainer:
         total = 0.0
         for i in range(0, len(inputs), self.config.batch):
             rows = slice(i, i + self.config.batch)
-            texts = divided(inputs[rows], targets[rows])
+            texts = shard_batch(inputs[rows], targets[rows])
             total += float(self.validate_batch(self.params, *texts))
         loss = total / targets.size
         if not math.isfinite(loss):

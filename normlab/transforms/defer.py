@@ -29,7 +29,7 @@ class DeferredNorm(Norm):
 
     def __init__(self, norm: LayerNorm):
         self.width, self.site, self.config = norm.width, norm.site, norm.config
-        self.gain, self.bias = None, None
+        self.weight, self.bias = None, None
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch e"]:
         """The row and its factor, e = d + 1; a static scale touches the statistic alone."""

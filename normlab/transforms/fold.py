@@ -31,8 +31,8 @@ class Fold(Transform):
     """FlashNorm's weightless norms (arXiv:2407.09577, section 1), and norms that vanish altogether.
 
     For a norm y = γ ⊙ x̂ + β that only linear maps read, yW + c = x̂W* + c* with W* = ΓW and
-    c* = c + βW. The norm keeps its statistic and loses γ and β. That holds for any norm whose gain
-    and bias act last, DyT too; Gemma's gain is 1 + w. A constant factor behind an input norm
+    c* = c + βW. The norm keeps its statistic and loses γ and β. It holds for any norm whose weight
+    and bias act last, DyT too; Gemma's weight is 1 + w. A constant factor behind an input norm
     (LayerNorm Scaling) goes the same way.
 
     A norm that is a fixed linear map outside training (BatchNorm with its running statistics, a
@@ -41,7 +41,7 @@ class Fold(Transform):
     (norm_out), W* = W diag(a) and c* = c ⊙ a + b.
 
     Left alone: the final norm before a tied head, for the head is the embedding; norms that write
-    to the stream (norm_out, norm_skip, norm_embed); norms of queries, keys and values.
+    to the stream (norm_out, post_norm, norm_embed); norms of queries, keys and values.
     """
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -49,12 +49,12 @@ class Fold(Transform):
         formula="(γ ⊙ x̂ + β)W + c = x̂ (ΓW) + (c + βW)",
         source="Graef, Clapp, Wasielewski 2024, arXiv:2407.09577, section 1 (weightless)",
         property="in float64 the logits stay the same to 1e-12; bit for bit in float32 where every "
-        "gain is a power of two and there is no bias",
+        "weight is a power of two and there is no bias",
         test="tests/transforms/test_fold.py::test_folding_is_exact",
     )
 
     def __call__(self, model: Transformer) -> Transformer:
-        """The model with every foldable gain, bias and linear norm in its weights."""
+        """The model with every foldable weight, bias and linear norm in its weights."""
         new = nnx.clone(model)
         pairs = list(read_by_maps(new))
         stuck = [n.site.name for n in (getattr(o, a) for o, a, _ in pairs) if not _foldable(n)]
@@ -67,7 +67,7 @@ class Fold(Transform):
             )
         if not any(done):
             raise DoesNotApply(
-                f"fold: no gain, bias or linear norm stands before a linear map here (norm "
+                f"fold: no weight, bias or linear norm stands before a linear map here (norm "
                 f"{model.norm.type}, placement {model.placement.type})"
             )
         return new

@@ -20,7 +20,7 @@ from normlab.transforms.surgery import (
     writer,
 )
 
-EXACT = frozenset({"norm_in", "norm_final", "norm_qk", "norm_v", "norm_inner"})
+EXACT = frozenset({"norm_in", "norm_final", "norm_qk", "norm_v", "sub_norm"})
 """Kinds of site that a model may have: none of them writes to the stream."""
 
 READ_THE_STREAM = ("norm_in", "norm_final")
@@ -39,9 +39,9 @@ class Recentre(Transform):
     stream itself is xC, its mean is 0, its variance is its mean square, and LayerNorm of it is
     RMSNorm of it, with the same ε, γ and β.
 
-    That fails where a norm writes to the stream (norm_out, norm_skip, norm_embed): C diag(γ) is no
+    That fails where a norm writes to the stream (norm_out, post_norm, norm_embed): C diag(γ) is no
     diagonal matrix, so the centred output is no norm's output. Such placements are refused. Norms
-    inside a branch (norm_qk, norm_v, norm_inner) don't read the stream and stay LayerNorms. A tied
+    inside a branch (norm_qk, norm_v, sub_norm) don't read the stream and stay LayerNorms. A tied
     head is untied first, for the centred embedding would be another head.
 
     Sources: Jiang et al. 2023, arXiv:2305.14858 (Pre-RMSNorm); Graef et al., arXiv:2407.09577;
@@ -87,7 +87,7 @@ def as_rmsnorm(norm: Any) -> RMSNorm:
     same = {f: getattr(c, f) for f in norms["rmsnorm"].Config.__dataclass_fields__}
     config = norms["rmsnorm"].Config(**(same | {"type": "rmsnorm", "center": False}))
     made = RMSNorm(norm.width, norm.site, config)
-    made.gain, made.bias = nnx.data(norm.gain), nnx.data(norm.bias)
+    made.weight, made.bias = nnx.data(norm.weight), nnx.data(norm.bias)
     return made
 
 

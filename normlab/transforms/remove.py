@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from normlab.config import check, knob
+from normlab.config import field, require
 from normlab.model import Context, Transformer
 from normlab.norms import Norm, NormConfig, all_norms
 from normlab.norms.statistics import LayerNorm
@@ -23,12 +23,12 @@ from normlab.transforms.surgery import is_statistical
 class FrozenConfig(NormConfig):
     """A norm whose statistic is a number."""
 
-    type: str = knob("frozen", "norm type; it stands for a LayerNorm or RMSNorm that was frozen")
-    factor: float = knob(1.0, "r, what 1/√(σ² + ε) was on the average")
-    center: bool = knob(False, "subtract the row's mean first (LayerNorm)")
+    type: str = field("frozen", "norm type; it stands for a LayerNorm or RMSNorm that was frozen")
+    factor: float = field(1.0, "r, what 1/√(σ² + ε) was on the average")
+    center: bool = field(False, "subtract the row's mean first (LayerNorm)")
 
     def __post_init__(self) -> None:
-        check(self.factor > 0, f"norm.factor = {self.factor}: expected a number > 0")
+        require(self.factor > 0, f"norm.factor = {self.factor}: expected a number > 0")
 
 
 class Frozen(Norm):
@@ -130,6 +130,6 @@ def frozen(norm: LayerNorm, factor: float) -> Frozen:
     """The frozen form of one norm, with its γ and β."""
     made = Frozen(norm.width, norm.site, FrozenConfig(factor=factor, center=norm.config.center))
     gamma, beta = norm.gamma(), norm.beta()
-    made.gain = nnx.data(None if gamma is None else nnx.Param(gamma))
+    made.weight = nnx.data(None if gamma is None else nnx.Param(gamma))
     made.bias = nnx.data(None if beta is None else nnx.Param(beta))
     return made

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
-from normlab.config import check
+from normlab.config import require
 from normlab.model import Transformer
 from normlab.model.residual import Residual
 from normlab.norms import Norm, all_norms
@@ -50,7 +50,7 @@ class Rescale(Transform):
     final norm takes c out again. With c = 2ᵏ no bit of a float32 logit changes.
 
     With c < 1 the norms' inputs come back into FP16's range (Gemma 3's stream exceeds 65504). A
-    norm that replaces the stream (norm_skip) makes its size by itself: nothing to rescale.
+    norm that replaces the stream (post_norm) makes its size by itself: nothing to rescale.
 
     Sources: huggingface/transformers pull request 37226; ANEMLL's --fp16-scale.
     """
@@ -67,7 +67,7 @@ class Rescale(Transform):
     )
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.c > 0 and math.isfinite(self.c),
             f"rescale({self.c:g}): expected a factor > 0, such as rescale:0.25",
         )
@@ -85,9 +85,9 @@ class Rescale(Transform):
 
 def _check(model: Transformer) -> None:
     """Refuse a stream that is not a sum, and one that reaches the head as it is."""
-    if any(norm.site.kind == "norm_skip" for norm in all_norms(model)):
+    if any(norm.site.kind == "post_norm" for norm in all_norms(model)):
         raise DoesNotApply(
-            f"rescale: placement {model.placement.type!r} normalizes the stream itself (norm_skip),"
+            f"rescale: placement {model.placement.type!r} normalizes the stream itself (post_norm),"
             " so its size is the norm's; expected a placement whose stream is a sum, such as pre"
         )
     if model.norm_final is None:
@@ -143,7 +143,7 @@ def _scale_output(norm: Norm, c: float) -> None:
     if not acts_last(norm):
         raise DoesNotApply(
             f"rescale: norm {norm.config.type!r} at {norm.site.name} writes to the stream, and its "
-            "gain doesn't act last, so it can't carry c"
+            "weight doesn't act last, so it can't carry c"
         )
     gamma, beta = as_float64(norm.gamma(), 1.0), norm.beta()
     set_affine(norm, c * gamma, None if beta is None else c * as_float64(beta, 0.0))

@@ -36,7 +36,7 @@ def is_statistical(norm: Any) -> bool:
 def acts_last(norm: Norm) -> bool:
     """Whether γ and β are factor and addend behind everything else, so that others can take them.
 
-    A ScaleNorm's g is one too, though it isn't stored as a gain.
+    A ScaleNorm's g is one too, though it isn't stored as a weight.
     """
     return norm.affine_last or isinstance(norm, ScaleNorm)
 
@@ -55,10 +55,10 @@ def set_affine(norm: Any, gamma: Vector | None, beta: Vector | None) -> None:
     if isinstance(norm, ScaleNorm):  # its γ is a scalar, g/√d
         put(norm.length, math.sqrt(norm.width) * as_float64(gamma, 1.0))
         return
-    told = {"scale": gamma is not None, "bias": beta is not None, "one_plus": False}
+    told = {"use_weight": gamma is not None, "bias": beta is not None, "one_plus": False}
     fields = {f.name for f in dataclasses.fields(norm.config)}
     norm.config = dataclasses.replace(norm.config, **{k: told[k] for k in fields & told.keys()})
-    for name, values in (("gain", gamma), ("bias", beta)):
+    for name, values in (("weight", gamma), ("bias", beta)):
         old = getattr(norm, name)
         dtype = jnp.float32 if old is None else old[...].dtype
         new = None if values is None else jnp.broadcast_to(jnp.asarray(values, dtype), norm.width)
@@ -91,8 +91,8 @@ def read_by_maps(model: Transformer) -> Iterator[tuple[Any, str, list[Linear]]]:
     for sub in sublayers(model):
         if sub.norm_in is not None:
             yield sub, "norm_in", readers(sub.branch)
-        if getattr(sub.branch, "norm_inner", None) is not None:
-            yield sub.branch, "norm_inner", [writer(sub.branch)]
+        if getattr(sub.branch, "sub_norm", None) is not None:
+            yield sub.branch, "sub_norm", [writer(sub.branch)]
     if model.norm_final is not None and model.head is not None:
         yield model, "norm_final", [model.head]
 

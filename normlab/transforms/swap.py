@@ -29,7 +29,7 @@ def swap(model: Transformer, name: str, **knobs: Any) -> Transformer:
     Raises:
         UnknownNameError: no such type.
         ValueError: a model without norms; parameters that the type lacks or that the model lacks;
-            a mean that it can't subtract; a knob that it hasn't.
+            a mean that it can't subtract; a field that it hasn't.
     """
     kind = norms[name]
     new = nnx.merge(*nnx.split(model))  # modules of its own around the same arrays
@@ -58,7 +58,7 @@ def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
             f"{_written(needs)}, and there is {_written(has)}"
         )
     kin = issubclass(kind.Config, LayerNormConfig) and isinstance(old.config, LayerNormConfig)
-    if not kin:  # GroupNorm: the same gain, another row
+    if not kin:  # GroupNorm: the same weight, another row
         raise ValueError(
             f"norm {new.config.type!r} can't take the place of {where}: expected LayerNorm's kin"
         )
@@ -69,10 +69,10 @@ def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> An
     """The type's config, with LayerNorm's fields as `old` has them, and the knobs."""
     name = kind.Config().type
     fields = {f.name for f in dataclasses.fields(kind.Config)} - {"type"}
-    for knob in knobs:
-        if knob not in fields:
+    for field in knobs:
+        if field not in fields:
             has = ", ".join(sorted(fields))
-            raise ValueError(f"norm {name!r} has no knob {knob!r}; it has {has}")
+            raise ValueError(f"norm {name!r} has no field {field!r}; it has {has}")
     common = {*(f.name for f in dataclasses.fields(ExactLayerNormConfig)), *_PLAIN} & fields
     taken = {key: getattr(old, key) for key in common if hasattr(old, key)}
     own = getattr(kind.Config(), "center", None)

@@ -176,7 +176,7 @@ def test_what_an_earlier_call_kept_stays(run, made_up, tmp_path):
 
 def test_the_batch_is_the_one_that_is_run(run, tmp_path, monkeypatch):
     """On two devices of a mesh a batch of 3 is one of 4."""
-    monkeypatch.setattr("normlab.evaluation.metadata.divisible", lambda size: size + size % 2)
+    monkeypatch.setattr("normlab.evaluation.metadata.padded_rows", lambda size: size + size % 2)
     (record,) = evaluate(ask(run, tmp_path / "out", batch=3))
     assert record.batch == 4
 
@@ -185,7 +185,7 @@ def test_other_columns_do_not_go_on(run, tmp_path, monkeypatch):
     """What was cut off is one set of columns at one batch size."""
     made = []
     monkeypatch.setattr(
-        "normlab.evaluation.evaluator.Unfinished", lambda path: made.append(path) or None
+        "normlab.evaluation.evaluator.PartialResults", lambda path: made.append(path) or None
     )
     for columns, batch in [(("fp16",), 1), (("fp16", "bf16"), 1), (("fp16",), 2), (("fp16",), 1)]:
         (tmp_path / "records.jsonl").unlink(missing_ok=True)

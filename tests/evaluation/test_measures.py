@@ -6,9 +6,9 @@ import math
 import numpy as np
 
 from normlab.evaluation.measures import compared, measures, token_measures
-from normlab.evaluation.perplexity import Beside, Scores
+from normlab.evaluation.perplexity import Scores, TokenComparison
 from normlab.evaluation.protocols.windows import Windows
-from normlab.evaluation.range_stats import SiteRows
+from normlab.evaluation.range_stats import RangeStats
 from normlab.results import Record
 
 SCORED = np.array([[False, True, True], [True, True, False]])
@@ -17,7 +17,7 @@ SCORED = np.array([[False, True, True], [True, True, False]])
 def measured(delta, kl=((0, 1, 2), (3, 4, 0)), agrees=((0, 1, 0), (1, 1, 0))):
     tokens = np.zeros((2, 3), np.int32)
     windows = Windows(tokens, tokens, SCORED, *(np.array([3, 2]) for _ in range(3)))
-    beside = Beside(np.float32(delta), np.float32(kl), np.array(agrees, bool))
+    beside = TokenComparison(np.float32(delta), np.float32(kl), np.array(agrees, bool))
     scores = Scores(np.zeros(2), np.float32(tokens), windows.counts, {}, beside)
     return token_measures(scores, windows)
 
@@ -55,24 +55,27 @@ def test_where_no_word_begins_in_what_is_scored_words_differ_by_nothing_known():
 
 
 def site(**counts):
-    names = "rows overflowed subnormal zero above below_normal below_subnormal imprecise harmed"
-    given = dict.fromkeys(names.split(), 0) | {"rows": 10} | counts
-    return SiteRows(**given, sum_error=0.0, max_abs=1.0, max_norm=2.0, median_norm=None,
+    names = ["rows", "overflowed", "subnormal", "zero", "above", "below_normal", "below_subnormal"]
+    given = dict.fromkeys([*names, "precision_loss", "underflow_errors"], 0) | {"rows": 10} | counts
+    return RangeStats(**given, sum_error=0.0, max_abs=1.0, max_norm=2.0, median_norm=None,
                     squares={}, sums={})  # fmt: skip
 
 
 def test_sums_of_windows_and_sites():
     tokens = np.zeros((2, 3), np.int32)
     windows = Windows(tokens, tokens, SCORED, *(np.array(n) for n in ([3, 2], [1, 2], [6, 4])))
-    seen = {"a": site(subnormal=1, zero=2, harmed=4), "b": site(overflowed=5, zero=1, imprecise=6)}
+    seen = {
+        "a": site(subnormal=1, zero=2, underflow_errors=4),
+        "b": site(overflowed=5, zero=1, precision_loss=6),
+    }
     scores = Scores(np.array([3.0, 1.0]), np.float32(tokens), windows.counts, seen)
     found = measures(scores, windows, {"b": np.float32(2), "c": np.float32(3), "a": lambda x: x})
     assert (found["sum_nll"], found["perplexity"]) == (4.0, math.exp(4 / 4))
     assert found["word_perplexity"] == math.exp(4 / 3)
     assert found["byte_perplexity"] == math.exp(4 / 10)
     assert found["bits_per_byte"] == 0.4 / math.log(2)
-    counted = ("rows", "overflowed_rows", "underflowed_rows", "zero_rows", "imprecise_rows")
-    assert [found[name] for name in (*counted, "harmed_rows")] == [20, 5, 4, 3, 6, 4]
+    counted = ("rows", "overflowed_rows", "underflowed_rows", "zero_rows", "precision_loss_rows")
+    assert [found[name] for name in (*counted, "underflow_error_rows")] == [20, 5, 4, 3, 6, 4]
     assert [found["sites"][name].get("scale") for name in "ab"] == [None, 2.0]
     wordless = dataclasses.replace(windows, words=0 * windows.words, bytes=0 * windows.bytes)
     found = measures(scores, wordless, {})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from normlab.evaluation import partial_results as module
-from normlab.evaluation.partial_results import Unfinished
+from normlab.evaluation.partial_results import PartialResults
 from tests.conftest import same_trees, tiny_model
 from tests.support.scored_windows import BATCH, SPANS, scored, windows
 
@@ -30,14 +30,16 @@ def cut_off(directory, at):
             raise CutOff
 
     with pytest.raises(CutOff):
-        scored(tiny_model(), READ, *COLUMNS, on_batch=on_batch, unfinished=Unfinished(directory))
+        scored(
+            tiny_model(), READ, *COLUMNS, on_batch=on_batch, unfinished=PartialResults(directory)
+        )
 
 
 def gone_on(directory):
     """The batches done after the first one that is run, and the scores."""
     told = []
     scores = scored(
-        tiny_model(), READ, *COLUMNS, on_batch=told.append, unfinished=Unfinished(directory)
+        tiny_model(), READ, *COLUMNS, on_batch=told.append, unfinished=PartialResults(directory)
     )
     return told[0] / BATCH, scores
 
@@ -75,7 +77,7 @@ def test_a_damaged_file_ends_what_is_taken_and_is_replaced(tmp_path, left):
     results, path = [(np.arange(3) + i, np.float32(i)) for i in range(4)], tmp_path / "00000002.npz"
 
     def added(first):
-        kept = Unfinished(tmp_path)
+        kept = PartialResults(tmp_path)
         assert len(kept.done) == first
         for result in results[first:]:
             kept.add(result)
@@ -84,7 +86,7 @@ def test_a_damaged_file_ends_what_is_taken_and_is_replaced(tmp_path, left):
     whole = added(0)
     path.unlink() if left is None else path.write_bytes(left)
     assert added(2) == whole
-    kept = Unfinished(tmp_path)
+    kept = PartialResults(tmp_path)
     assert same_trees(kept.done, results)
     kept.remove()
     assert not tmp_path.exists()

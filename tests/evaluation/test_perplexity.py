@@ -64,7 +64,7 @@ def test_what_a_site_saw_is_that_of_the_rows_it_was_given():
     stream = half.inputs["norm_final"]
     real = np.arange(LENGTH) < read.lengths[:, None]
     norms = np.sort(np.linalg.norm(stream[real], axis=-1))
-    s = np.float32(22.6 * np.median(norms))  # about half of the rows are imprecise
+    s = np.float32(22.6 * np.median(norms))  # about half of the rows are precision_loss
     low = scored(model, read, "fp32", ("fp16:pairwise", {"norm_final": s}))[1]
     site = low.sites["norm_final"]
     assert site.rows == len(norms) == sum(site.sums["counts"]) == sum(site.squares["counts"])
@@ -75,8 +75,8 @@ def test_what_a_site_saw_is_that_of_the_rows_it_was_given():
     assert 2 ** site.sums["first"] <= (norms[0] / s) ** 2 < 2 ** (site.sums["first"] + 0.25)
     assert abs(site.sum_error) < 1e-3
     lossy = 2.0**-11 * (norms**2 + D * 1e-5) / s**2 < D * 2.0**-25  # docs/scales.md
-    assert 0 < site.imprecise == lossy.sum() < len(norms)
-    assert site.harmed == site.above == 0
+    assert 0 < site.precision_loss == lossy.sum() < len(norms)
+    assert site.underflow_errors == site.above == 0
 
 
 # --- padding

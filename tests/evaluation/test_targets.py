@@ -9,7 +9,7 @@ import pytest
 from normlab import pretrained
 from normlab.evaluation.config import EvaluateConfig, TextConfig
 from normlab.evaluation.evaluator import evaluate
-from normlab.evaluation.targets import subjects
+from normlab.evaluation.targets import targets
 from normlab.evaluation.texts import Texts
 from normlab.model import ModelConfig
 from normlab.runs.run import Run
@@ -28,13 +28,13 @@ def test_runs_one_level_down_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     where = re.escape(f"below it: runs={tmp_path}/x, runs={tmp_path}/y") + "$"
     with pytest.raises(FileNotFoundError, match=where):
-        subjects(config(runs=str(tmp_path)))
+        targets(config(runs=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match=r"it is one: say run=.*x/a$"):
-        subjects(config(runs=str(tmp_path / "x" / "a")))
+        targets(config(runs=str(tmp_path / "x" / "a")))
     with pytest.raises(FileNotFoundError, match=r"config\.yaml.*say run=DIR"):
-        subjects(config(runs=str(tmp_path / "empty")))
+        targets(config(runs=str(tmp_path / "empty")))
     with pytest.raises(FileNotFoundError, match=rf"no such directory\. Runs are in {tmp_path}"):
-        subjects(config(runs=str(tmp_path / "nowhere")))
+        targets(config(runs=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,18 @@ def test_an_encoder_has_no_perplexity_and_is_refused_before_it_is_loaded(run, mo
     found = types.SimpleNamespace(configs=types.SimpleNamespace(model=ModelConfig(causal=False)))
     monkeypatch.setattr(pretrained, "describe", lambda spec: found)
     with pytest.raises(ValueError, match="pretrained=encoder is an encoder, which has no"):
-        subjects(config(pretrained="encoder"))
+        targets(config(pretrained="encoder"))
     said = run.read("config.yaml")
     run.write("config.yaml", said | {"model": said["model"] | {"causal": False}})
     with pytest.raises(ValueError, match="is an encoder, which has no perplexity"):
-        subjects(config(run=str(run.directory)))
-    (row,) = subjects(config(runs=str(run.directory.parent)))
+        targets(config(run=str(run.directory)))
+    (row,) = targets(config(runs=str(run.directory.parent)))
     assert (row.status, row.tokenizer) == ("an encoder, which has no perplexity", None)
 
 
 def test_a_word_level_model_is_read_by_the_word_protocol(tmp_path):
     run = made_run(tmp_path / "runs" / "w", tokenizer="word")
-    (found,) = subjects(asked := config(run=str(run.directory)))
+    (found,) = targets(asked := config(run=str(run.directory)))
     assert found.protocol(asked.protocol).name == "word"
     assert found.protocol("stride").name == "stride"
     assert found.window(found.protocol(None), None) == 32  # what it was trained on
@@ -85,7 +85,7 @@ def test_a_word_level_model_is_read_by_the_word_protocol(tmp_path):
 
 def test_each_transform_is_a_row(run):
     asked = ("none", "rescale:.5", "rescale:0.5", "fold+rescale:2")
-    found = subjects(config(run=str(run.directory), transform=asked))
+    found = targets(config(run=str(run.directory), transform=asked))
     assert [row.name for row in found] == ["a", "a (rescale:0.5)", "a (fold+rescale:2)"]
     assert [str(row.transform) for row in found] == ["none", "rescale:0.5", "fold+rescale:2"]
 
@@ -94,7 +94,7 @@ def test_another_text_may_be_asked_for(run, tmp_path, monkeypatch):
     looked_up = []
     monkeypatch.setattr("normlab.evaluation.texts.load_corpus", looked_up.append)
     for text in (TextConfig(), TextConfig(corpus="wikitext2", root=str(tmp_path))):
-        (found,) = subjects(asked := config(run=str(run.directory), data=text))
+        (found,) = targets(asked := config(run=str(run.directory), data=text))
         with pytest.raises(AttributeError):  # no text was brought
             Texts().corpus(found, asked).sha256("test")
     assert [(data.corpus, data.root) for data in looked_up] == [
@@ -106,7 +106,7 @@ def test_another_text_may_be_asked_for(run, tmp_path, monkeypatch):
 def test_a_text_that_is_another_one_here_is_refused(run):
     """As the embedded text of another Python is, unless it is asked for."""
     run.write("provenance.json", run.read("provenance.json") | {"text": "another"})
-    (found,) = subjects(asked := config(run=str(run.directory)))
+    (found,) = targets(asked := config(run=str(run.directory)))
     with pytest.raises(ValueError, match=r"a was trained on data=embedded, .* say which text"):
         Texts().corpus(found, asked)
     asked = config(run=str(run.directory), data=TextConfig(corpus="embedded"))
@@ -114,7 +114,7 @@ def test_a_text_that_is_another_one_here_is_refused(run):
 
 
 def test_windows_are_cut_once_for_each_prefix(run):
-    (found,) = subjects(asked := config(run=str(run.directory), protocol="lm-eval"))
+    (found,) = targets(asked := config(run=str(run.directory), protocol="lm-eval"))
     texts, tokenizer = Texts(), found.tokenizer()
     before = texts.windows(found, asked, tokenizer)
     assert texts.windows(found, asked, tokenizer) is before
@@ -154,7 +154,7 @@ def test_a_run_whose_files_cannot_be_read_is_a_row_beside_the_others(run):
         damage(Run(runs / name))
     young = made_run(runs / "young", state="running")  # killed before it had saved its tokenizer
     changed(young, CARD, None)
-    found = {row.name: row for row in subjects(config(runs=str(runs)))}
+    found = {row.name: row for row in targets(config(runs=str(runs)))}
     assert (found["a"].status, found["young"].status) == ("ok", "unfinished")
     for name, (_, said) in UNREADABLE.items():
         assert re.match(said, found[name].status), found[name].status
@@ -162,7 +162,7 @@ def test_a_run_whose_files_cannot_be_read_is_a_row_beside_the_others(run):
         assert norm == {"config": None, "norm": "gone"}.get(name, "rmsnorm")
         assert found[name].tokenizer is None
         with pytest.raises((ValueError, FileNotFoundError), match=said.partition(" ")[2]):
-            subjects(config(run=str(runs / name)))
+            targets(config(run=str(runs / name)))
 
 
 def test_of_a_run_without_a_tokenizer_no_text_is_looked_up(run, tmp_path, monkeypatch):

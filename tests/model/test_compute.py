@@ -226,9 +226,14 @@ def test_a_stack_has_its_statistics_in_the_precision_asked_for_too():
 
 @pytest.mark.system
 def test_a_run_validates_and_is_watched_in_the_precision_it_trains_in(tmp_path):
-    fields = {"model": TINY | {"init_std": 40.0}, "steps": 3, "eval_every": 3, "watch_every": 3}
+    fields = {
+        "model": TINY | {"init_std": 40.0},
+        "steps": 3,
+        "eval_every": 3,
+        "diagnostics_every": 3,
+    }
     low, plain = (
-        train(tiny_config(tmp_path, **fields, compute={"statistics": said})).watched[0]
+        train(tiny_config(tmp_path, **fields, compute={"statistics": said})).diagnostics[0]
         for said in ("fp16:sequential", "fp32")
     )
     first, final = "blocks.0.attention.norm_in", "norm_final"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from normlab.model import Context, PlacementConfig, placements
-from normlab.model.placement import SITES, SUBLAYERS, At, Placement, Wiring
+from normlab.model.placement import SITES, SUBLAYERS, At, Placement, ResidualConfig
 from normlab.norms import all_norms
 from normlab.registry import UnknownNameError
 from tests.conftest import tiny_model
@@ -13,18 +13,18 @@ from tests.conftest import tiny_model
 LAYERS = 4
 ATTENTION_AND_MLP = {  # sites of the two sublayers of block 2 of 4
     "pre": ({"norm_in"}, {"norm_in"}),
-    "post": ({"norm_skip"}, {"norm_skip"}),
+    "post": ({"post_norm"}, {"post_norm"}),
     "peri": ({"norm_in", "norm_out"}, {"norm_in", "norm_out"}),
     "reordered": ({"norm_out"}, {"norm_out"}),
     "sandwich": ({"norm_in", "norm_out"}, {"norm_in", "norm_out"}),
-    "deepnorm": ({"norm_skip"}, {"norm_skip"}),
-    "sub-ln": ({"norm_in", "norm_inner"}, {"norm_in", "norm_inner"}),
-    "normformer": ({"norm_in", "norm_out"}, {"norm_in", "norm_inner"}),
+    "deepnorm": ({"post_norm"}, {"post_norm"}),
+    "sub-ln": ({"norm_in", "sub_norm"}, {"norm_in", "sub_norm"}),
+    "normformer": ({"norm_in", "norm_out"}, {"norm_in", "sub_norm"}),
     "lns": ({"norm_in"}, {"norm_in"}),
     "mix-ln": ({"norm_in"}, {"norm_in"}),
-    "hybridnorm": ({"norm_qk", "norm_v", "norm_skip"}, set()),
-    "hybridnorm-star": ({"norm_qk", "norm_v", "norm_skip"}, set()),
-    "keel": ({"norm_in", "norm_skip"}, {"norm_in", "norm_skip"}),
+    "hybridnorm": ({"norm_qk", "norm_v", "post_norm"}, set()),
+    "hybridnorm-star": ({"norm_qk", "norm_v", "post_norm"}, set()),
+    "keel": ({"norm_in", "post_norm"}, {"norm_in", "post_norm"}),
 }
 
 
@@ -44,9 +44,9 @@ def test_the_table_is_the_papers(name):
     config, card = PlacementConfig(name), placements[name].card
     assert "arXiv" in card.source
     assert all((card.title, card.formula, card.property))
-    found = tuple(set(config.wiring(s, 1, LAYERS).sites) for s in SUBLAYERS)
+    found = tuple(set(config.residual(s, 1, LAYERS).sites) for s in SUBLAYERS)
     assert found == ATTENTION_AND_MLP[name]
-    normed = "norm_skip" in found[1]
+    normed = "post_norm" in found[1]
     assert config.around(LAYERS) == (set() if normed else {"norm_final"})
 
 
@@ -57,7 +57,7 @@ def test_every_site_of_a_row_has_a_norm_and_no_other(name):
     expected = set(config.around(2))
     for layer in range(2):
         for sublayer in SUBLAYERS:
-            for kind in config.wiring(sublayer, layer, 2).sites:
+            for kind in config.residual(sublayer, layer, 2).sites:
                 parts = {"norm_qk": ("query.", "key."), "norm_v": ("value.",)}.get(kind, ("",))
                 expected |= {f"blocks.{layer}.{sublayer}.{part}{kind}" for part in parts}
     model = tiny_model(placement=name)
@@ -78,8 +78,8 @@ def test_embed_and_qk_norms_can_be_added_to_any_row(tokens):
 
 def test_inner_norms_have_the_width_of_what_they_normalize(tokens):
     seen = inputs(tiny_model(placement="sub-ln", heads=4, head_dim=6, hidden=40), tokens)
-    assert seen["blocks.0.attention.norm_inner"].shape == (2, 16, 24)
-    assert seen["blocks.0.mlp.norm_inner"].shape == (2, 16, 40)
+    assert seen["blocks.0.attention.sub_norm"].shape == (2, 16, 24)
+    assert seen["blocks.0.mlp.sub_norm"].shape == (2, 16, 40)
     seen = inputs(tiny_model(placement="hybridnorm", heads=4, kv_heads=2), tokens)
     assert seen["blocks.0.attention.value.norm_v"].shape == (2, 16, 2, 8)
 
@@ -88,7 +88,9 @@ def test_a_row_is_one_registered_function(tokens):
     """A norm only before the MLPs of odd blocks: nothing else has to change."""
 
     def wire(at):
-        return Wiring(frozenset({"norm_in"} if at.sublayer == "mlp" and at.layer % 2 else ()))
+        return ResidualConfig(
+            frozenset({"norm_in"} if at.sublayer == "mlp" and at.layer % 2 else ())
+        )
 
     placements.register("odd")(Placement(wire, placements["pre"].card))
     try:
@@ -133,7 +135,7 @@ def test_what_means_nothing_is_refused(fields, message):
 )
 def test_a_wiring_that_means_nothing_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Wiring(**fields)
+        ResidualConfig(**fields)
 
 
 @pytest.mark.parametrize("placement", ["deepnorm", "keel"])
@@ -147,14 +149,14 @@ def test_a_factor_on_the_stream_needs_a_norm(placement):
 )
 def test_mix_ln_rounds_down(share, layers, posts):
     config = PlacementConfig("mix-ln", post_share=share)
-    found = [config.wiring("mlp", i, layers).sites for i in range(layers)]
-    assert found == [{"norm_skip"}] * posts + [{"norm_in"}] * (layers - posts)
+    found = [config.residual("mlp", i, layers).sites for i in range(layers)]
+    assert found == [{"post_norm"}] * posts + [{"norm_in"}] * (layers - posts)
 
 
 @pytest.mark.parametrize(("layers", "posts"), [(1, 1), (2, 1), (3, 1), (4, 1), (8, 2)])
 def test_mix_ln_left_alone_is_never_silently_pre(layers, posts):
-    found = [PlacementConfig("mix-ln").wiring("mlp", i, layers).sites for i in range(layers)]
-    assert found == [{"norm_skip"}] * posts + [{"norm_in"}] * (layers - posts)
+    found = [PlacementConfig("mix-ln").residual("mlp", i, layers).sites for i in range(layers)]
+    assert found == [{"post_norm"}] * posts + [{"norm_in"}] * (layers - posts)
 
 
 def test_an_estimate_of_what_attention_adds_needs_pre():

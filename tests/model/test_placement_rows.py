@@ -52,10 +52,10 @@ def test_a_scale_that_is_a_power_of_two_changes_no_bit(name):
     assert np.array_equal(scaled.logits, plain.logits)
 
 
-def unit_gains(model):
-    """The model with gains of 1 and no biases in its norms."""
+def unit_weights(model):
+    """The model with norm weights of 1 and no biases in its norms."""
     arrays = {
-        name: np.full_like(a, name.endswith(".gain")) if ".norm_" in f".{name}" else a
+        name: np.full_like(a, name.endswith(".weight")) if "norm" in name else a
         for name, a in weights(model).items()
     }
     return with_arrays(model, arrays)
@@ -97,12 +97,12 @@ def mean_square(x):
 
 @pytest.mark.parametrize("name", ["post", "keel"])
 def test_post_and_keel_leave_the_stream_normed(name):
-    for x in passed(unit_gains(placed(name))).streams[1:]:
+    for x in passed(unit_weights(placed(name))).streams[1:]:
         np.testing.assert_allclose(mean_square(x), 1, rtol=1e-3)
 
 
 def test_keel_without_branches_is_a_norm():
-    model = unit_gains(scaled(placed("keel"), 0.0, "out", "down"))
+    model = unit_weights(scaled(placed("keel"), 0.0, "out", "down"))
     stem, first, _ = map(np.float64, passed(model).streams)
     centred = stem - stem.mean(-1, keepdims=True)
     np.testing.assert_allclose(first, centred / centred.std(-1, keepdims=True), atol=1e-4)
@@ -156,7 +156,7 @@ def test_a_head_scale_of_zero_removes_the_head():
 def test_lns_is_pre_with_smaller_gains():
     arrays = weights(placed("lns"))
     for name in arrays:
-        if name.startswith("blocks.1.") and name.endswith("norm_in.gain"):
+        if name.startswith("blocks.1.") and name.endswith("norm_in.weight"):
             arrays[name] = arrays[name] / np.sqrt(2)
     close(passed(placed("lns")).logits, passed(with_arrays(placed("pre"), arrays)).logits)
 
@@ -166,10 +166,10 @@ def test_mix_ln_ends_in_pre_and_post():
         mix, other = PlacementConfig("mix-ln", post_share=share), PlacementConfig(name)
         assert mix.around(2) == other.around(2)
         for part in ("attention", "mlp"):
-            assert [mix.wiring(part, i, 2) for i in range(2)] == [other.wiring(part, 0, 2)] * 2
+            assert [mix.residual(part, i, 2) for i in range(2)] == [other.residual(part, 0, 2)] * 2
     half = placed("mix-ln")
-    assert half.blocks[0].mlp.norm_skip is not None
-    assert half.blocks[1].mlp.norm_skip is None
+    assert half.blocks[0].mlp.post_norm is not None
+    assert half.blocks[1].mlp.post_norm is None
     assert half.norm_final is not None
 
 
@@ -181,11 +181,11 @@ def test_hybridnorm_does_not_see_the_size_of_q_k_v():
 
 def test_hybridnorm_star_differs_in_its_first_block():
     star, base = PlacementConfig("hybridnorm-star"), PlacementConfig("hybridnorm")
-    assert star.wiring("attention", 0, 3).sites == {"norm_in", "norm_qk", "norm_v"}
-    assert star.wiring("mlp", 0, 3).sites == {"norm_in"}
+    assert star.residual("attention", 0, 3).sites == {"norm_in", "norm_qk", "norm_v"}
+    assert star.residual("mlp", 0, 3).sites == {"norm_in"}
     for layer in (1, 2):
         for part in ("attention", "mlp"):
-            assert star.wiring(part, layer, 3) == base.wiring(part, layer, 3)
+            assert star.residual(part, layer, 3) == base.residual(part, layer, 3)
 
 
 @pytest.mark.system

@@ -204,7 +204,7 @@ def test_dyadic_number_is_the_nearest(r, bits):
 
 
 def test_dyadic_on_integers_is_a_product_and_a_shift():
-    norm, bits = make("dyadic", center=False, scale=False, bias=False, bits=16), 16
+    norm, bits = make("dyadic", center=False, use_weight=False, bias=False, bits=16), 16
     q = np.random.default_rng(0).integers(-128, 128, (20, 48))
     for rows in q.reshape(4, 5, 48):
         mean_square = np.float32((rows**2).sum(-1)) / np.float32(48)
@@ -270,11 +270,11 @@ def test_a_unit_that_reads_halves_rescales_and_centres_in_halves():
     mean_square = (np.float64(z) ** 2).mean(-1, keepdims=True)
     rescaled = make("max-rescale", center=False, eps=0.0)
     assert np.array_equal(call(rescaled, x, "fp32.input"), call(rescaled, x, "fp32"))
-    y = call(rescaled, x, "fp16:rounded.input")
+    y = call(rescaled, x, "fp16:exact_then_round.input")
     np.testing.assert_allclose(y, z / np.sqrt(mean_square), rtol=6e-4)
     # A multiple of z, and of z alone, so that elements that agree in halves agree in the output.
     assert np.abs(y / np.abs(y).max(-1, keepdims=True) - z).max() < 3e-7
-    y = call(make("dropped-mean", eps=0.0), x, "fp16:rounded.input")
+    y = call(make("dropped-mean", eps=0.0), x, "fp16:exact_then_round.input")
     mean = np.float32(np.float16(held.sum(-1, keepdims=True))) / np.float32(48)
     centred = in_halves(held - mean)
     largest = np.abs(centred).max(-1, keepdims=True)

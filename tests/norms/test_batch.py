@@ -114,7 +114,7 @@ def test_a_first_position_alone_is_its_bias():
     np.testing.assert_allclose(y[0, 0], norm.bias[...], atol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{}, {"scale": False}, {"bias": False}])
+@pytest.mark.parametrize("fields", [{}, {"use_weight": False}, {"bias": False}])
 def test_outside_training_it_is_the_linear_map_that_it_folds_to(fields):
     norm = randomized(make("batchnorm", **fields))
     a, b = (np.asarray(part) for part in norm.fold())

@@ -1,4 +1,4 @@
-"""SeeDNorm: an RMSNorm at the start, with a gain that follows the row later."""
+"""SeeDNorm: an RMSNorm at the start, with a weight that follows the row later."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ def test_seednorm_starts_as_rmsnorm_and_its_gain_is_bounded():
     assert np.array_equal(call(make("seednorm", eps=1e-5), x), call(make("rmsnorm"), x))
     norm = randomized(make("seednorm", eps=0.0))
     rms = np.sqrt((np.float64(x) ** 2).mean(-1, keepdims=True))
-    gains = np.float64(call(norm, x)) / (x / rms)
-    assert (np.abs(gains) <= np.asarray(norm.gamma()) * (1 + 1e-5)).all()
-    assert np.ptp(gains, axis=0).max() > 0.1  # another row, another gain
+    factors = np.float64(call(norm, x)) / (x / rms)
+    assert (np.abs(factors) <= np.asarray(norm.gamma()) * (1 + 1e-5)).all()
+    assert np.ptp(factors, axis=0).max() > 0.1  # another row, another weight
     back = np.float64(call(norm, -x)) / (-x / rms)
-    np.testing.assert_allclose(gains + back, np.tile(2 * norm.gain[...], (5, 1)), atol=1e-4)
+    np.testing.assert_allclose(factors + back, np.tile(2 * norm.weight[...], (5, 1)), atol=1e-4)
 
 
 def test_each_head_of_a_seednorm_has_a_gain_of_its_own():
@@ -30,8 +30,8 @@ def test_each_head_of_a_seednorm_has_a_gain_of_its_own():
     outside = np.r_[0:12, 24:48]
     np.testing.assert_allclose(after[:, outside], before[:, outside], rtol=1e-5)
     assert np.abs(after - before)[:, 12:24].max() > 0.1
-    gain = np.asarray(four.gain[...])[12:24]
-    np.testing.assert_allclose((after + before)[:, 12:24], np.tile(2 * gain, (5, 1)), atol=1e-4)
+    weight = np.asarray(four.weight[...])[12:24]
+    np.testing.assert_allclose((after + before)[:, 12:24], np.tile(2 * weight, (5, 1)), atol=1e-4)
     assert np.array_equal(call(make("seednorm", heads=16, eps=1e-5), x), call(make("rmsnorm"), x))
 
 

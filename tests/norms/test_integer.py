@@ -166,16 +166,16 @@ def test_truncated_squares_err_as_the_catalogue_says():
 def test_ai_layernorm_truncation_is_a_nearly_constant_gain(width):
     x = row(shift=0.0, **(LONG | {"width": width}))
 
-    def gain(**fields):
+    def weight(**fields):
         norm = make("ai-layernorm", width, **fields)
         return np.linalg.norm(call(norm, x), axis=-1) / math.sqrt(width)
 
-    plain = gain(factors=0)
+    plain = weight(factors=0)
     assert 0.055 < plain.mean() - 1 < 0.065
     assert plain.std() < 0.005
-    assert 0.08 < gain(factors=3).mean() - 1 < 0.09  # more elements fill their 8 bits
-    assert abs(gain(factors=0, rounding=True).mean() - 1) < 0.01
-    assert abs(gain(factors=3, rounding=True).mean() - 1) < 0.005
+    assert 0.08 < weight(factors=3).mean() - 1 < 0.09  # more elements fill their 8 bits
+    assert abs(weight(factors=0, rounding=True).mean() - 1) < 0.01
+    assert abs(weight(factors=3, rounding=True).mean() - 1) < 0.005
 
 
 @settings(deadline=None, max_examples=20)
@@ -211,6 +211,6 @@ def test_a_row_with_a_number_that_is_none_is_lost_whole(name, lost):
 @pytest.mark.parametrize("name", ["i-bert", "ai-layernorm"])
 def test_gain_and_bias_are_applied_in_float(name):
     norm, x = make(name), row()
-    norm.gain[...] = np.linspace(-1, 1, 48, dtype=np.float32) * (np.arange(48) != 3)
+    norm.weight[...] = np.linspace(-1, 1, 48, dtype=np.float32) * (np.arange(48) != 3)
     norm.bias[...] = np.linspace(2, 3, 48, dtype=np.float32)  # β/γ would fail there
     np.testing.assert_allclose(call(norm, x), reference(norm, x), rtol=2e-5, atol=2e-6)

@@ -19,7 +19,7 @@ from tests.support.norm_walk import FINAL, call, jacobian, make, randomized, row
 
 def test_derf_is_bounded_and_elementwise():
     norm, x = make("derf", alpha=0.7, shift=0.2, bias=True), row()
-    norm.gain[...] = np.full(48, 1.3, np.float32)
+    norm.weight[...] = np.full(48, 1.3, np.float32)
     norm.bias[...] = np.full(48, 0.1, np.float32)
     assert (np.abs(call(norm, 100 * x)) <= 1.3 + 0.1).all()
     slopes = jacobian(norm, np.full(48, -0.2 / 0.7, np.float32))
@@ -33,7 +33,7 @@ def test_bhyt_ignores_size_and_obeys_chebyshev():
     norm, x = randomized(make("bhyt", eps=0.0)), row()
     y = call(norm, x)
     np.testing.assert_allclose(call(norm, np.float32(-50 * x)), -y, rtol=1e-5, atol=1e-7)
-    assert (np.abs(y) <= np.abs(norm.gain[...])).all()
+    assert (np.abs(y) <= np.abs(norm.weight[...])).all()
     # The worst row for Chebyshev: a share κ⁻² of it holds all of its energy.
     kappa = 4.0
     norm, rows = make("bhyt", kappa=kappa, eps=0.0), np.zeros((251, 48), np.float32)
@@ -54,7 +54,7 @@ def test_bhyt_is_nearly_a_small_rmsnorm():
 @pytest.mark.parametrize("name", ["bhyt", "bhyt-estimated"])
 def test_before_the_head_bhyt_is_an_rmsnorm_unless_told_otherwise(name):
     kept, x = randomized(make(name, site=FINAL)), row()
-    assert parameters(kept).keys() == {"gain"}
+    assert parameters(kept).keys() == {"weight"}
     assert np.array_equal(call(kept, x), call(randomized(make("rmsnorm", eps=1e-6)), x))
     other, inside = randomized(make(name, site=FINAL, keep_final=False)), randomized(make(name))
     assert np.array_equal(call(other, x), call(inside, x))
@@ -66,7 +66,7 @@ def without(placement="pre", **fields):
 
 
 def test_without_norms_blocks_start_as_the_identity():
-    """And in ReZero the gain is the first to learn."""
+    """And in ReZero the weight is the first to learn."""
     x = np.float32(np.random.default_rng(0).normal(size=(2, 16, 32)))
     rezero, fixup = (without(method=method).blocks[1] for method in ("rezero", "fixup"))
     assert np.array_equal(jax.jit(lambda x: fixup(x, Context()))(x), x)
@@ -121,11 +121,11 @@ def test_tfixup_starts_as_its_factors_say():
 
 def test_tfixup_takes_back_only_what_was_done():
     """Under a placement with a gain of its own no output map starts smaller by √(2L)."""
-    for placement, gain in (("lns", 1.0), ("sub-ln", math.sqrt(math.log(6)))):
+    for placement, weight in (("lns", 1.0), ("sub-ln", math.sqrt(math.log(6)))):
         model = without(placement, method="tfixup")
         std = model.config.std * 0.67 * 3**-0.25
         for linear in (model.blocks[1].attention.branch.out, model.blocks[2].mlp.branch.down):
-            assert np.std(linear.kernel[...]) == pytest.approx(gain * std, rel=0.1)
+            assert np.std(linear.kernel[...]) == pytest.approx(weight * std, rel=0.1)
 
 
 def estimated():
@@ -195,8 +195,8 @@ def test_the_estimate_reaches_the_model(tokens):
 
 def test_each_method_has_its_branch_gain_and_the_config_may_overrule_it():
     config = norms["none"].Config
-    gains = {m: norms["none"].branch_gain(config(method=m), 16) for m in ("rezero", "skipinit")}
-    assert gains == {"rezero": 0.0, "skipinit": 0.25}
+    factors = {m: norms["none"].branch_gain(config(method=m), 16) for m in ("rezero", "skipinit")}
+    assert factors == {"rezero": 0.0, "skipinit": 0.25}
     assert norms["none"].branch_gain(config(method="skipinit", branch_gain=0.5), 16) == 0.5
 
 

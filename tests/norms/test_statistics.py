@@ -1,4 +1,4 @@
-"""What tells one statistic from another: partial, grouped, with one gain for all."""
+"""What tells one statistic from another: partial, grouped, with one weight for all."""
 
 from functools import partial
 
@@ -40,9 +40,9 @@ def test_scalenorm_gives_every_row_the_same_length():
     length = float(norm.length[...])
     np.testing.assert_allclose(np.linalg.norm(call(norm, x), axis=-1), abs(length), rtol=1e-5)
     as_rms = make("rmsnorm", eps=0.0)
-    as_rms.gain[...] = np.full(48, length / np.sqrt(48), np.float32)
+    as_rms.weight[...] = np.full(48, length / np.sqrt(48), np.float32)
     np.testing.assert_allclose(call(norm, x), call(as_rms, x), rtol=1e-5)
-    np.testing.assert_allclose(weights.gain(norm), length / np.sqrt(48), rtol=1e-6)
+    np.testing.assert_allclose(weights.gamma(norm), length / np.sqrt(48), rtol=1e-6)
 
 
 def test_scalenorm_floors_a_tiny_row_and_has_a_gradient_at_zero():
@@ -69,19 +69,19 @@ def test_where_eps_stands_is_where_it_acts(form):
 
 def test_a_gain_stored_as_w_acts_as_one_plus_w():
     stored, usual = make("rmsnorm", one_plus=True), make("rmsnorm")
-    assert np.array_equal(stored.gain[...], np.zeros(48))
+    assert np.array_equal(stored.weight[...], np.zeros(48))
     assert np.array_equal(call(stored, row()), call(usual, row()))
     w = np.float32(np.random.default_rng(0).normal(0, 0.3, 48))
-    stored.gain[...], usual.gain[...] = w, 1 + w
+    stored.weight[...], usual.weight[...] = w, 1 + w
     assert np.array_equal(call(stored, row()), call(usual, row()))
-    assert np.array_equal(weights.gain(stored), weights.gain(usual))
+    assert np.array_equal(weights.gamma(stored), weights.gamma(usual))
 
 
 def test_groupnorm_is_layernorm_in_each_group():
     x = row()
     one = randomized(make("groupnorm", groups=1))
     layer = make("layernorm")
-    layer.gain[...], layer.bias[...] = one.gain[...], one.bias[...]
+    layer.weight[...], layer.bias[...] = one.weight[...], one.bias[...]
     np.testing.assert_allclose(call(one, x), call(layer, x), rtol=1e-6, atol=1e-6)
     four = make("groupnorm", groups=4, eps=0.0)
     y, moved = call(four, x), x.copy()
@@ -124,7 +124,7 @@ def test_bad_values_are_refused(name, fields, message):
 @partial(jax.jit, static_argnames="graphdef")
 def _ends(graphdef, state, tokens, h):
     model = nnx.merge(graphdef, state)
-    return model.stem(tokens, Context()), model.logits(h)
+    return model.embed_tokens(tokens, Context()), model.logits(h)
 
 
 def ends(model, tokens, h):

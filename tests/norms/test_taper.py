@@ -45,7 +45,7 @@ def test_it_goes_from_rmsnorm_to_a_linear_map():
 def test_the_factor_is_the_least_squares_one():
     norm, x = randomized(make("tapernorm", ema=1.0)), row()
     at(norm, 0.0)
-    scaled = np.float64(x) * np.float64(norm.gain[...])
+    scaled = np.float64(x) * np.float64(norm.weight[...])
     target = scaled / np.sqrt((np.float64(x) ** 2).mean(-1, keepdims=True) + 1e-5)
     best = (scaled * target).sum() / (scaled**2).sum()
     assert float(norm.factor()) == pytest.approx(best, rel=1e-5)
@@ -76,7 +76,7 @@ def test_the_linear_gain_learns_only_once_the_gate_opens():
         state["gate"][...] = jnp.float32(gate)
         found = slopes(params, state)
         assert bool(np.any(found["delta"][...])) == moves
-        assert np.any(found["gain"][...])
+        assert np.any(found["weight"][...])
 
 
 def test_a_sum_that_reaches_no_output_is_not_out_of_range():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from normlab.config import knob
+from normlab.config import field
 from normlab.norms import Norm, NormConfig, norms
 
 
@@ -25,9 +25,9 @@ from normlab.norms import Norm, NormConfig, norms
 class ToyConfig(NormConfig):
     """What the toy can be told."""
 
-    type: str = knob("toy", "norm type")
-    scale: bool = knob(True, "a gain")
-    power: float = knob(1.0, "exponent of the divisor")
+    type: str = field("toy", "norm type")
+    use_weight: bool = field(True, "a weight")
+    power: float = field(1.0, "exponent of the divisor")
 
 
 @norms.register("toy")

@@ -50,7 +50,7 @@ VARIANTS = [
     ("rmsnorm", {"eps_form": "added", "eps": 0.1}),
     ("rmsnorm", {"eps_form": "floor", "eps": 2.9}),
     ("rmsnorm", {"one_plus": True}),
-    ("rmsnorm", {"scale": False}),
+    ("rmsnorm", {"use_weight": False}),
     ("layernorm", {"eps_form": "added", "one_plus": True}),
     ("prmsnorm", {"share": 0.3}),
     ("none", {"method": "fixup"}),
@@ -282,8 +282,8 @@ def test_center_scale_and_bias_are_independent():
     for name in ("layernorm", "rmsnorm"):
         for scale in (False, True):
             for bias in (False, True):
-                norm = make(name, scale=scale, bias=bias)
-                assert (norm.gain is not None) == scale
+                norm = make(name, use_weight=scale, bias=bias)
+                assert (norm.weight is not None) == scale
                 assert (norm.bias is not None) == bias
 
 
@@ -291,11 +291,11 @@ def test_dyt_is_odd_bounded_and_elementwise():
     norm, x = randomized(make("dyt")), row()
     y = call(norm, x)
     assert np.array_equal(call(norm, -x), -y)
-    assert (np.abs(y) <= np.abs(norm.gain[...])).all()
+    assert (np.abs(y) <= np.abs(norm.weight[...])).all()
     slopes = jacobian(norm, x[0])
     assert np.count_nonzero(slopes - np.diag(np.diag(slopes))) == 0
     slope = np.diag(jacobian(norm, np.zeros(WIDTH, np.float32)))
-    np.testing.assert_allclose(slope, np.asarray(norm.gain[...]) * norm.alpha[...], rtol=1e-6)
+    np.testing.assert_allclose(slope, np.asarray(norm.weight[...]) * norm.alpha[...], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_dyt_alpha_is_the_papers(width, attention, other):
     assert dyt_alpha(width, SITE) == pytest.approx(attention)
     assert dyt_alpha(width, mlp) == pytest.approx(other)
     assert dyt_alpha(width, FINAL) == pytest.approx(other)
-    assert make("dyt", width, mlp, scale=False).alpha[...] == pytest.approx(other)
+    assert make("dyt", width, mlp, use_weight=False).alpha[...] == pytest.approx(other)
 
 
 def test_dyt_alpha_between_two_widths_meets_the_papers_13b():
@@ -322,7 +322,11 @@ def test_dyt_alpha_between_two_widths_meets_the_papers_13b():
     [
         ("rmsnorm", {"eps": -1.0}, "norm.eps = -1.0: expected a number ≥ 0"),
         ("rmsnorm", {"eps_form": "undr"}, "norm.eps_form 'undr'. Did you mean 'under'"),
-        ("rmsnorm", {"one_plus": True, "scale": False}, "norm.scale = False: there is none"),
+        (
+            "rmsnorm",
+            {"one_plus": True, "use_weight": False},
+            "norm.use_weight = False: there is none",
+        ),
         ("dyt", {"alpha": 0.0}, "norm.alpha = 0.0: expected a number > 0"),
     ],
 )

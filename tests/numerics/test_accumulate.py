@@ -97,7 +97,9 @@ def test_addends_are_rounded_before_they_are_added():
     assert same(cast(fine.sum(-1), "fp16"), np.ones(6)).all()
 
 
-@pytest.mark.parametrize("text", ["fp16", "fp16:sequential", "bf16:blocks4", "fp16:rounded.mean"])
+@pytest.mark.parametrize(
+    "text", ["fp16", "fp16:sequential", "bf16:blocks4", "fp16:exact_then_round.mean"]
+)
 def test_the_derivative_is_that_of_the_float32_sum(text):
     share = 1 / x.shape[-1] if Precision.parse(text).mean else 1.0
 
@@ -127,13 +129,13 @@ def test_rounded_is_what_a_half_reduction_in_pytorch_does(d):
     rows = extreme_rows(11, d, 1.0, 256)
     halves = torch.from_numpy(np.float16(rows))
     theirs = torch.sum(halves, dim=-1).float().numpy()
-    ours = np.asarray(accumulate(rows, "fp16:rounded"))
+    ours = np.asarray(accumulate(rows, "fp16:exact_then_round"))
     finite = np.isfinite(theirs)
     assert same(ours, theirs)[finite].mean() > 0.99
     assert (np.isinf(ours) == np.isinf(theirs)).mean() > 0.99
     q = (halves * halves).sum(-1).float().numpy()
     held = np.float32(np.float16(rows))
-    assert same(sum_of_squares(held, "fp16:rounded"), q).mean() > 0.99
+    assert same(sum_of_squares(held, "fp16:exact_then_round"), q).mean() > 0.99
     left_to_right = np.asarray(sum_of_squares(held, "fp16:sequential"))
     assert d == 5 or same(left_to_right, q).mean() < 0.9
 
@@ -149,7 +151,7 @@ def test_bf16_keeps_nothing_below_float32s_smallest_normal():
 
 def test_an_exact_sum_overflows_to_infinity():
     rows = np.float32([[2e38, 2e38], [-2e38, -2e38], [np.inf, 1], [1, -np.inf]])
-    texts = ("fp32:rounded", "fp32:blocks2", "e5m23:rounded")
+    texts = ("fp32:exact_then_round", "fp32:blocks2", "e5m23:exact_then_round")
     texts += tuple(text.replace(":", ".saturate:") for text in texts)
     made = jax.jit(lambda v: {text: accumulate(v, text) for text in texts})(rows)
     with np.errstate(over="ignore"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from normlab.numerics import Accumulator, Observed, Precision, accumulate
+from normlab.numerics import Accumulator, Precision, RangeCounts, accumulate
 from tests.support import numerics_reference as reference
 from tests.support.accumulators import EPS, EVERYTHING, normalize, normed
 from tests.support.numerics_reference import cast, same, squares, summed
@@ -224,9 +224,9 @@ def test_observed_leaves_a_scan_and_adds_up():
     x = np.stack([rows, rows * 300, rows * np.float32(1e-6)])
 
     def step(total, part):
-        return total + Observed(**normed(part, "fp16", 1.0, EPS, names=EVERYTHING)[1]), None
+        return total + RangeCounts(**normed(part, "fp16", 1.0, EPS, names=EVERYTHING)[1]), None
 
-    total = jax.device_get(lax.scan(step, Observed.nothing(), x)[0])
+    total = jax.device_get(lax.scan(step, RangeCounts.nothing(), x)[0])
     alone = [normalize(part, "fp16", names=EVERYTHING) for part in x]
     for name in EVERYTHING:
         found = [getattr(seen, name) for seen in alone]
@@ -272,7 +272,7 @@ def test_it_trains():
 
 # --- bit for bit: jit, no jit, vmap, scan
 
-EACH_ORDER = ("sequential", "pairwise", "lanes8", "blocks16", "rounded")
+EACH_ORDER = ("sequential", "pairwise", "lanes8", "blocks16", "exact_then_round")
 EACH_OPTION = ("", ".onepass", ".input", ".mean", ".stochastic3", ".flush.saturate")
 
 
@@ -348,7 +348,9 @@ def test_an_underflow_of_the_mean_costs_no_row_whose_squares_are_in_range():
 
     @jax.jit
     def sums(x):
-        return accumulate(x, "fp16:rounded"), *Accumulator("fp16:rounded").moments(x, True)
+        return accumulate(x, "fp16:exact_then_round"), *Accumulator(
+            "fp16:exact_then_round"
+        ).moments(x, True)
 
     added, centred, ms = (np.asarray(part) for part in sums(x))
     z = np.float64(x)

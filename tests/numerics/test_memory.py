@@ -71,5 +71,5 @@ def test_the_check_catches_a_row_that_is_stored():
 @pytest.mark.system
 def test_the_check_catches_a_sum_that_is_repeated(monkeypatch):
     monkeypatch.setattr(sys.modules["normlab.numerics.accumulate"], "once", lambda x: x)
-    repeats = lambda x: Accumulator("fp16:rounded", 3.0).normalize(x, 1e-5, center=True)  # noqa: E731
+    repeats = lambda x: Accumulator("fp16:exact_then_round", 3.0).normalize(x, 1e-5, center=True)  # noqa: E731
     assert steps_of_an_element(compiled(repeats)) > 160

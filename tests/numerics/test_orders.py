@@ -53,7 +53,7 @@ FURTHER = {
     "lanes64": ("fp16.flush", "e8m21"),
     "blocks4": ("fp8_e4m3", "e5m12"),
     "blocks100": ("fp8_e4m3.saturate", "e3m2"),
-    "rounded": ("fp16.flush", "e5m14"),
+    "exact_then_round": ("fp16.flush", "e5m14"),
 }
 """Formats of one order, beside those of all. A sum of more than 10 bits is no float32."""
 BESIDE = ("fp16", "bf16", "fp32")
@@ -183,7 +183,7 @@ def test_sums_of_any_length(order, d, octaves, seed, name):
 
 
 @pytest.mark.parametrize(
-    "order", ["rounded", pytest.param("blocks16384", marks=pytest.mark.system)]
+    "order", ["exact_then_round", pytest.param("blocks16384", marks=pytest.mark.system)]
 )
 def test_an_exact_sum_of_15000_halves_beside_its_midpoints(order):
     """Sums on a midpoint of FP16, and one smallest step, 2^-24, below and above it."""
@@ -266,7 +266,9 @@ def test_stochastic_sums_do_not_stall():
     assert abs(error.mean()) < 5 * error.std() / np.sqrt(len(error))
 
 
-@pytest.mark.parametrize("text", ["sequential", "pairwise", "lanes8", "blocks16", "rounded"])
+@pytest.mark.parametrize(
+    "text", ["sequential", "pairwise", "lanes8", "blocks16", "exact_then_round"]
+)
 def test_strings_round_trip(text):
     assert str(Order.parse(text)) == text
 

@@ -4,7 +4,14 @@ import socket
 import jax
 import pytest
 
-from normlab.parallel.distributed import HostsConfig, agreed, by_first, first, joined, own
+from normlab.parallel.distributed import (
+    HostsConfig,
+    agreed_maximum,
+    is_main_process,
+    joined_processes,
+    on_main_process,
+    private_copy,
+)
 from tests.support.parallel_runs import done, same, start, trained
 
 
@@ -35,24 +42,24 @@ def test_bad_values_are_refused(fields, message):
 )
 def test_processes_that_do_not_come_together_are_named(fields, named):
     jax.devices()  # after this jax.distributed refuses to begin
-    with pytest.raises(ValueError, match=named), joined(HostsConfig(**fields)):
+    with pytest.raises(ValueError, match=named), joined_processes(HostsConfig(**fields)):
         pass
 
 
 def test_one_process_is_the_first_and_decides_alone(tmp_path, capsys):
-    with joined(HostsConfig()):
+    with joined_processes(HostsConfig()):
         print("heard")
-    assert first()
+    assert is_main_process()
     assert capsys.readouterr().out == "heard\n"
-    assert agreed(15, due=False) == 15
-    assert agreed(None) is None
-    with own(tmp_path / "here", "checkpoints") as directory:
+    assert agreed_maximum(15, due=False) == 15
+    assert agreed_maximum(None) is None
+    with private_copy(tmp_path / "here", "checkpoints") as directory:
         assert directory == tmp_path / "here"
 
 
 def test_an_error_of_the_first_process_is_raised():
     with pytest.raises(KeyError, match="gone"):
-        by_first(lambda: {}["gone"])
+        on_main_process(lambda: {}["gone"])
 
 
 def slurm_job():
@@ -78,9 +85,9 @@ def test_processes_that_slurm_starts_find_each_other(tmp_path):
         told = shared | {"PROCID": process, "LOCALID": process}
         slurm = {f"SLURM_{name}": str(value) for name, value in told.items()}
         processes.append(start(1, ("trained", job), **slurm))
-    (((first,), printed), ((second,), silence)) = (done(process) for process in processes)
-    assert first == second
+    (((is_main_process,), printed), ((second,), silence)) = (done(process) for process in processes)
+    assert is_main_process == second
     assert printed
     assert not silence
-    assert [layout["processes"] for layout in first["layouts"]] == [2]
-    same(first, trained(tmp_path / "one"))
+    assert [layout["processes"] for layout in is_main_process["layouts"]] == [2]
+    same(is_main_process, trained(tmp_path / "one"))

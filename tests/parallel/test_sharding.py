@@ -28,9 +28,9 @@ ATTENTION, MLP = "blocks.0.attention.branch.", "blocks.0.mlp.branch."
         ("embed.embedding", (299, 32), P(None, "model"), P(None, "model")),
         ("head.kernel", (32, 300), P(None, "model"), P("data", "model")),
         ("positions.embedding", (64, 32), P(None, None), P("data", None)),
-        ("norm_final.gain", (32,), P(None), P(None)),
+        ("norm_final.weight", (32,), P(None), P(None)),
         (ATTENTION + "query.kernel", (3, 32, 32), P(None, None, "model"), P(None, "data", "model")),
-        ("blocks.0.mlp.norm_in.gain", (4, 32), P(None, None), P(None, None)),
+        ("blocks.0.mlp.norm_in.weight", (4, 32), P(None, None), P(None, None)),
         ("branch_gain", (), P(), P()),
     ],
 )
@@ -80,11 +80,11 @@ def test_moments_lie_as_their_weights_do():
 
 def test_without_a_mesh_nothing_is_touched():
     tree, batch = {"a": np.ones(3)}, np.ones((4, 2))
-    assert sharding.placed(tree) is tree
-    assert sharding.divided(batch, batch)[1] is batch
-    assert sharding.divisible(5) == 5
+    assert sharding.shard_params(tree) is tree
+    assert sharding.shard_batch(batch, batch)[1] is batch
+    assert sharding.padded_rows(5) == 5
     x = jax.numpy.ones((2, 3))
     assert sharding.whole_rows(x) is x
-    assert sharding.everywhere(tree) is tree
+    assert sharding.replicate(tree) is tree
     assert sharding.sharding("embed.embedding", (4, 2)).device_set == {jax.devices()[0]}
     assert not str(jax.make_jaxpr(sharding.whole_rows)(x)).count("sharding")

@@ -33,7 +33,7 @@ pytest.importorskip("matplotlib")
 DRAWN = {
     "loss-lr": loss_figure, "depth": depth_figure, "training": training_figure,
     "gradients": gradient_figure, "sites": sites_figure, "sites-training": sites_training_figure,
-    "gains": vectors_figure, "gains-training": vectors_training_figure,
+    "weights": vectors_figure, "weights-training": vectors_training_figure,
 }  # fmt: skip
 """By the name of its file."""
 
@@ -57,9 +57,13 @@ def line(step, scale):
         "vectors": {
             f"blocks.{i}.{kind}": {"mean": 1.0 + i, "min": 0.5, "max": 3.0, "std": 0.1}
             for i in range(2)
-            for kind in ("mlp.norm_in.gain", "attention.branch.query.norm_qk.gain", "mlp.up.bias")
+            for kind in (
+                "mlp.norm_in.weight",
+                "attention.branch.query.norm_qk.weight",
+                "mlp.up.bias",
+            )
         }
-        | {"norm_final.gain": {"mean": scale, "min": -1.0, "max": 2 * scale, "std": 0.1}},
+        | {"norm_final.weight": {"mean": scale, "min": -1.0, "max": 2 * scale, "std": 0.1}},
     }
 
 
@@ -77,7 +81,7 @@ def make(directory, placement, rate, seed, loss, state="finished", scale=1.0):
     rows = [{"step": 0, "valid_loss": 9.0}, {"step": 4, "valid_loss": loss}]
     run["metrics.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rows))
     looks = [line(0, 1.0), line(4, scale)]
-    run["watch.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in looks))
+    run["diagnostics.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in looks))
     return run
 
 
@@ -173,7 +177,7 @@ def test_what_only_one_type_has_sets_its_runs_apart(runs, tmp_path):
 
 def test_a_run_that_nobody_watched_has_no_sum_of_squares_and_did_not_diverge(fresh):
     for run in fresh[4:]:
-        run["watch.jsonl"].unlink()
+        run["diagnostics.jsonl"].unlink()
     made = loss_figure(series(fresh[:2] + fresh[4:]))
     assert "diverged" not in made.get_suptitle()
     assert not [line for line in made.axes[1].get_lines() if line.get_marker() == "x"]
@@ -213,7 +217,7 @@ def test_depth_shows_the_stream_and_half_precisions_edge(figures):
 
 def test_blocks_are_whole_and_names_stay_inside(figures):
     figures["depth"].draw_without_rendering()
-    for name in ("depth", "gradients", "gains"):
+    for name in ("depth", "gradients", "weights"):
         for ax in figures[name].axes:
             low, high = ax.get_xlim()
             shown = [x for x in ax.get_xticks() if low <= x <= high]
@@ -275,16 +279,18 @@ def test_what_is_no_number_is_not_hidden_behind_a_smaller_one(fresh):
     look = line(4, 2.0)
     look["stream"][0]["max_abs"] = look["blocks"][-1]["attention_score"] = None
     look["sites"]["blocks.0.mlp.norm_in"]["max_abs"] = None
-    look["vectors"]["blocks.1.mlp.norm_in.gain"]["min"] = None
+    look["vectors"]["blocks.1.mlp.norm_in.weight"]["min"] = None
     for run in fresh[4:]:
-        run["watch.jsonl"].write_text(json.dumps(line(0, 1.0)) + "\n" + json.dumps(look) + "\n")
+        run["diagnostics.jsonl"].write_text(
+            json.dumps(line(0, 1.0)) + "\n" + json.dumps(look) + "\n"
+        )
     found = series(fresh)
     axes = training_figure(found).axes
     assert drawn(axes[1])["peri"].get_ydata().tolist() == [9.0, math.inf]
     assert drawn(axes[2])["peri"].get_ydata().tolist() == [2.0, math.inf]
     (made := sites_training_figure(found)).draw_without_rendering()
     assert drawn(made.axes[3])["peri"].get_ydata().tolist() == [6.0, math.inf]
-    held = [_vectors(look)["mlp.norm_in.gain"] for look in found[1].watched]
+    held = [_vectors(look)["mlp.norm_in.weight"] for look in found[1].diagnostics]
     assert [math.isnan(low) for _, low, _ in map(_ends, held)] == [False, True]
     assert math.isnan(_ends(dict(reversed(held[1].items())))[1])
 
@@ -296,9 +302,9 @@ def test_gradients_are_those_of_blocks(figures):
 
 
 def test_gains_are_shown_by_kind_and_biases_are_not(runs, figures):
-    inside = ["attention.query.norm_qk.gain", "mlp.norm_in.gain"]
-    assert vector_kinds(series(runs)) == [*inside, "norm_final.gain"]
-    axes = figures["gains"].axes
+    inside = ["attention.query.norm_qk.weight", "mlp.norm_in.weight"]
+    assert vector_kinds(series(runs)) == [*inside, "norm_final.weight"]
+    axes = figures["weights"].axes
     assert [ax.get_title() for ax in axes] == inside
     assert "least to largest" in axes[0].get_ylabel()
     (bars, *_) = axes[1].containers
@@ -306,9 +312,9 @@ def test_gains_are_shown_by_kind_and_biases_are_not(runs, figures):
 
 
 def test_gains_over_training_are_the_blocks_mean_and_all_their_values(runs, figures):
-    axes = {ax.get_title(): ax for ax in figures["gains-training"].axes}
-    assert drawn(axes["mlp.norm_in.gain"])["pre"].get_ydata().tolist() == [1.5, 1.5]
-    final = axes["norm_final.gain"]
+    axes = {ax.get_title(): ax for ax in figures["weights-training"].axes}
+    assert drawn(axes["mlp.norm_in.weight"])["pre"].get_ydata().tolist() == [1.5, 1.5]
+    final = axes["norm_final.weight"]
     assert drawn(final)["peri"].get_xdata().tolist() == [0, 4]
     assert drawn(final)["peri"].get_ydata().tolist() == [1.0, 2.0]
     band = final.collections[[s.label for s in series(runs)].index("peri")].get_paths()[0]
@@ -332,14 +338,14 @@ def test_what_norms_read_is_shown_by_kind_over_depth_and_over_training(runs, fig
 
 
 def test_figures_are_of_what_there_is(fresh, names):
-    """Without norms there are neither sites nor gains, unwatched runs give a loss alone."""
+    """Without norms there are neither sites nor norm weights, unwatched runs give a loss alone."""
     assert names(fresh) == DRAWN.keys()
     for run in fresh:
-        bare = [look | {"sites": {}, "vectors": {}} for look in run.watched]
-        run["watch.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in bare))
+        bare = [look | {"sites": {}, "vectors": {}} for look in run.diagnostics]
+        run["diagnostics.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in bare))
     assert names(fresh) == {"loss-lr", "depth", "training", "gradients"}
     for run in fresh:
-        run["watch.jsonl"].unlink()
+        run["diagnostics.jsonl"].unlink()
     assert names(fresh) == {"loss-lr"}
     assert names(fresh[:2]) == set()
 

@@ -50,7 +50,7 @@ def test_each_family_is_its_reference_in_float64_from_either_format(family, tmp_
     assert (lm.name, lm.facts["config"]["model"]["width"]) == ("m", WIDTH)
     assert lm.facts["family"] == ALL[family]["model_type"]
     assert list(lm.facts["sha256"]) == ["model.safetensors"]
-    assert ("1 + w" in lm.facts["gain"]) == family.startswith("gemma")
+    assert ("1 + w" in lm.facts["weight"]) == family.startswith("gemma")
     json.dumps(lm.facts)
     if family != "bert":
         spec = write_gguf(tmp_path / "m.gguf", family, CONFIGS[family], tensors(family))
@@ -248,7 +248,7 @@ def test_the_host_holds_the_model_and_one_tensor(form, tmp_path, monkeypatch):
     sizes = [w.nbytes for w in weights.values()]
     put, on_device, peaks = loading.put, [], []
 
-    def watched(path, x):
+    def diagnostics(path, x):
         peaks.append(sum(on_device) + tracemalloc.get_traced_memory()[1])
         tracemalloc.reset_peak()
         copied = jax.block_until_ready(put(path, x))

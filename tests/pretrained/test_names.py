@@ -49,13 +49,13 @@ def test_names_of_each_format():
     assert stored(GPT2, key.replace("kernel", "bias")) == Stored(
         "h.2.attn.c_attn.bias", part=(1, 3)
     )
-    gain = "blocks.0.mlp.norm_in.gain"
-    assert stored(LLAMA, gain) == Stored("layers.0.post_attention_layernorm.weight")
-    assert stored(GEMMA, gain) == Stored("layers.0.pre_feedforward_layernorm.weight", offset=1.0)
+    weight = "blocks.0.mlp.norm_in.weight"
+    assert stored(LLAMA, weight) == Stored("layers.0.post_attention_layernorm.weight")
+    assert stored(GEMMA, weight) == Stored("layers.0.pre_feedforward_layernorm.weight", offset=1.0)
     assert stored(GEMMA, "embed.embedding") == Stored("embed_tokens.weight")
 
 
 def test_an_offset_is_added_in_float32():
-    gain = Stored("w", offset=1.0).ours(np.array([0.5, -1.0], np.float32))
-    assert gain.dtype == np.float32
-    assert gain.tolist() == [1.5, 0.0]
+    weight = Stored("w", offset=1.0).ours(np.array([0.5, -1.0], np.float32))
+    assert weight.dtype == np.float32
+    assert weight.tolist() == [1.5, 0.0]

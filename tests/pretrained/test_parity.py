@@ -89,7 +89,7 @@ def config_class(name: str):
 
 
 def make(name: str, settings: dict[str, object], kind: str = "ForCausalLM"):
-    """A model of theirs whose every parameter, gains and biases too, is off its initial value."""
+    """A model of theirs whose every parameter, norms' too, is off its initial value."""
     torch.manual_seed(0)
     stem = "Gemma3" if name == "Gemma3Text" and kind == "ForCausalLM" else name
     if name == "GPT2" and kind == "ForCausalLM":
@@ -145,7 +145,7 @@ def test_a_gemma3_that_sees_reads_text_as_transformers_do(tmp_path: Path) -> Non
 def our_hidden(spec: str, tokens: np.ndarray) -> np.ndarray:
     """The stream behind the last block, which is all that an encoder gives."""
     model, context = pretrained.load(spec).model, Context()
-    x = model.stem(jnp.asarray(tokens), context)
+    x = model.embed_tokens(jnp.asarray(tokens), context)
     for block in model.blocks:
         x = block(x, context)
     return np.asarray(x)

@@ -41,7 +41,7 @@ DESIGNED = {
     *("protocol_version", "dataset_revision", "text_sha256", "tokenizer_hash", "model_config"),
     *("norm_config", "placement_config", "scales_sha256", "seed", "provenance", "default_order"),
     *("token_delta_mean", "token_delta_max", "token_delta_max_at", "top1_agreement"),
-    *("kl_mean", "kl_max", "imprecise_rows", "harmed_rows"),
+    *("kl_mean", "kl_max", "precision_loss_rows", "underflow_error_rows"),
 }
 
 

@@ -35,7 +35,7 @@ def test_names_are_paths_and_lead_back():
     params, state = trees()
     names = to_names(params)
     assert "blocks.0.attention.branch.query.kernel" in names
-    assert "norm_final.gain" in names
+    assert "norm_final.weight" in names
     assert same_trees(from_names(names, params), params)
     assert same_trees(from_names(to_names(state), state), state)
     assert len(to_names(state)) == 2 * len(names) + 1

@@ -40,7 +40,7 @@ def test_the_bound_on_a_single_token_with_normed_values_is_met():
     branch.value.kernel[...] = 1e6 * np.asarray(branch.value.kernel[...])  # ε doesn't count
     table = model.embed.embedding
     table[...] = 1e-4 * np.asarray(table[...])  # the stream adds next to nothing
-    share = shares(model, random_tokens(4, 1))["blocks.0.attention.norm_skip"]
+    share = shares(model, random_tokens(4, 1))["blocks.0.attention.post_norm"]
     assert share == pytest.approx(1, rel=2e-3)
 
 
@@ -59,8 +59,8 @@ def test_one_direction_that_every_map_stretches_comes_close():
         (model.embed.embedding, np.ones((97, 32))),
         (part.branch.gate.kernel, np.ones((32, 128))),
         (part.branch.down.kernel, np.ones((128, 32))),
-        (part.norm_in.gain, ones),
-        (model.blocks[0].attention.norm_out.gain, 0 * ones),
+        (part.norm_in.weight, ones),
+        (model.blocks[0].attention.norm_out.weight, 0 * ones),
     ):
         array[...] = np.float32(values)
     share = shares(model, random_tokens(1))["blocks.0.mlp.norm_out"]

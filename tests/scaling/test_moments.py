@@ -102,11 +102,11 @@ def test_attention_to_oneself_is_a_linear_map_of_the_moments(placement):
 
 def test_a_branch_that_follows_the_stream_adds_its_covariance():
     """Var(x + g·(x ⊙ a)M) = ((I + g·diag(a)M)ᵀ)² Var x, exactly."""
-    rng, rows, walker = np.random.default_rng(0), rows_of(), Moments()
+    rng, rows, propagator = np.random.default_rng(0), rows_of(), Moments()
     a, matrix, g = rng.normal(size=D), rng.normal(size=(D, D)), 0.3
     normed = Rows(rows.mean * a, rows.variance * a**2, rows.slope * a)
-    branch = walker.mapped(normed, jnp.asarray(matrix, jnp.float32), np.zeros(D))
-    found = walker.add(walker.fork(rows), branch, g)
+    branch = propagator.mapped(normed, jnp.asarray(matrix, jnp.float32), np.zeros(D))
+    found = propagator.add(propagator.fork(rows), branch, g)
     whole = np.eye(D) + g * a[:, None] * matrix
     np.testing.assert_allclose(found.variance, rows.variance @ whole**2, rtol=1e-4)
     np.testing.assert_allclose(found.mean, rows.mean @ whole, rtol=1e-4, atol=1e-5)
@@ -159,18 +159,18 @@ def test_rows_of_uneven_models_keep_their_precision(placement):
 def test_rows_behind_an_inner_norm_have_the_moments_of_its_affine_map(kind, norm):
     """With the root mean square in place of each row's own, the norm is an affine map."""
     model = tiny_model(norm, "sub-ln", spread=UNEVEN, **KINDS[kind])
-    walker, rows = Moments(), rows_of()
+    propagator, rows = Moments(), rows_of()
     for part in (model.blocks[0].attention, model.blocks[0].mlp):
-        inside = walker.inner(rows, part.branch)
-        inner, width = part.branch.norm_inner, len(inside.mean)
+        inside = propagator.inner(rows, part.branch)
+        inner, width = part.branch.sub_norm, len(inside.mean)
         middle = inside.mean.mean() if norm == "layernorm" else 0.0
         square = np.sum(inside.variance) + np.sum((inside.mean - middle) ** 2)
-        a = np.sqrt(width / square) * np.float64(inner.gain[...])
-        normed = walker.normed(inside, inner)
+        a = np.sqrt(width / square) * np.float64(inner.weight[...])
+        normed = propagator.normed(inside, inner)
         shift = 0.0 if inner.bias is None else np.float64(inner.bias[...])
         np.testing.assert_allclose(normed.mean, (inside.mean - middle) * a + shift, atol=1e-4)
         np.testing.assert_allclose(normed.variance, inside.variance * a**2, rtol=1e-4)
-        assert walker.size(inside, inner) == pytest.approx(np.sqrt(square))
+        assert propagator.size(inside, inner) == pytest.approx(np.sqrt(square))
 
 
 def test_the_middle_of_the_range():

@@ -5,13 +5,13 @@ import pytest
 
 from normlab.scaling import scales
 from tests.conftest import tiny_model
-from tests.support.scaling_models import GATED, PLAIN, frobenius, gain, kernel
+from tests.support.scaling_models import GATED, PLAIN, frobenius, kernel, weight
 
 
 def test_a_gated_mlp_has_no_identity():
     model = tiny_model(placement="pre", **GATED)
     part = model.blocks[0].mlp
-    g, branch = gain(part.norm_in)[:, None], part.branch
+    g, branch = weight(part.norm_in)[:, None], part.branch
     spectral = np.linalg.norm(g * kernel(branch.gate), 2)
     expected = spectral * frobenius(g * kernel(branch.up) @ kernel(branch.down))
     found = scales(model, "slanc_code")["blocks.1.attention.norm_in"]
@@ -21,9 +21,9 @@ def test_a_gated_mlp_has_no_identity():
 def test_a_plain_mlp_has_spectral_norms_and_a_mean_gain():
     model = tiny_model(placement="post", **PLAIN)
     branch = model.blocks[0].mlp.branch
-    expected = np.mean(gain(model.blocks[0].attention.norm_skip))
+    expected = np.mean(weight(model.blocks[0].attention.post_norm))
     expected *= np.linalg.norm(kernel(branch.gate), 2) * np.linalg.norm(kernel(branch.down), 2)
-    found = scales(model, "slanc_code")["blocks.0.mlp.norm_skip"]
+    found = scales(model, "slanc_code")["blocks.0.mlp.post_norm"]
     assert found == pytest.approx(expected, rel=2e-3)
 
 
@@ -33,7 +33,7 @@ def test_attention_tiles_the_value_heads(kv_heads):
     model = tiny_model(heads=4, kv_heads=kv_heads)
     part = model.blocks[0].attention
     wrong = np.tile(kernel(part.branch.value), (1, 4 // kv_heads))
-    g, one = gain(part.norm_in)[:, None], np.eye(32)
+    g, one = weight(part.norm_in)[:, None], np.eye(32)
     expected = frobenius(g * (wrong @ kernel(part.branch.out) + one))
     site = "blocks.0.mlp.norm_in"
     assert scales(model, "slanc_code")[site] == pytest.approx(expected, rel=1e-4)

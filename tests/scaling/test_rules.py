@@ -175,7 +175,7 @@ def test_a_factor_on_a_norms_output_is_a_smaller_gain(rule):
     lns, pre = (tiny_model(placement=name, **GATED) for name in ("lns", "pre"))
     for layer, block in enumerate(pre.blocks, start=1):
         for part in (block.attention, block.mlp):
-            multiply(part.norm_in.gain, 1 / np.sqrt(layer))
+            multiply(part.norm_in.weight, 1 / np.sqrt(layer))
     assert_same(predicted(lns, rule), predicted(pre, rule))
 
 
@@ -209,7 +209,7 @@ def test_a_head_scale_belongs_to_what_reads_the_heads(placement, rule):
 @pytest.mark.parametrize("rule", PREDICTIONS)
 def test_what_a_norm_inside_a_branch_hides_is_not_seen_behind_it(rule):
     """W_V under sub-ln and hybridnorm: only the norm that reads the values sees its size."""
-    for placement, reader in (("sub-ln", "norm_inner"), ("hybridnorm", "value.norm_v")):
+    for placement, reader in (("sub-ln", "sub_norm"), ("hybridnorm", "value.norm_v")):
         model, larger = (tiny_model(placement=placement, layers=1) for _ in range(2))
         multiply(larger.blocks[0].attention.branch.value.kernel, 7)
         expected = dict(predicted(model, rule))

@@ -11,11 +11,11 @@ from tests.support.scaling_models import (
     PLAIN,
     UNEVEN,
     frobenius,
-    gain,
     isotropic,
     kernel,
     random_tokens,
     sizes,
+    weight,
 )
 from tests.support.transformer_reference import Reference
 
@@ -39,7 +39,7 @@ def mlp_map(branch, gamma):
 
 
 def parts(model):
-    """(name, sublayer, map of it and of the gain in front of it) in order."""
+    """(name, sublayer, map of it and of the weight in front of it) in order."""
     for i, block in enumerate(model.blocks):
         attention, mlp = block.attention, block.mlp
         yield f"blocks.{i}.attention", attention, lambda g, a=attention: attention_map(a.branch)
@@ -60,8 +60,8 @@ def test_post_norm_is_equations_5_8_and_10(norm, kind):
     gamma = np.full(d, embedding_norm(model) / np.sqrt(d))
     for name, part, matrix in parts(model):
         expected = frobenius(gamma[:, None] * (matrix(gamma) + np.eye(d)))
-        assert found[f"{name}.norm_skip"] == pytest.approx(expected, rel=2e-3)
-        gamma = gain(part.norm_skip)
+        assert found[f"{name}.post_norm"] == pytest.approx(expected, rel=2e-3)
+        gamma = weight(part.post_norm)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,7 +70,7 @@ def test_pre_norm_carries_the_stream_along(kind):
     found, square = scales(model, "slanc"), embedding_norm(model) ** 2
     for name, part, matrix in parts(model):
         assert found[f"{name}.norm_in"] == pytest.approx(np.sqrt(square), rel=2e-3)
-        gamma = gain(part.norm_in)
+        gamma = weight(part.norm_in)
         square += frobenius(gamma[:, None] * matrix(gamma)) ** 2
     assert found["norm_final"] == pytest.approx(np.sqrt(square), rel=2e-3)
 
@@ -80,11 +80,11 @@ def test_peri_norm_sees_raw_branches_and_adds_vectors_of_known_norm(kind):
     model = tiny_model(placement="peri", **KINDS[kind])
     found, square = scales(model, "slanc"), embedding_norm(model) ** 2
     for name, part, matrix in parts(model):
-        gamma = gain(part.norm_in)
+        gamma = weight(part.norm_in)
         raw = frobenius(gamma[:, None] * matrix(gamma))
         assert found[f"{name}.norm_in"] == pytest.approx(np.sqrt(square), rel=2e-3)
         assert found[f"{name}.norm_out"] == pytest.approx(raw, rel=2e-3)
-        square += np.sum(gain(part.norm_out) ** 2)
+        square += np.sum(weight(part.norm_out) ** 2)
     assert found["norm_final"] == pytest.approx(np.sqrt(square), rel=2e-3)
 
 
@@ -92,7 +92,7 @@ def test_queries_and_keys_have_a_scale_for_each_head():
     model = tiny_model(placement="pre", placement_fields={"norm_qk": True}, **GATED)
     part = model.blocks[1].attention
     for name, heads in (("query", 4), ("key", 2)):
-        mapped = gain(part.norm_in)[:, None] * kernel(getattr(part.branch, name))
+        mapped = weight(part.norm_in)[:, None] * kernel(getattr(part.branch, name))
         expected = [frobenius(m) for m in np.split(mapped, heads, axis=1)]
         found = scales(model, "slanc")[f"blocks.1.attention.{name}.norm_qk"]
         np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
@@ -106,11 +106,11 @@ def attended(model, x):
 def test_attention_alone_has_the_predicted_mean_square():
     """E‖uΓ(M + I)‖² = ‖Γ(M + I)‖²_F for isotropic u: Monte Carlo through the formula."""
     model = tiny_model(placement="post", seed=3, spread=UNEVEN, **GATED)
-    gamma = gain(model.blocks[0].mlp.norm_skip)
+    gamma = weight(model.blocks[0].mlp.post_norm)
     x = (isotropic(20_000, len(gamma)) * gamma)[:, None]  # lengths of 1
     squares = np.sum((x + attended(model, x)) ** 2, axis=(1, 2))
     error = squares.std() / np.sqrt(len(squares))
-    found = float(scales(model, "slanc")["blocks.1.attention.norm_skip"])
+    found = float(scales(model, "slanc")["blocks.1.attention.post_norm"])
     assert abs(squares.mean() - found**2) < 5 * error
     assert error < 0.02 * found**2
 
@@ -119,8 +119,8 @@ def test_attention_alone_has_the_predicted_mean_square():
 def test_a_linear_post_norm_block_never_exceeds_d(seed):
     """Σ(y/s)² ≤ d: proved for a token that attends to itself, the first of any text."""
     model = tiny_model(placement="post", seed=seed, spread=1.5, **GATED)
-    part, gamma = model.blocks[1].attention, gain(model.blocks[0].mlp.norm_skip)
-    s = float(scales(model, "slanc")["blocks.1.attention.norm_skip"])
+    part, gamma = model.blocks[1].attention, weight(model.blocks[0].mlp.post_norm)
+    s = float(scales(model, "slanc")["blocks.1.attention.post_norm"])
     u = isotropic(500, len(gamma), seed)
     worst = np.linalg.svd(gamma[:, None] * (attention_map(part.branch) + np.eye(len(gamma))))[0]
     x = (np.concatenate([u, np.sqrt(len(gamma)) * worst.T]) * gamma)[:, None]
@@ -131,11 +131,11 @@ def test_a_linear_post_norm_block_never_exceeds_d(seed):
 def test_another_token_can_break_that_bound():
     """W_V P = −0.997 I cancels a token's own row and not that of a token before it."""
     model = tiny_model(placement="post", spread=0.0, **(PLAIN | {"bias": False}))
-    part, gamma = model.blocks[1].attention, gain(model.blocks[0].mlp.norm_skip)
+    part, gamma = model.blocks[1].attention, weight(model.blocks[0].mlp.post_norm)
     for linear, factor in (("query", 0), ("key", 0), ("value", 1), ("out", -0.997)):
         kernel = getattr(part.branch, linear).kernel
         kernel[...] = factor * np.eye(*kernel.shape, dtype=np.float32)
-    s, d = float(scales(model, "slanc")["blocks.1.attention.norm_skip"]), len(gamma)
+    s, d = float(scales(model, "slanc")["blocks.1.attention.post_norm"]), len(gamma)
     u = isotropic(1, d, 0)
     x = np.stack([u, -u], axis=1) * gamma
     first, second = np.sum(((x + attended(model, x)) / s) ** 2, axis=-1)[0]
@@ -143,16 +143,16 @@ def test_another_token_can_break_that_bound():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", ["out", "down", "gain"])
+@pytest.mark.parametrize("what", ["out", "down", "weight"])
 def test_scales_follow_the_weights_linearly(kind, what):
     """Γ enters a gated MLP twice, through ‖ΓE‖₂ too."""
     model = tiny_model(placement="peri", **KINDS[kind])
     part = model.blocks[1].attention if what == "out" else model.blocks[1].mlp
     site = f"blocks.1.{'attention' if what == 'out' else 'mlp'}.norm_out"
     before = float(scales(model, "slanc")[site])
-    array = part.norm_in.gain if what == "gain" else getattr(part.branch, what).kernel
+    array = part.norm_in.weight if what == "weight" else getattr(part.branch, what).kernel
     array[...] = 3 * np.asarray(array[...])
-    factor = 9.0 if what == "gain" and kind == "gated" else 3.0
+    factor = 9.0 if what == "weight" and kind == "gated" else 3.0
     assert float(scales(model, "slanc")[site]) == pytest.approx(factor * before, rel=1e-4)
 
 
@@ -168,6 +168,6 @@ def test_a_freshly_initialized_model_has_the_predicted_norms():
     model = tiny_model(placement="post", width=64, layers=3, spread=0.0, **PLAIN)
     found = scales(model, "slanc")
     for site, norms in sizes(model, random_tokens(16)).items():
-        if site.endswith("attention.norm_skip") and site != "blocks.0.attention.norm_skip":
+        if site.endswith("attention.post_norm") and site != "blocks.0.attention.post_norm":
             rms = np.sqrt(np.mean(norms**2))
             assert 0.9 < float(found[site]) / rms < 1.1, site

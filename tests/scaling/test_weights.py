@@ -55,7 +55,7 @@ def test_the_tables_add_up_to_the_stem(kind):
     model, tokens = tiny_model("dyt", embed_factor=3.0, **KINDS[kind]), random_tokens(1)
     found = [c * np.float64(table) for c, table in weights.tables(model)]
     total = found[0][tokens] + (found[1][:16] if len(found) > 1 else 0)
-    np.testing.assert_allclose(total, Reference(model).stem(tokens), rtol=1e-5)
+    np.testing.assert_allclose(total, Reference(model).embed_tokens(tokens), rtol=1e-5)
 
 
 def test_every_norm_is_found_by_its_site():
@@ -67,8 +67,8 @@ def test_every_norm_is_found_by_its_site():
 
 def test_what_a_norm_lacks_is_neutral():
     model = tiny_model()
-    model.norm_final.gain = None
-    assert np.array_equal(weights.gain(model.norm_final), np.ones(32))
+    model.norm_final.weight = None
+    assert np.array_equal(weights.gamma(model.norm_final), np.ones(32))
     assert np.array_equal(weights.shift(model.norm_final), np.zeros(32))
     assert not model.norm_final.centres
 

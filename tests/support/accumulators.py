@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from normlab.numerics import Accumulator, Observed
+from normlab.numerics import Accumulator, RangeCounts
 
 EPS = 1e-5
 D, ROWS = 64, 400
 COUNTS = ("rows", "overflowed", "subnormal", "zero")
-EVERYTHING = tuple(f.name for f in fields(Observed))
+EVERYTHING = tuple(f.name for f in fields(RangeCounts))
 
 
 @partial(jax.jit, static_argnames=("precision", "center", "form", "first", "names"))

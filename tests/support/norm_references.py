@@ -17,7 +17,7 @@ def parameters(norm):
 
 def affine(c, p, y):
     """γ ⊙ y + β, each where it is stored."""
-    y = y * (p["gain"] + getattr(c, "one_plus", False)) if "gain" in p else y
+    y = y * (p["weight"] + getattr(c, "one_plus", False)) if "weight" in p else y
     return y + p["bias"] if "bias" in p else y
 
 
@@ -59,11 +59,11 @@ def reference(norm, x, p=None):
         case "seednorm":
             parts = (x * p["direction"]).reshape(*x.shape[:-1], c.heads or 1, -1)
             along = np.repeat(parts.sum(-1), parts.shape[-1], axis=-1)
-            return (np.tanh(along) * p["alpha"] + p.get("gain", 0.0)) * over_rms(c, x)
+            return (np.tanh(along) * p["alpha"] + p.get("weight", 0.0)) * over_rms(c, x)
         case "tapernorm":
-            gain, factor = p.get("gain", 1.0), p["scaled_square"] / max(p["square"], 1e-300)
-            linear = factor * x * (gain + p["delta"])
-            return p["gate"] * over_rms(c, x) * gain + (1 - p["gate"]) * linear
+            weight, factor = p.get("weight", 1.0), p["scaled_square"] / max(p["square"], 1e-300)
+            linear = factor * x * (weight + p["delta"])
+            return p["gate"] * over_rms(c, x) * weight + (1 - p["gate"]) * linear
         case "dyt":
             return affine(c, p, np.tanh(p["alpha"] * x))
         case "derf":

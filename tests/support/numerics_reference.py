@@ -27,7 +27,7 @@ ORDERS = (
     "lanes64",
     "blocks4",
     "blocks100",
-    "rounded",
+    "exact_then_round",
 )
 
 
@@ -109,7 +109,7 @@ def summed(terms, precision: Precision) -> np.ndarray:
         return left_to_right(np.moveaxis(terms, -1, 0))
     if order.name == "pairwise":
         return tree(terms)
-    if order.name == "rounded":
+    if order.name == "exact_then_round":
         return rounded(terms.sum(-1), to)
     padded = np.pad(terms, [(0, 0)] * (terms.ndim - 1) + [(0, -terms.shape[-1] % k)])
     pieces = np.moveaxis(padded.reshape(*terms.shape[:-1], -1, k), -2, 0)
@@ -143,7 +143,7 @@ def check_everything() -> int:
             assert not wrong.any(), (name, x[wrong][:5])
             count += x.size
     x = extreme_rows(0, 300, 2.0)
-    orders = ("sequential", "pairwise", "lanes8", "blocks16", "rounded")
+    orders = ("sequential", "pairwise", "lanes8", "blocks16", "exact_then_round")
     narrow = ("fp8_e5m2", "fp8_e4m3", "fp16.flush.saturate", "fp32")
     pairs = [
         *itertools.product(("fp16", "bf16", "e5m14"), orders),

@@ -105,8 +105,8 @@ def restored(directory, **fields):
 
     trainer = newest(directory, **fields)
     leaves = jax.tree.leaves(trainer.params)
-    divided = sum(x.addressable_shards[0].data.shape != x.shape for x in leaves)
-    return {"bits": digests(trainer._saved()), "divided": divided}
+    shard_batch = sum(x.addressable_shards[0].data.shape != x.shape for x in leaves)
+    return {"bits": digests(trainer._saved()), "divided": shard_batch}
 
 
 def parameters(directory):
@@ -175,7 +175,7 @@ def normed(kind, width):
     from normlab.numerics import Precision
     from normlab.parallel.mesh import MeshConfig
 
-    norm = norms[kind](width, Site("norm_inner", "here"), norms[kind].Config())
+    norm = norms[kind](width, Site("sub_norm", "here"), norms[kind].Config())
     x = (np.random.default_rng(0).standard_normal((4, 6, width)) * 30).astype(np.float32)
 
     def bits(precision, x):
@@ -200,15 +200,15 @@ def batches(rows):
     import numpy as np
 
     from normlab.parallel.mesh import MeshConfig
-    from normlab.parallel.sharding import divided, divisible, on_host
+    from normlab.parallel.sharding import on_host, padded_rows, shard_batch
 
     found = {}
     with MeshConfig(data=2, model=2).use():
         for count in rows:
             given = np.arange(3.0 * count).reshape(count, 3)
-            (x,) = divided(given)
+            (x,) = shard_batch(given)
             assert np.array_equal(on_host(x), given)
-            found[count] = divisible(count), x.addressable_shards[0].data.shape
+            found[count] = padded_rows(count), x.addressable_shards[0].data.shape
     return found
 
 

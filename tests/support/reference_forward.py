@@ -95,8 +95,8 @@ def _decoder(family, c, w, tokens):
     act = gelu_tanh if gemma else silu
 
     def norm(x, name):
-        gain = None if name is None else w[f"{name}.weight"] + (1.0 if gemma else 0.0)
-        return x if name is None else rms_norm(x, gain, c["rms_norm_eps"])
+        weight = None if name is None else w[f"{name}.weight"] + (1.0 if gemma else 0.0)
+        return x if name is None else rms_norm(x, weight, c["rms_norm_eps"])
 
     def heads(h, layer, part):
         y = h @ w[f"{layer}self_attn.{part}_proj.weight"].T

@@ -27,7 +27,7 @@ def write_run(folder, name, norm="rmsnorm", lr=1e-3, seed=0, state="finished", l
         rows.append({"step": steps + 3, "diverged": True})
     best = min(r["valid_loss"] for r in rows if "valid_loss" in r)
     run.write("config.yaml", config)
-    run.write("asked.yaml", [f"norm={norm}", f"note={HOSTILE}"])
+    run.write("overrides.yaml", [f"norm={norm}", f"note={HOSTILE}"])
     run.write("provenance.json", {"text": "t" * 64, "sessions": [{"from_step": 0, **PROVENANCE}]})
     run.write("record.json", {
         "state": state, "parameters": 1000, "steps": rows[-1]["step"], "best_step": 40,
@@ -38,12 +38,12 @@ def write_run(folder, name, norm="rmsnorm", lr=1e-3, seed=0, state="finished", l
 
 
 def write_watch(run):
-    """What `watch_every` would have seen of one block."""
+    """What `diagnostics_every` would have seen of one block."""
     sizes = {"mean_square": 0.5, "max_abs": 3.0, "max_square": 9.0}
     other = sizes | {"mean_square": None, "max_abs": 4.0}
     sites = {"norm_final": sizes, "blocks.0.mlp.norm_in": other}
     lines = [{"step": s, "stream": [sizes, sizes], "sites": sites} for s in (0, 20, 40)]
-    run["watch.jsonl"].write_text("".join(to_line(line) for line in lines))
+    run["diagnostics.jsonl"].write_text("".join(to_line(line) for line in lines))
 
 
 def to_line(row):

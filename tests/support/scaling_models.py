@@ -43,9 +43,9 @@ def kernel(linear):
     return np.asarray(linear.kernel[...], np.float64)
 
 
-def gain(norm):
+def weight(norm):
     """γ in float64."""
-    return np.asarray(norm.gain[...], np.float64)
+    return np.asarray(norm.weight[...], np.float64)
 
 
 def isotropic(n, d, seed=0):

@@ -77,7 +77,7 @@ class HalfReference(Reference):
             total = np.float64(half_sum(np.float16((x / s) ** 2), self.order))
         self.overflowed += int(np.isinf(total).sum())
         y = x / s / np.sqrt(total / x.shape[-1] + self.norms.eps / s**2)
-        return y * self.w[f"{name}.gain"]
+        return y * self.w[f"{name}.weight"]
 
 
 def half_sum(squares, order):

@@ -62,7 +62,7 @@ class Reference:
     def logits(self, tokens):
         """Those of the model."""
         c, w = self.c, self.w
-        x = self.stem(tokens)
+        x = self.embed_tokens(tokens)
         self.streams.append(x)
         for layer in range(1, c.layers + 1):
             for part in ("attention", "mlp"):
@@ -77,7 +77,7 @@ class Reference:
             y = y / np.linalg.norm(table, axis=1)
         return soft_cap(y, c.logit_softcap)
 
-    def stem(self, tokens):
+    def embed_tokens(self, tokens):
         c, w = self.c, self.w
         x = c.embed_factor * w["embed.embedding"][tokens]
         if c.embed_length is not None:
@@ -105,19 +105,19 @@ class Reference:
         if row == "hybridnorm-star":
             row = "pre" if layer == 1 else "hybridnorm"
         if row == "hybridnorm":
-            return n("norm_skip", x + f(x)) if part == "attention" else x + f(x)
+            return n("post_norm", x + f(x)) if part == "attention" else x + f(x)
         if row == "normformer":
             row = "peri" if part == "attention" else "pre"
         return {
             "pre": lambda: x + f(n("norm_in", x)),
             "sub-ln": lambda: x + f(n("norm_in", x)),
             "lns": lambda: x + f(n("norm_in", x) / np.sqrt(layer)),
-            "post": lambda: n("norm_skip", x + f(x)),
+            "post": lambda: n("post_norm", x + f(x)),
             "peri": lambda: x + n("norm_out", f(n("norm_in", x))),
             "sandwich": lambda: x + n("norm_out", f(n("norm_in", x))),
             "reordered": lambda: x + n("norm_out", f(x)),
-            "deepnorm": lambda: n("norm_skip", (2 * layers) ** 0.25 * x + f(x)),
-            "keel": lambda: n("norm_skip", 2 * layers * x + f(n("norm_in", x))),
+            "deepnorm": lambda: n("post_norm", (2 * layers) ** 0.25 * x + f(x)),
+            "keel": lambda: n("post_norm", 2 * layers * x + f(n("norm_in", x))),
         }[row]()
 
     def attention(self, name, outer, x, layer):
@@ -152,9 +152,7 @@ class Reference:
             heads[:, :, h] = softmax(np.where(seen, scores, -np.inf)) @ v[:, :, g]
         if self.placement.type == "normformer":
             heads = heads * self.w[f"{name}.head_scale"][:, None]
-        inner = self.optional(
-            f"{name}.norm_inner", f"{outer}.norm_inner", heads.reshape(b, length, -1)
-        )
+        inner = self.optional(f"{name}.sub_norm", f"{outer}.sub_norm", heads.reshape(b, length, -1))
         return self.linear(f"{name}.out", inner)
 
     def mlp(self, name, outer, x, layer):
@@ -163,7 +161,7 @@ class Reference:
         if self.c.gated:
             h = h * self.linear(f"{name}.up", x)
         return self.linear(
-            f"{name}.down", self.optional(f"{name}.norm_inner", f"{outer}.norm_inner", h)
+            f"{name}.down", self.optional(f"{name}.sub_norm", f"{outer}.sub_norm", h)
         )
 
     def linear(self, name, x):
@@ -171,13 +169,13 @@ class Reference:
         return y + self.w[f"{name}.bias"] if f"{name}.bias" in self.w else y
 
     def has(self, name):
-        return f"{name}.gain" in self.w
+        return f"{name}.weight" in self.w
 
     def optional(self, name, site, x):
         """What a norm inside a branch gives; a test of the sites says which there must be."""
         if not self.has(name):
             return x
-        rows = x.reshape(*x.shape[:2], -1, self.w[f"{name}.gain"].size)
+        rows = x.reshape(*x.shape[:2], -1, self.w[f"{name}.weight"].size)
         return self.norm(name, rows if x.ndim == 4 else x, site).reshape(x.shape)
 
     def norm(self, name, x, site=None):
@@ -186,7 +184,7 @@ class Reference:
         if self.norms.type == "layernorm":
             x = x - x.mean(-1, keepdims=True)
         y = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + self.norms.eps)
-        return y * self.w[f"{name}.gain"] + self.w.get(f"{name}.bias", 0.0)
+        return y * self.w[f"{name}.weight"] + self.w.get(f"{name}.bias", 0.0)
 
 
 def nll(logits, targets):

@@ -7,7 +7,7 @@ import pytest
 
 from normlab.config import to_dict
 from normlab.data import BPETokenizer, Corpus, WordTokenizer, load_tokenizer
-from normlab.evaluation.perplexity import Beside, Scores
+from normlab.evaluation.perplexity import Scores, TokenComparison
 from normlab.model.language_model import LanguageModel
 from normlab.runs.run import Run
 from tests.conftest import tiny_model
@@ -66,7 +66,7 @@ class MadeUp:
             beside = None
             if found:
                 delta = nll - found[0].token_nll
-                beside = Beside(delta, np.abs(delta), windows.scored)
+                beside = TokenComparison(delta, np.abs(delta), windows.scored)
             sums = nll.sum(1, dtype=np.float64)
             found.append(Scores(sums, nll, windows.counts, {}, beside))
         on_batch(len(windows))

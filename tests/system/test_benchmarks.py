@@ -101,18 +101,18 @@ def given(d, count=5):
     ]
 
 
-def reference(x, gain, bias, eps, center):
-    x, gain, bias = (np.float64(part) for part in (x, gain, bias))
+def reference(x, weight, bias, eps, center):
+    x, weight, bias = (np.float64(part) for part in (x, weight, bias))
     z = x - x.mean(-1, keepdims=True) if center else x
-    return z / np.sqrt((z**2).mean(-1, keepdims=True) + eps) * gain + bias
+    return z / np.sqrt((z**2).mean(-1, keepdims=True) + eps) * weight + bias
 
 
 def with_gradients(norm):
     """One program: the rows, and the gradients of x, γ and β."""
 
     @jax.jit
-    def both(x, gain, bias, dy):
-        y, back = jax.vjp(norm, x, gain, bias)
+    def both(x, weight, bias, dy):
+        y, back = jax.vjp(norm, x, weight, bias)
         return y, *back(dy)
 
     return both
@@ -124,16 +124,16 @@ def ours(center, precision="fp32", eps=1e-5):
 
 @pytest.mark.parametrize(("center", "d"), CASES)
 def test_the_kernel_and_its_gradient_are_those_of_float64(center, d):
-    x, gain, bias, dy = given(d)
-    y, dx, dgain, dbias = map(np.float64, with_gradients(ours(center))(x, gain, bias, dy))
-    np.testing.assert_allclose(y, reference(x, gain, bias, 1e-5, center), rtol=3e-6, atol=1e-6)
+    x, weight, bias, dy = given(d)
+    y, dx, dgain, dbias = map(np.float64, with_gradients(ours(center))(x, weight, bias, dy))
+    np.testing.assert_allclose(y, reference(x, weight, bias, 1e-5, center), rtol=3e-6, atol=1e-6)
     normalized = reference(x, np.ones(d), np.zeros(d), 1e-5, center)
     np.testing.assert_allclose(dbias, np.float64(dy).sum(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dgain, (dy * normalized).sum(0), rtol=1e-5, atol=1e-5)
     for index in np.ndindex(*x.shape):
         step = np.zeros(x.shape)
         step[index] = 1e-6
-        up, down = (reference(x + s, gain, bias, 1e-5, center) for s in (step, -step))
+        up, down = (reference(x + s, weight, bias, 1e-5, center) for s in (step, -step))
         slope = ((up - down) * dy).sum() / 2e-6
         assert abs(dx[index] - slope) < 1e-5 * max(1, abs(slope))
 
@@ -146,8 +146,8 @@ def test_half_accumulation_is_the_simulators_bit_for_bit_and_so_is_its_gradient(
     one, zero = np.ones(d, np.float32), np.zeros(d, np.float32)
     acc = Accumulator("fp16:pairwise")
 
-    def simulated(x, gain, bias):
-        return acc.normalize(x, 1e-5, center=center) * gain + bias
+    def simulated(x, weight, bias):
+        return acc.normalize(x, 1e-5, center=center) * weight + bias
 
     wanted = with_gradients(simulated)(x, one, zero, dy)
     got = with_gradients(ours(center, "fp16:pairwise"))(x, one, zero, dy)
@@ -162,11 +162,11 @@ def test_half_accumulation_is_the_simulators_bit_for_bit_and_so_is_its_gradient(
 
 
 def test_the_kernel_takes_any_leading_axes_and_any_dtype_and_refuses_the_rest():
-    x, gain, bias, _ = given(16, 6)
+    x, weight, bias, _ = given(16, 6)
     run = jax.jit(ours(True))
-    flat = run(x, gain, bias)
-    assert np.array_equal(run(x.reshape(2, 3, 16), gain, bias).reshape(6, 16), flat)
-    half = run(jnp.asarray(x, jnp.bfloat16), gain, bias)
+    flat = run(x, weight, bias)
+    assert np.array_equal(run(x.reshape(2, 3, 16), weight, bias).reshape(6, 16), flat)
+    half = run(jnp.asarray(x, jnp.bfloat16), weight, bias)
     assert (half.dtype, half.shape) == (jnp.bfloat16, x.shape)
     one = jnp.ones(16)
     with pytest.raises(ValueError, match="precision of the fused norm 'fp16'"):

@@ -32,7 +32,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 SMALL = [
     "model.layers=1", "model.width=16", "model.heads=1", "window=32", "batch=2",
-    "steps=2", "optimizer.warmup=1", "eval_windows=2", "watch_every=1",
+    "steps=2", "optimizer.warmup=1", "eval_windows=2", "diagnostics_every=1",
 ]  # fmt: skip
 ALONE = ["unshare", "--user", "--map-root-user", "--net"]
 
@@ -48,7 +48,7 @@ def started(where, command, **environment):
     )  # fmt: skip
 
 
-def watched(where, command, *arguments, **environment):
+def diagnostics(where, command, *arguments, **environment):
     """What a command asked of the network by Python's sockets, and how it ended."""
     heard, python = where / "heard", [sys.executable, "-c", WATCHED, command]
     done = started(where, [*python, *arguments], HEARD=str(heard), **environment)

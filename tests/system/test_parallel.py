@@ -112,7 +112,7 @@ def test_a_pretrained_model_is_loaded_in_pieces(four):
     assert shapes["blocks.0.attention.branch.query.kernel"] == [12, 16]
     assert shapes["blocks.0.attention.branch.out.kernel"] == [16, 12]
     assert shapes["blocks.1.mlp.branch.down.kernel"] == [20, 12]
-    assert shapes["norm_final.gain"] == [24]
+    assert shapes["norm_final.weight"] == [24]
 
 
 @pytest.mark.extended

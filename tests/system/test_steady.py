@@ -70,4 +70,4 @@ def test_memory_stays_flat(tmp_path):
 @pytest.mark.extended
 @sized
 def test_memory_stays_flat_over_validations_checkpoints_and_looks(tmp_path):
-    assert grown(tmp_path, eval_every=10, watch_every=10) < LIMIT
+    assert grown(tmp_path, eval_every=10, diagnostics_every=10) < LIMIT

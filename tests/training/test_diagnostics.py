@@ -11,7 +11,7 @@ from normlab.loss import token_nll
 from normlab.model import Context, placements
 from normlab.norms import norms
 from normlab.runs.run import Run
-from normlab.training.diagnostics import ROWS, Watch, make_look, plain
+from normlab.training.diagnostics import ROWS, Diagnostics, make_look, plain
 from normlab.training.step import learned
 from normlab.training.trainer import train
 from tests.conftest import VOCAB, skeleton, tiny_model
@@ -91,9 +91,14 @@ def test_gradients_and_updates_are_measured_by_part(model, before, line, seen):
 
 
 def test_vectors_are_described(model, line):
-    gain = np.asarray(model.blocks[1].mlp.norm_in.gain[...], np.float64)
-    found = line["vectors"]["blocks.1.mlp.norm_in.gain"]
-    expected = {"mean": gain.mean(), "min": gain.min(), "max": gain.max(), "std": gain.std()}
+    weight = np.asarray(model.blocks[1].mlp.norm_in.weight[...], np.float64)
+    found = line["vectors"]["blocks.1.mlp.norm_in.weight"]
+    expected = {
+        "mean": weight.mean(),
+        "min": weight.min(),
+        "max": weight.max(),
+        "std": weight.std(),
+    }
     assert found == pytest.approx(expected, rel=1e-4)
     assert len(line["vectors"]) == 5
 
@@ -112,8 +117,8 @@ def test_attention_scores_are_those_of_pairs_that_attend(model, line, seen):
     assert [b.attention.branch.window for b in model.blocks] == [3, None]
     for block, stream, found in zip(model.blocks, streams[:2], line["blocks"], strict=True):
         attention, x = block.attention.branch, np.asarray(stream, np.float64)
-        gain = np.asarray(block.attention.norm_in.gain[...])
-        h = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * gain
+        weight = np.asarray(block.attention.norm_in.weight[...])
+        h = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight
         q, k = (
             rotated((h @ np.asarray(part.kernel[...])).reshape(*h.shape[:2], -1, 16))
             for part in (attention.query, attention.key)
@@ -136,8 +141,8 @@ def test_a_look_is_due_at_the_start_every_so_often_and_at_the_end(tmp_path, monk
     look = lambda *given: asked.append(given) or {"a": 1.0}  # noqa: E731
     monkeypatch.setattr("normlab.training.diagnostics.make_look", lambda *_: look)
     windows = tuple(np.arange(10 * ROWS).reshape(-1, 5) + i for i in range(2))
-    assert not Watch(Run(tmp_path), None, 12, None, windows).due(0)
-    watch = Watch(Run(tmp_path), None, 12, 5, windows)
+    assert not Diagnostics(Run(tmp_path), None, 12, None, windows).due(0)
+    watch = Diagnostics(Run(tmp_path), None, 12, 5, windows)
     assert [step for step in range(13) if watch.due(step)] == [0, 5, 10, 12]
     watch.after(0, "params")
     watch.before(4, nnx.State({}))
@@ -148,7 +153,7 @@ def test_a_look_is_due_at_the_start_every_so_often_and_at_the_end(tmp_path, monk
     for *_, inputs, targets in asked:
         np.testing.assert_array_equal(inputs, windows[0][:ROWS])
         np.testing.assert_array_equal(targets, windows[1][:ROWS])
-    assert Run(tmp_path).watched == [{"step": step, "a": 1.0} for step in (0, 5, 5)]
+    assert Run(tmp_path).diagnostics == [{"step": step, "a": 1.0} for step in (0, 5, 5)]
 
 
 WALK = [(norm, "pre", 1) for norm in norms] + [("layernorm", row, 2) for row in placements]
@@ -190,9 +195,9 @@ def test_of_every_norm_and_placement_numbers_are_seen(norm, placement, layers):
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
+def diagnostics(tmp_path_factory):
     """A run that is looked into every five steps."""
-    return train(tiny_config(tmp_path_factory.mktemp("runs"), watch_every=5))
+    return train(tiny_config(tmp_path_factory.mktemp("runs"), diagnostics_every=5))
 
 
 @pytest.mark.system
@@ -200,7 +205,7 @@ def test_the_steps_are_the_same_bits_with_and_without(watched, alone):
     assert alone.directory.name == watched.directory.name
     assert same_ends(alone, watched, tiny_config("unused"))
     assert logged(alone) == logged(watched)
-    rows = watched.watched
+    rows = watched.diagnostics
     assert [r["step"] for r in rows] == [0, 5, 10, 12]
     assert all("update_ratio" not in p for p in rows[0]["parts"].values())
     assert all(0 < p["update_ratio"] < 1 for p in rows[-1]["parts"].values())
@@ -208,20 +213,20 @@ def test_the_steps_are_the_same_bits_with_and_without(watched, alone):
 
 @pytest.mark.system
 def test_a_run_that_was_stopped_has_the_same_lines(watched, tmp_path):
-    config = tiny_config(tmp_path, watch_every=5)
+    config = tiny_config(tmp_path, diagnostics_every=5)
     run = train(config, stop_after=7)
-    with run["watch.jsonl"].open("a") as file:
+    with run["diagnostics.jsonl"].open("a") as file:
         file.write('{"step": 11, "half')
-    assert train(config).watched == watched.watched
+    assert train(config).diagnostics == watched.diagnostics
 
 
 @pytest.mark.system
 def test_the_update_ratio_is_that_of_the_training_step(tmp_path):
-    config = tiny_config(tmp_path, watch_every=5, eval_every=1)
+    config = tiny_config(tmp_path, diagnostics_every=5, eval_every=1)
     run = train(config, stop_after=5)
     before, now = (
         np.asarray(trees["params"]["embed"]["embedding"][...])
         for trees in saved(config, (run, 4), (run, 5))
     )
     ratio = np.linalg.norm(now - before) / np.linalg.norm(before)
-    assert run.watched[-1]["parts"]["embed"]["update_ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert run.diagnostics[-1]["parts"]["embed"]["update_ratio"] == pytest.approx(ratio, rel=1e-4)

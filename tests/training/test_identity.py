@@ -50,10 +50,10 @@ def test_a_kill_while_the_directory_is_being_made_leaves_nothing_that_stops_the_
     for name in ("record.json", "provenance.json"):
         run[name].unlink()
     (run["tokenizer"] / "tokenizer.json").unlink()
-    run.write("asked.yaml", [])
+    run.write("overrides.yaml", [])
     signed(tmp_path)
     assert run.record == {"state": "running"}
-    assert run.read("asked.yaml") == ["a=1"]
+    assert run.read("overrides.yaml") == ["a=1"]
     assert load_tokenizer(run["tokenizer"]).hash == tokens.tokenizer.hash
     assert run.read("provenance.json")["sessions"] == []
 
@@ -165,7 +165,7 @@ def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monk
     config = loop_config(tmp_path, data={"corpus": corpus, "vocab_size": 300})
     (row,) = fails()
     assert row.record == {"state": "refused", "reason": "CorpusUnavailableError: no text"}
-    assert row.read("asked.yaml") == ["seed=0"]
+    assert row.read("overrides.yaml") == ["seed=0"]
     run = train(config, stop_after=2)
     assert (row.directory == run.directory) == (corpus == "embedded")
     assert list(tmp_path.iterdir()) == [run.directory]
@@ -193,4 +193,8 @@ def test_what_is_not_here_is_refused_before_anything_is_made(
         train(tiny_config(tmp_path, **fields))
     (run,) = map(Run, tmp_path.iterdir())
     assert run.record["state"] == "refused"
-    assert {p.name for p in run.directory.iterdir()} == {"asked.yaml", "config.yaml", "record.json"}
+    assert {p.name for p in run.directory.iterdir()} == {
+        "overrides.yaml",
+        "config.yaml",
+        "record.json",
+    }

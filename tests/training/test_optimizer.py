@@ -42,7 +42,7 @@ def test_gains_biases_alphas_and_scales_stand_still_without_a_gradient():
         moved = bool(np.abs(update).max() > 0)
         assert moved == path.endswith((".kernel", ".embedding")), path
     assert {p.rsplit(".", 1)[-1] for p in to_names(params)} == {
-        "kernel", "embedding", "gain", "bias", "alpha", "embed_scale"
+        "kernel", "embedding", "weight", "bias", "alpha", "embed_scale"
     }  # fmt: skip
 
 
@@ -53,12 +53,12 @@ def test_a_matrix_of_another_name_falls_in_no_group():
 
 def rates(config, steps):
     """Learning rate at each step, read off AdamW's step for a constant gradient."""
-    params = {"gain": jnp.zeros(1)}
+    params = {"weight": jnp.zeros(1)}
     optimizer = make_optimizer(config, steps, params)
     state, found, update = optimizer.init(params), [], jax.jit(optimizer.update)
     for _ in range(steps + 1):
-        updates, state = update({"gain": jnp.full(1, 1e-3)}, state, params)
-        found.append(-float(updates["gain"][0]))
+        updates, state = update({"weight": jnp.full(1, 1e-3)}, state, params)
+        found.append(-float(updates["weight"][0]))
     return found
 
 
@@ -98,13 +98,13 @@ def test_it_is_optaxs_adamw():
     """Step by step, with clipping and decay; its numbers are rounded to float32 first."""
     config = OptimizerConfig(lr=0.1, warmup=2, eps=1e-3, beta2=0.999, clip=0.5)
     rng = np.random.default_rng(0)
-    shapes = {"kernel": (3, 2), "gain": (4,)}
+    shapes = {"kernel": (3, 2), "weight": (4,)}
     params = theirs = {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
     ours, schedule = (
         make_optimizer(config, 10, params),
         optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 10, 0.01),
     )
-    mask = {"kernel": True, "gain": False}
+    mask = {"kernel": True, "weight": False}
     wanted = optax.chain(
         optax.clip_by_global_norm(0.5),
         optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-3, weight_decay=0.1, mask=mask),

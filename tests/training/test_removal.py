@@ -55,14 +55,14 @@ def test_a_stored_one_plus_w_is_frozen_as_it_acts():
         made = freeze(model, {site: 0.5}).blocks[0].mlp.norm_in
         old = model.blocks[0].mlp.norm_in
         x = np.random.default_rng(0).normal(size=(3, old.width))
-        np.testing.assert_allclose(made(x, None), 0.5 * x * (1 + old.gain[...]), rtol=1e-14)
+        np.testing.assert_allclose(made(x, None), 0.5 * x * (1 + old.weight[...]), rtol=1e-14)
 
 
 def test_between_nonlinearities_a_model_without_statistics_is_linear():
     """The input norm of a frozen branch doubles with its input; the real one doesn't."""
     model = tiny_model("layernorm", norm_fields={"bias": False})
     frozen = freeze(model, {"norm_final": 2.0}).norm_final
-    frozen.gain[...] = np.ones(32, np.float32)
+    frozen.weight[...] = np.ones(32, np.float32)
     x = np.float32(np.random.default_rng(0).normal(size=(4, 32)))
     np.testing.assert_allclose(frozen(2 * x, None), 2 * frozen(x, None), rtol=1e-6)
     np.testing.assert_allclose(frozen(x, None), 2 * (x - x.mean(-1, keepdims=True)), atol=1e-6)
@@ -135,7 +135,9 @@ def test_where_nothing_folds_there_is_no_line_and_it_says_why(placement, capsys)
     frozen = freeze(model, average_factors(model, TOKENS))
     assert list(_folded(types.SimpleNamespace(model=frozen, become=None), "mine")) == []
     said = " ".join(capsys.readouterr().out.split())
-    assert said.startswith("mine: no line for the folded model. fold: no gain, bias or linear norm")
+    assert said.startswith(
+        "mine: no line for the folded model. fold: no weight, bias or linear norm"
+    )
 
 
 def test_perplexities_are_of_the_statistics_that_the_run_has(monkeypatch):

@@ -122,7 +122,7 @@ def test_runs_that_differ_in_numbers_share_their_programs_and_have_the_bits_of_o
 @pytest.mark.system
 def test_a_second_run_of_a_sweep_compiles_nothing_and_ends_as_it_does_alone(tmp_path, caplog):
     """What begins, validates, looks inside, saves and ends a run, too."""
-    sweep = {"steps": 4, "eval_every": 2, "watch_every": 2}
+    sweep = {"steps": 4, "eval_every": 2, "diagnostics_every": 2}
 
     def run(name, alpha, seed, lr):
         norm, optimizer = {"type": "dyt", "alpha": alpha}, {"lr": lr, "warmup": 1}
@@ -132,7 +132,7 @@ def test_a_second_run_of_a_sweep_compiles_nothing_and_ends_as_it_does_alone(tmp_
     def seen(run):
         timing = ("seconds", "tokens_per_second")
         rows = [{k: v for k, v in row.items() if k not in timing} for row in run.metrics]
-        return rows, run.watched
+        return rows, run.diagnostics
 
     run("first", 0.5, 0, 1e-2)
     with caplog.at_level(logging.WARNING), jax.log_compiles():

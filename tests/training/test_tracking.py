@@ -69,11 +69,11 @@ def test_a_tracker_is_closed_when_the_run_fails(fake, tmp_path, monkeypatch):
 
 @pytest.mark.system
 def test_a_tracker_is_told_what_is_seen_inside_too(fake, tmp_path):
-    run = train(tiny_config(tmp_path, tracking=["fake"], watch_every=5))
+    run = train(tiny_config(tmp_path, tracking=["fake"], diagnostics_every=5))
     told = fake[1:-1]
     looks = [(step, values) for step, values in told if "stream/0/mean_square" in values]
     assert [step for step, _ in looks] == [0, 5, 10, 12]
-    for (_, values), row in zip(looks, run.watched, strict=True):
+    for (_, values), row in zip(looks, run.diagnostics, strict=True):
         assert values["sites/norm_final/max_abs"] == row["sites"]["norm_final"]["max_abs"]
         assert values["blocks/0/attention_score"] == row["blocks"][0]["attention_score"]
     assert [step for step, _ in told] == sorted(step for step, _ in told)  # wandb asks for it

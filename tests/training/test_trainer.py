@@ -30,7 +30,7 @@ from tests.support.runs import logged, loop_config, same_ends, scripted, signall
 
 def test_a_run_directory_holds_everything(alone):
     record, config = alone.record, alone.read("config.yaml")
-    assert alone.read("asked.yaml") == ["steps=12"]
+    assert alone.read("overrides.yaml") == ["steps=12"]
     assert config["model"]["width"] == 32
     assert config["norm"]["eps"] == 1e-5  # a default, resolved
     assert record["state"] == "finished"
@@ -58,7 +58,7 @@ def test_a_run_directory_holds_everything(alone):
     counts = np.bincount(train_ids, minlength=300) + 1
     unigram = -np.log(counts[targets] / counts.sum()).mean()
     assert record["unigram_valid_loss"] == pytest.approx(unigram, rel=1e-9)
-    assert not alone["watch.jsonl"].exists()
+    assert not alone["diagnostics.jsonl"].exists()
 
 
 def windows(config):

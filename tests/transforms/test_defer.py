@@ -97,7 +97,7 @@ def test_products_grow_with_the_stream():
     sub = model.blocks[0].attention
     rows = np.float64(model.embed.embedding[...])[TOKENS]
     maps = [np.float64(m.kernel[...]) for m in (sub.branch.query, sub.branch.key, sub.branch.value)]
-    stacked = np.float64(sub.norm_in.gain[...])[:, None] * np.concatenate(maps, axis=1)
+    stacked = np.float64(sub.norm_in.weight[...])[:, None] * np.concatenate(maps, axis=1)
     unit = rows / np.sqrt((rows**2).mean(-1, keepdims=True))
     peak = one["blocks.0.attention.norm_in"]
     assert peak.deferred == pytest.approx(np.abs(rows @ stacked).max(), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Folding: exact in float64, bit for bit where gains are powers of two, nothing else touched."""
+"""Folding: exact in float64, bit for bit for powers of two, nothing else touched."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from tests.conftest import same_trees, tiny_model
 from tests.support.transform_models import bits, double, same, seen
 
 UNFOLDED = {"none", "seednorm", "tapernorm", "bhyt-estimated"}
-"""Types whose gain is no factor behind everything else, or is reckoned with, or that have none."""
+"""Types whose weight is no factor after everything else, or is known, or that have none."""
 
 FLOAT32 = {"fast-rsqrt"}
 """Types that are made of float32's bits."""
@@ -56,7 +56,7 @@ def test_folding_is_exact_in_every_placement(placement):
         fields = {"norm_embed": True}
         model = double("layernorm", placement, tied=False, gated=False, placement_fields=fields)
         if placement in ("post", "deepnorm"):  # every norm writes to the stream
-            with pytest.raises(DoesNotApply, match=f"no gain.*{placement}"):
+            with pytest.raises(DoesNotApply, match=f"no weight.*{placement}"):
                 apply(model, "fold")
         else:
             assert same(model, apply(model, "fold"))
@@ -66,7 +66,7 @@ def test_powers_of_two_change_no_bit():
     model = tiny_model(tied=False)
     rng = np.random.default_rng(0)
     for norm in all_norms(model):
-        norm.gain[...] = jnp.float32(2.0 ** rng.integers(-3, 4, norm.width))
+        norm.weight[...] = jnp.float32(2.0 ** rng.integers(-3, 4, norm.width))
     assert np.array_equal(seen(model)[0], seen(apply(model, "fold"))[0])
 
 
@@ -128,7 +128,7 @@ def test_a_tapernorm_folds_away_once_its_gate_is_shut():
 
 @pytest.mark.parametrize("shut", [True, False])
 def test_a_norm_that_stays_does_not_keep_the_others_from_being_folded(shut):
-    """TaperNorm keeps its final norm, whose gain does not act last."""
+    """TaperNorm keeps its final norm, whose weight does not act last."""
     with jax.enable_x64(True):
         model = double("tapernorm", tied=False)
         inner = [norm for norm in all_norms(model) if norm is not model.norm_final]
@@ -142,8 +142,8 @@ def test_a_norm_that_stays_does_not_keep_the_others_from_being_folded(shut):
 @pytest.mark.parametrize(
     ("norm", "placement", "fields", "message"),
     [
-        ("rmsnorm", "post", {}, "no gain, bias or linear norm.*placement post"),
-        ("rmsnorm", "reordered", {}, "no gain, bias or linear norm.*placement reordered"),
+        ("rmsnorm", "post", {}, "no weight, bias or linear norm.*placement post"),
+        ("rmsnorm", "reordered", {}, "no weight, bias or linear norm.*placement reordered"),
         ("seednorm", "pre", {}, "the gain of seednorm doesn't act last"),
     ],
 )
@@ -154,5 +154,5 @@ def test_what_cannot_be_folded_is_refused(norm, placement, fields, message):
 
 def test_a_folded_model_has_nothing_left_to_fold():
     model = tiny_model()
-    with pytest.raises(DoesNotApply, match="no gain"):
+    with pytest.raises(DoesNotApply, match="no weight"):
         apply(model, "fold+fold")

@@ -127,9 +127,9 @@ def test_a_norm_that_another_transform_rewrote_is_refused():
         swap(frozen, "i-bert")
 
 
-def test_names_the_knob_and_the_type_that_there_is_not():
+def test_names_the_field_and_the_type_that_there_is_not():
     model = tiny_model("rmsnorm", layers=1)
-    with pytest.raises(ValueError, match="'i-bert' has no knob 'steps'; it has bias, bits, center"):
+    with pytest.raises(ValueError, match="'i-bert' has no field 'steps'; it has bias, bits"):
         swap(model, "i-bert", steps=2)
     with pytest.raises(ValueError, match="norm.bits = 30: expected 2 to 24"):
         swap(model, "i-bert", bits=30)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from normlab.config import check
+from normlab.config import require
 from normlab.data.tokenizer import Tokenizer, WordTokenizer
 from normlab.evaluation.protocols.texts import (
     bytes_by_token,
@@ -69,8 +69,8 @@ class Protocol:
         Raises:
             ValueError: with the longest window that fits.
         """
-        check(window >= 2, f"window = {window} tokens: expected at least 2 (one told, one asked)")
-        check(
+        require(window >= 2, f"window = {window} tokens: expected at least 2 (one told, one asked)")
+        require(
             window <= max_length,
             f"window = {window} tokens (protocol={self.name}) is longer than model.max_length = "
             f"{max_length}; the longest window that fits is window={max_length}",
@@ -82,7 +82,7 @@ class Protocol:
         Raises:
             ValueError: with the protocol to take instead.
         """
-        check(
+        require(
             not self.words_only or isinstance(tokenizer, WordTokenizer),
             f"protocol={self.name} scores words, and {tokenizer.name} makes subwords: expected a "
             "model of data.tokenizer=word, or protocol=window",

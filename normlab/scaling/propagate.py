@@ -15,10 +15,10 @@ from normlab.scaling.invariance import RuleDoesNotApply
 R = TypeVar("R")
 
 
-class Walker(Protocol[R]):
+class Propagator(Protocol[R]):
     """What a rule knows about rows (an R), and how each part of a model changes that."""
 
-    def stem(self, model: Transformer) -> R:
+    def embed_tokens(self, model: Transformer) -> R:
         """The rows that leave the embedding, before any norm."""
 
     def size(self, rows: R, norm: Norm) -> float:
@@ -42,20 +42,20 @@ class Walker(Protocol[R]):
     def out(self, rows: R, branch: Attention | MLP) -> R:
         """Those rows, with or without a norm between, through the output map."""
 
-    def add(self, stream: R, branch: R, gain: float) -> R:
-        """The sum, stream + gain · branch."""
+    def add(self, stream: R, branch: R, gamma: float) -> R:
+        """The sum, stream + weight · branch."""
 
 
 class _Walk(Generic[R]):
-    def __init__(self, walker: Walker[R]):
-        self.walker = walker
+    def __init__(self, propagator: Propagator[R]):
+        self.propagator = propagator
         self.scales: dict[str, Any] = {}
 
     def through(self, norm: Norm | None, rows: R) -> R:
         if norm is None:
             return rows
-        self.scales[norm.site.name] = self.walker.size(rows, norm)
-        return self.walker.normed(rows, norm)
+        self.scales[norm.site.name] = self.propagator.size(rows, norm)
+        return self.propagator.normed(rows, norm)
 
     def branch(self, branch: Any, rows: R) -> R:
         for norm, linear in _by_head(branch):
@@ -64,22 +64,22 @@ class _Walk(Generic[R]):
                     f"{norm.site.name} reads rows that 'cancel' left unnormalized: expected a rule "
                     "that looks at rows, such as random_tokens, calibrated or row_max"
                 )
-            sizes = self.walker.head_sizes(rows, linear, norm)
+            sizes = self.propagator.head_sizes(rows, linear, norm)
             self.scales[norm.site.name] = sizes[:, None] if len(sizes) > 1 else sizes[0]
-        rows = self.through(branch.norm_inner, self.walker.inner(rows, branch))
-        return self.walker.out(rows, branch)
+        rows = self.through(branch.sub_norm, self.propagator.inner(rows, branch))
+        return self.propagator.out(rows, branch)
 
     def residual(self, part: Residual, stream: R) -> R:
-        rows = self.through(part.norm_in, self.walker.fork(stream))
+        rows = self.through(part.norm_in, self.propagator.fork(stream))
         rows = self.branch(part.branch, self.times(rows, part.scale_in))
         rows = self.through(part.norm_out, rows)
-        gain = 1.0 if part.branch_gain is None else float(part.branch_gain[...])
+        gamma = 1.0 if part.branch_gain is None else float(part.branch_gain[...])
         # αx + gF as α(x + (g/α)F): only the sum knows how the branch follows the stream.
-        total = self.walker.add(stream, rows, gain / part.alpha)
-        return self.through(part.norm_skip, self.times(total, part.alpha))
+        total = self.propagator.add(stream, rows, gamma / part.alpha)
+        return self.through(part.post_norm, self.times(total, part.alpha))
 
     def times(self, rows: R, factor: float) -> R:
-        return rows if factor == 1.0 else self.walker.times(rows, factor)
+        return rows if factor == 1.0 else self.propagator.times(rows, factor)
 
 
 def _by_head(branch: Attention | MLP) -> list[tuple[Norm, Linear]]:
@@ -91,7 +91,7 @@ def _by_head(branch: Attention | MLP) -> list[tuple[Norm, Linear]]:
     return [(norm, m) for norm, m in zip(norms, maps, strict=True) if norm is not None]
 
 
-def walk(model: Transformer, walker: Walker[R]) -> dict[str, Any]:
+def propagate(model: Transformer, propagator: Propagator[R]) -> dict[str, Any]:
     """The scale of each norm by site name: a number, or [heads, 1] at queries, keys and values.
 
     Raises:
@@ -105,8 +105,8 @@ def walk(model: Transformer, walker: Walker[R]) -> dict[str, Any]:
             "the weights tell: expected a rule that looks at rows, such as random_tokens, "
             "calibrated or row_max"
         )
-    going = _Walk(walker)
-    stream = going.through(model.norm_embed, walker.stem(model))
+    going = _Walk(propagator)
+    stream = going.through(model.norm_embed, propagator.embed_tokens(model))
     for block in model.blocks:
         stream = going.residual(block.attention, stream)
         stream = going.residual(block.mlp, stream)

@@ -15,7 +15,7 @@ _LARGEST = ("max_abs", "max_square")
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Observed:
+class RangeCounts:
     """Counts, sums and maxima over the rows that one norm (or several) normalized; `a + b` merges.
 
     A pytree of small arrays: it may leave a `scan`, be stacked, and be added up.
@@ -35,15 +35,15 @@ class Observed:
     above: Int[Array, ""]  # rows with Σ above the largest finite value
     below_normal: Int[Array, ""]  # rows with Σ below the smallest normal
     below_subnormal: Int[Array, ""]  # those of them below the smallest value that is not zero
-    imprecise: Int[Array, ""]  # rows on which underflow may cost more than one rounding
-    harmed: Int[Array, ""]  # those of them with Σ below the smallest normal
+    precision_loss: Int[Array, ""]  # rows on which underflow may cost more than one rounding
+    underflow_errors: Int[Array, ""]  # those of them with Σ below the smallest normal
     max_abs: Float[Array, ""]  # the largest |x|, before any scale
     max_square: Float[Array, ""]  # largest ‖x‖² (‖x − μ‖² if centred), whatever is summed of x
     squares: Int[Array, " bins"]  # histogram of ‖x‖² (‖x − μ‖²)
     sums: Int[Array, " bins"]  # histogram of Σ
 
     @classmethod
-    def nothing(cls) -> "Observed":
+    def nothing(cls) -> "RangeCounts":
         """Before the first row; the neutral element of `+`."""
         made = {
             f.name: jnp.float32(0) if f.name in ("error", *_LARGEST) else jnp.int32(0)
@@ -52,13 +52,13 @@ class Observed:
         none = jnp.zeros(BINS, jnp.int32)
         return cls(**(made | {"squares": none, "sums": none}))
 
-    def __add__(self, other: "Observed") -> "Observed":
+    def __add__(self, other: "RangeCounts") -> "RangeCounts":
         """Both together: counts and sums added, maxima taken."""
         made = {}
         for f in dataclasses.fields(self):
             merge = jnp.maximum if f.name in _LARGEST else jnp.add
             made[f.name] = merge(getattr(self, f.name), getattr(other, f.name))
-        return Observed(**made)
+        return RangeCounts(**made)
 
     def with_rows(
         self,
@@ -69,7 +69,7 @@ class Observed:
         lost: Array,
         filled: Array,
         to: FloatFormat,
-    ) -> "Observed":
+    ) -> "RangeCounts":
         """More rows.
 
         Args:
@@ -84,7 +84,7 @@ class Observed:
         tiny, some = total < to.smallest_normal, exact > 0
         error = jnp.where(some & ~lost[..., None], total / exact - 1.0, 0.0)
         return self + dataclasses.replace(
-            Observed.nothing(),
+            RangeCounts.nothing(),
             rows=jnp.int32(total.size),
             overflowed=count(lost),
             subnormal=count(tiny & (total > 0)),
@@ -106,7 +106,7 @@ class Observed:
         d: int,
         to: FloatFormat,
         form: str = "under",
-    ) -> "Observed":
+    ) -> "RangeCounts":
         """The same rows, now that ε is known: on which of them underflow may do harm.
 
         The d squares lose at most min(Σ, d·q) together, with q half the smallest value that is not
@@ -125,14 +125,16 @@ class Observed:
         lost = jnp.minimum(exact, d * step)
         if form == "added":  # √Σ − √(Σ − lost) beside √Σ + √eps, without a difference of roots
             root, left = jnp.sqrt(exact), jnp.sqrt(exact - lost)
-            imprecise = 2 * lost > unit * (root + jnp.sqrt(eps)) * (root + left)
+            precision_loss = 2 * lost > unit * (root + jnp.sqrt(eps)) * (root + left)
         else:
-            imprecise = lost > unit * (jnp.maximum(exact, eps) if form == "floor" else exact + eps)
-        harmed = imprecise & (exact < to.smallest_normal)
+            precision_loss = lost > unit * (
+                jnp.maximum(exact, eps) if form == "floor" else exact + eps
+            )
+        underflow_errors = precision_loss & (exact < to.smallest_normal)
         return dataclasses.replace(
             self,
-            imprecise=self.imprecise + count(imprecise),
-            harmed=self.harmed + count(harmed),
+            precision_loss=self.precision_loss + count(precision_loss),
+            underflow_errors=self.underflow_errors + count(underflow_errors),
         )
 
 

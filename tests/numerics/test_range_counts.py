@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from normlab.numerics import Observed
+from normlab.numerics import RangeCounts
 from normlab.numerics.accumulator import EPS_FORMS
 from normlab.numerics.histogram import histogram
 from tests.support.accumulators import EPS, EVERYTHING, D, normalize, normed
@@ -65,7 +65,7 @@ def test_rows_of_zeros_are_in_range_and_in_no_bin():
 @pytest.mark.system
 def test_of_no_rows_there_is_nothing_to_see():
     got = normed(np.zeros((0, D), np.float32), "fp16", 1.0, EPS, names=EVERYTHING)[1]
-    nothing = Observed.nothing()
+    nothing = RangeCounts.nothing()
     assert all(np.array_equal(got[name], getattr(nothing, name)) for name in EVERYTHING)
 
 
@@ -111,7 +111,7 @@ def test_where_a_row_is_not_imprecise_underflow_costs_no_more_than_a_rounding(na
     @jax.jit
     @jax.vmap
     def each(row, scale, eps):
-        names = ("imprecise", "harmed", "below_normal")
+        names = ("precision_loss", "underflow_errors", "below_normal")
         return normed(row[None], name, scale, eps, form=form, names=names)[1]
 
     for scale in (0.05, 0.4, 4.0):
@@ -119,31 +119,33 @@ def test_where_a_row_is_not_imprecise_underflow_costs_no_more_than_a_rounding(na
             e = eps if form == "under" else np.sqrt(eps)
             alone = each(x, np.full(60, scale, np.float32), np.full(60, e, np.float32))
             harm = change(x, scale, e, dtype, form)
-            fine = np.asarray(alone["imprecise"]) == 0
+            fine = np.asarray(alone["precision_loss"]) == 0
             # Half a unit for the squares that keep their precision, half for those that don't.
             assert (harm[fine] <= unit * (1 + unit)).all()
             told.append((fine.sum(), harm[~fine].max(initial=0.0)))
             below = np.asarray(alone["below_normal"])
-            assert (np.asarray(alone["harmed"]) == np.asarray(alone["imprecise"]) * below).all()
+            assert (
+                np.asarray(alone["underflow_errors"]) == np.asarray(alone["precision_loss"]) * below
+            ).all()
     assert {n for n, _ in told} != {60}
-    assert max(h for _, h in told) > 0.5  # and what is called imprecise can be ruined
+    assert max(h for _, h in told) > 0.5  # and what is called precision_loss can be ruined
 
 
 def test_at_the_cap_no_row_is_harmed_and_above_it_some_are():
     x = spread(300, -30, -2)
     cap = 128 * np.sqrt(EPS)
-    assert int(seen(x, "fp16", 0.999 * cap).imprecise) == 0
+    assert int(seen(x, "fp16", 0.999 * cap).precision_loss) == 0
     over = seen(x, "fp16", 8 * cap)
-    assert 0 < int(over.harmed) <= int(over.imprecise)
-    assert int(over.harmed) < int(over.below_normal)  # the smallest rows are ruled by ε
-    assert int(seen(x, "fp16", 8 * cap, 0.0).harmed) == int(over.below_normal)
+    assert 0 < int(over.underflow_errors) <= int(over.precision_loss)
+    assert int(over.underflow_errors) < int(over.below_normal)  # the smallest rows are ruled by ε
+    assert int(seen(x, "fp16", 8 * cap, 0.0).underflow_errors) == int(over.below_normal)
 
 
 def test_flushed_subnormals_harm_earlier():
     x = spread(300, -12, -2)
     flushed, at_the_cap = (
-        normalize(x, "fp16.flush", scale, names=("imprecise",))
+        normalize(x, "fp16.flush", scale, names=("precision_loss",))
         for scale in (0.3, 2.7 * np.sqrt(EPS))
     )
-    assert int(flushed.imprecise) > int(seen(x, "fp16", 0.3).imprecise) == 0
-    assert int(at_the_cap.imprecise) == 0
+    assert int(flushed.precision_loss) > int(seen(x, "fp16", 0.3).precision_loss) == 0
+    assert int(at_the_cap.precision_loss) == 0
