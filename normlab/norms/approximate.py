@@ -6,14 +6,16 @@ See `normlab.transforms.swap`.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from normlab.config import field, require
+from normlab.norms import reference as ref
 from normlab.norms.base import NormConfig, norms
 from normlab.norms.statistics import LayerNorm, LayerNormConfig, RMSNormConfig
 from normlab.numerics import Accumulator
@@ -52,6 +54,13 @@ class L1LayerNorm(LayerNorm):
         test="tests/norms/test_approximate.py::test_l1_is_layernorm_on_gaussian_rows_only",
     )
 
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        y = ref.centred(x, config)
+        size = np.sqrt(np.pi / 2) * np.abs(y).mean(-1, keepdims=True)
+        return ref.affine(y / np.sqrt(size**2 + config.eps), config, params)
+
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         c = self.config
@@ -86,6 +95,12 @@ class DroppedMean(LayerNorm):
         property="is LayerNorm times √((σ² + ε) / (σ² + μ² + ε))",
         test="tests/norms/test_approximate.py::test_dropped_mean_shrinks_by_its_factor",
     )
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        square = (x**2).mean(-1, keepdims=True)
+        return ref.affine(ref.centred(x, config) / np.sqrt(square + config.eps), config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
@@ -230,6 +245,12 @@ class FastRsqrt(ByInverseRoot):
         test="tests/norms/test_approximate.py::test_fast_rsqrt_error_after_each_step",
     )
 
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        y = ref.by_root(x, config, lambda v: ref.fast_rsqrt(v, config.steps))
+        return ref.affine(y, config, params)
+
     def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
         """The guess from the bits, and Newton's steps."""
         a = _guess(v)
@@ -305,6 +326,16 @@ class IterL2Norm(ByInverseRoot):
         test="tests/norms/test_approximate.py::test_iterl2_worst_error_after_so_many_steps",
     )
 
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        d = x.shape[-1]
+
+        def root(v: float) -> float:
+            return math.sqrt(d) * ref.iterl2(v * d, config.steps, config.rate)
+
+        return ref.affine(ref.by_root(x, config, root), config, params)
+
     def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
         """√d·a after `steps` iterations from the exponent of m = d·v."""
         c, m = self.config, v * self.width
@@ -349,6 +380,16 @@ class Dyadic(ByInverseRoot):
         property="|b/2^c − r| ≤ 2^(−c−1); on integer rows y is the integer product and shift",
         test="tests/norms/test_approximate.py::test_dyadic_on_integers_is_a_product_and_a_shift",
     )
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+
+        def root(v: float) -> float:
+            b, c = ref.dyadic(v**-0.5, config.bits)
+            return math.ldexp(b, -c)
+
+        return ref.affine(ref.by_root(x, config, root), config, params)
 
     def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
         """b/2^c, exact in float32."""

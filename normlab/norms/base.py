@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from normlab.config import field
+from normlab.norms.reference import Params, Rows
 from normlab.numerics import Accumulator
 from normlab.registry import MethodCard, Registry
 
@@ -99,6 +100,17 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """The normalized rows; `acc` accumulates their statistic in the precision asked for."""
+        raise NotImplementedError
+
+    @staticmethod
+    def reference(x: Rows, config: Any, params: Params) -> Rows:
+        """The formula once more in float64 NumPy, which tests compare `__call__` with.
+
+        Args:
+            x: rows [*batch, d].
+            config: of the norm.
+            params: its parameters and its state by name.
+        """
         raise NotImplementedError
 
     def during_training(

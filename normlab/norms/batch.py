@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
 from normlab.config import field, require
+from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
@@ -63,6 +65,12 @@ class BatchNorm(Norm):
         super().__init__(width, site, config)
         self.mean = NormState(jnp.zeros(width))
         self.variance = NormState(jnp.ones(width))
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        y = (x - params["mean"]) / np.sqrt(params["variance"] + config.eps)
+        return ref.affine(y, config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`, by the running statistics."""

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from normlab.config import field, require
+from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
@@ -69,6 +71,14 @@ class SeeDNorm(Norm):
         check_divides("norm.heads", config.heads or 1, width, site)
         self.alpha = nnx.Param(jnp.full(width, config.alpha))
         self.direction = nnx.Param(jnp.zeros(width))
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        parts = (x * params["direction"]).reshape(*x.shape[:-1], config.heads or 1, -1)
+        along = np.repeat(parts.sum(-1), parts.shape[-1], axis=-1)
+        weight = np.tanh(along) * params["alpha"] + params.get("weight", np.zeros(1))
+        return weight * ref.over_rms(x, config)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int32, UInt32
 
 from normlab.config import field, require
+from normlab.norms import reference as ref
 from normlab.norms.base import NormConfig, Site, norms
 from normlab.norms.statistics import LayerNorm, LayerNormConfig
 from normlab.numerics import Accumulator
@@ -70,6 +71,11 @@ class IBertLayerNorm(LayerNorm):
             f"norm.bits = {config.bits}: the sum of {width} such integers can overflow int32; "
             f"expected at most {most}",
         )
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        return ref.affine(ref.by_row(ref.i_bert_row, x, config), config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; `acc` has nothing to do."""
@@ -194,6 +200,11 @@ class AILayerNorm(LayerNorm):
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
         require(width < 2**16, f"width {width}: the sum of squares can overflow; expected < 65536")
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        return ref.affine(ref.by_row(ref.ai_layernorm_row, x, config), config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; `acc` has nothing to do."""

@@ -12,6 +12,7 @@ from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
 from normlab.config import field, require
+from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, OutsideBlockError, Site, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulate import widened
@@ -77,6 +78,11 @@ class DyT(Norm):
         alpha = dyt_alpha(width, site) if config.alpha is None else config.alpha
         self.alpha = nnx.Param(jnp.float32(alpha))
 
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        return ref.affine(np.tanh(params["alpha"] * x), config, params)
+
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; `acc` has nothing to do."""
         return self.affine(jnp.tanh(self.alpha[...] * x)).astype(x.dtype)
@@ -126,6 +132,12 @@ class Derf(Norm):
         super().__init__(width, site, config)
         self.alpha = nnx.Param(jnp.float32(config.alpha))
         self.shift = nnx.Param(jnp.float32(config.shift))
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        y = np.vectorize(math.erf)(params["alpha"] * x + params["shift"])
+        return ref.affine(y, config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; `acc` has nothing to do."""
@@ -186,6 +198,12 @@ class BHyT(Norm):
         super().__init__(width, site, config)
         plain = config.keep_final and site.kind == "norm_final"
         self.lam = None if plain else nnx.Param(jnp.float32(config.lam))
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        y = np.tanh(params["lam"] / config.kappa * ref.over_rms(x, config))
+        return ref.affine(y, config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
@@ -317,6 +335,11 @@ class NoNorm(Norm):
     def __init__(self, width: int, site: Site, config: Any):
         super().__init__(width, site, config)
         self.shift = nnx.Param(jnp.float32(0)) if config.method == "fixup" else None
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        return x + params.get("shift", np.zeros(1))
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """`x` itself, in Fixup with a scalar added."""

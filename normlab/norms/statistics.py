@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from normlab.config import field, require
+from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
 from normlab.numerics.accumulator import EPS_FORMS
@@ -74,6 +76,11 @@ class LayerNorm(Norm):
         property="at ε = 0 it ignores a shift of the row and any positive factor on it",
         test="tests/norms/test_walk.py::test_layernorm_ignores_shift_and_positive_scale",
     )
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        return ref.affine(ref.over_rms(ref.centred(x, config), config), config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; the arithmetic is float32 around the statistic."""
@@ -143,6 +150,12 @@ class PartialRMSNorm(LayerNorm):
         """The first k."""
         return super().summed(x[..., : self.first])
 
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        part = slice(max(1, math.floor(x.shape[-1] * config.share)))
+        return ref.affine(ref.over_rms(x, config, part), config, params)
+
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         c = self.config
@@ -196,6 +209,12 @@ class ScaleNorm(Norm):
     def least_rms(self) -> float:
         """ε is the least length: ε/√d."""
         return float(self.config.eps) / math.sqrt(self.width)
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        length = np.sqrt((x**2).sum(-1, keepdims=True))
+        return params["length"] * x / np.maximum(length, config.eps)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
@@ -289,6 +308,13 @@ class GroupNorm(Norm):
         """Each group, less its mean."""
         groups = x.reshape(*x.shape[:-1], self.config.groups, -1)
         return groups - jnp.mean(groups, axis=-1, keepdims=True)
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        parts = x.reshape(*x.shape[:-1], config.groups, -1)
+        parts = ref.over_rms(parts - parts.mean(-1, keepdims=True), config)
+        return ref.affine(parts.reshape(x.shape), config, params)
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""

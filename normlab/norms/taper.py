@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float
 
 from normlab.config import field, require
+from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
 from normlab.numerics import Accumulator, RangeCounts
 from normlab.numerics.accumulate import widened
@@ -96,6 +98,14 @@ class TaperNorm(Norm):
             self.size = NormState(jnp.float32(0))  # E[r]
             self.seen = NormState(jnp.float32(0))  # E[1], which starts at 0 as E[r] does
             self.pull = NormState(jnp.float32(0))  # λ·E[(r − r₀)²] of the last rows
+
+    @staticmethod
+    def reference(x: ref.Rows, config: Any, params: ref.Params) -> ref.Rows:
+        """The formula in float64."""
+        weight = params.get("weight", np.ones(1))
+        factor = params["scaled_square"] / max(params["square"], 1e-300)
+        linear = factor * x * (weight + params["delta"])
+        return params["gate"] * ref.over_rms(x, config) * weight + (1 - params["gate"]) * linear
 
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`, by the gate and the c that training left."""

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from normlab.norms.integer import compressed_square, factored, isqrt, quantize
-from tests.support.norm_references import ai_layernorm_row, exact, i_bert_row, reference
+from normlab.norms.reference import ai_layernorm_row, i_bert_row
+from tests.support.norm_references import exact, reference
 from tests.support.norm_walk import call, make, row
 
 
