@@ -25,6 +25,7 @@ from normlab.commands.help import print_help
 from normlab.config import build, describe
 from normlab.progress import sweep
 from normlab.registry import unknown
+from normlab.runs import user_files
 
 C = TypeVar("C")
 
@@ -65,6 +66,9 @@ def launch(
         examples: lines of the help, before the fields.
         refused: told of the configs of a sweep that `schema` refuses: values, overrides, error.
     """
+    with explained():
+        refuse_strange(app, schema, sys.argv[1:])
+        user_files.load(imports(sys.argv[1:]))
     register(app, schema)
     if {"-h", "--help"} & set(sys.argv[1:]):
         with explained():
@@ -81,6 +85,7 @@ def launch(
             compile_cache.use()
             if several and (runs := runs_here()):
                 sweep.begin(HydraConfig.get().job.num + 1, runs)
+            user_files.load(values.get("imports") or ())
             try:
                 config = build(schema, values)
             except (ValueError, TypeError) as error:
@@ -90,9 +95,19 @@ def launch(
             main(config, asked)
 
     with explained():
-        refuse_strange(app, schema, sys.argv[1:])
         compile_cache.use()  # and in each job, which a launcher may start in another process
         job()
+
+
+def imports(arguments: Sequence[str]) -> list[str]:
+    """The files of `imports=[…]`: what they register must be known before Hydra composes."""
+    given = [argument for argument in arguments if argument.startswith("imports=")]
+    found: list[str] = []
+    for override in OverridesParser.create().parse_overrides(given):
+        if not override.is_sweep_override():  # which Hydra refuses
+            value: Any = override.value()
+            found += [value] if isinstance(value, str) else value or []
+    return found
 
 
 def runs_here() -> int | None:

@@ -71,6 +71,12 @@ class EvaluateConfig:
         "compare each token with fp32: |ΔNLL|, KL, top-1 agreement; the columns that are missing "
         "run side by side and are written together",
     )
+    imports: tuple[str, ...] = field(
+        (), "your own files, [my_norms.py]: what they register (norms, placements, rules) is known"
+    )
+    allow_changed_source: bool = field(
+        False, "go on where the norm's source or an imported file is another than it was"
+    )
     mesh: MeshConfig = field(MeshConfig, "devices, and what is divided over them")
     hosts: HostsConfig = field(HostsConfig, "processes that evaluate together")
     out: str = field("results", "directory for table.md, table.csv, table.tex and records.jsonl")

@@ -54,11 +54,12 @@ def note(of: dict[str, Any]) -> str | None:
     if "training" not in of:
         file = Path(of.get("source", "")).name
         return next((p.title for p in PACKAGES.values() if p.file == file), None)
+    said = [f"{what} has changed since" for what in of.get("changed_source", ())]
     state = of["training"].get("state", "running")
-    if state in GOOD:
-        return None
-    ended = "unfinished" if state == "running" else state
-    return f"step {of['step']} of {of['config']['steps']}, {ended}"
+    if state not in GOOD:
+        ended = "unfinished" if state == "running" else state
+        said.insert(0, f"step {of['step']} of {of['config']['steps']}, {ended}")
+    return "; ".join(said) or None
 
 
 def of_run(target: EvalTarget) -> dict[str, Any]:

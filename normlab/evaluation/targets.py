@@ -14,6 +14,7 @@ from normlab.model import ModelConfig
 from normlab.model.language_model import LanguageModel
 from normlab.norms import NormConfig
 from normlab.results.record import GOOD, OK
+from normlab.runs import sources
 from normlab.runs.run import Run, is_run, load, open_run
 from normlab.transforms import NOTHING, Chain, parse
 
@@ -119,6 +120,9 @@ def _run(run: Run, config: EvaluateConfig) -> EvalTarget:
     try:
         row = replace(row, config=_config(run))
         row = replace(row, status=_status(run, config))
+        if row.status == OK:
+            changed = sources.check(run, config.allow_changed_source)
+            row = replace(row, load=lambda: _load(run, changed))
         model = build(ModelConfig, row.config["model"], "model.")
         build(NormConfig, row.config["norm"], "norm.")  # its type may have left since
         data = _asked(build(DataConfig, row.config["data"], "data."), config)
@@ -138,6 +142,11 @@ def _run(run: Run, config: EvaluateConfig) -> EvalTarget:
     if row.status == OK:
         config.mesh.check_sizes(model.divided_sizes)
     return row
+
+
+def _load(run: Run, changed: list[str]) -> LanguageModel:
+    lm = load(run.directory)
+    return replace(lm, facts=lm.facts | {"changed_source": changed}) if changed else lm
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -8,7 +8,17 @@ from typing import Any
 from normlab.results.record import Record
 
 RATE = "optimizer.lr"
-ELSEWHERE = ("run", "runs", "log_every", "diagnostics_every", "tracking", "data.root", "data.cache")
+ELSEWHERE = (
+    "run",
+    "runs",
+    "log_every",
+    "diagnostics_every",
+    "tracking",
+    "data.root",
+    "data.cache",
+    "imports",
+    "allow_changed_source",
+)
 """What says where things lie and how often they are told."""
 ON_DEVICES = ("mesh.", "hosts.")
 """What says on which devices a run goes on: it may change from call to call, and last bits with it.

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 import normlab
+from normlab.runs import user_files
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
 
@@ -43,9 +44,14 @@ def _installed(package: str) -> str:
         return "not installed"
 
 
-@functools.cache
 def provenance() -> dict[str, Any]:
     """Everything about this process that an evaluation's number can depend on, ready for JSON."""
+    imported = user_files.by_name()
+    return _of_process() | ({"imports": imported} if imported else {})
+
+
+@functools.cache
+def _of_process() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "normlab": normlab.__version__,

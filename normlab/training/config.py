@@ -48,6 +48,12 @@ class TrainConfig:
     tracking: tuple[str, ...] = field(
         (), "where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; a list"
     )
+    imports: tuple[str, ...] = field(
+        (), "your own files, [my_norms.py]: what they register (norms, placements, rules) is known"
+    )
+    allow_changed_source: bool = field(
+        False, "go on where the norm's source or an imported file is another than it was"
+    )
     runs: str = field("runs", "directory of run directories")
     run: str | None = field(None, "this run's directory; null: one in `runs`, named by its config")
 

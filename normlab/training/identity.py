@@ -10,6 +10,7 @@ from normlab.config import build, require, to_dict
 from normlab.data import Corpus, Tokenized
 from normlab.parallel.distributed import is_main_process
 from normlab.results.settings import digest, identity
+from normlab.runs import sources
 from normlab.runs.run import Run
 from normlab.training.config import TrainConfig
 
@@ -42,6 +43,8 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
             "resumed; give another run=DIR",
         )
         _refuse_another_config(run, config, tokens.corpus)
+        if not run.ended:
+            sources.check(run, config.allow_changed_source)
         _refuse_another_text(run, text, tokens.corpus.name)
         _forget_refusal(run, config)
         return
@@ -49,7 +52,9 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     run.write("overrides.yaml", list(asked))
     run.write("config.yaml", to_dict(config))
     tokens.tokenizer.save(run["tokenizer"])
-    run.write("provenance.json", text | {"corpus": corpus, "sessions": []})
+    sources.keep(run.directory)
+    computed = sources.now(config.norm.type)
+    run.write("provenance.json", text | computed | {"corpus": corpus, "sessions": []})
     run.write("record.json", {"state": "running"})
     _forget_refusal(run, config)
 

@@ -19,7 +19,8 @@ from normlab.model.language_model import LanguageModel
 from normlab.parallel.mesh import MeshConfig
 from normlab.parallel.sharding import shard_batch, shard_params
 from normlab.progress import Progress, announced, console
-from normlab.runs.run import load
+from normlab.runs import sources
+from normlab.runs.run import Run, load
 from normlab.training.config import TrainConfig
 from normlab.training.optimizer import make_optimizer
 from normlab.training.step import learned, make_step, make_validate
@@ -39,6 +40,12 @@ class RemoveConfig:
     eval_windows: int = field(32, "validation windows that a perplexity is taken over")
     mesh: MeshConfig = field(MeshConfig, "devices, and what is divided over them")
     control: bool = field(False, "remove nothing: what the same fine-tuning does by itself")
+    imports: tuple[str, ...] = field(
+        (), "your own files, [my_norms.py]: what they register (norms, placements, rules) is known"
+    )
+    allow_changed_source: bool = field(
+        False, "go on where the norm's source or an imported file is another than it was"
+    )
     out: str | None = field(
         None, "directory for removal.csv, .md and .json; null: results/remove/RUN, or RUN-control"
     )
@@ -77,7 +84,9 @@ def remove(config: RemoveConfig) -> Iterator[Removed]:
     """
     require(config.run is not None, "nothing to remove from: expected run=DIR")
     with config.mesh.use():
-        yield from _removed(config, load(str(config.run)))
+        lm = load(str(config.run))
+        sources.check(Run(str(config.run)), config.allow_changed_source)
+        yield from _removed(config, lm)
 
 
 def _removed(config: RemoveConfig, lm: LanguageModel) -> Iterator[Removed]:

@@ -27,6 +27,7 @@ from normlab.parallel.distributed import (
 )
 from normlab.parallel.sharding import shard_batch, shard_params
 from normlab.progress import Progress, announced, console
+from normlab.runs import sources
 from normlab.runs.checkpoint import Checkpoints
 from normlab.runs.checkpoint_errors import CorruptCheckpointError
 from normlab.runs.provenance import provenance, source_hash
@@ -207,7 +208,8 @@ class Trainer:
     def _begin_session(self, start: int) -> None:
         """Note by what, and from which step on, the run is trained now, and what it trains."""
         found = self.run.read("provenance.json")
-        source = {"source": source_hash()}
+        changed = sources.check(self.run, allowed=True)
+        source = {"source": source_hash(), "changed_source": changed}
         session = {"from_step": start, **provenance(), **source, **self.config.mesh.told()}
         sessions = [*found["sessions"], session]
         self.run.write("provenance.json", found | {"sessions": sessions})

@@ -195,7 +195,7 @@ def test_of_every_norm_and_placement_numbers_are_seen(norm, placement, layers):
 
 
 @pytest.fixture(scope="module")
-def diagnostics(tmp_path_factory):
+def watched(tmp_path_factory):
     """A run that is looked into every five steps."""
     return train(tiny_config(tmp_path_factory.mktemp("runs"), diagnostics_every=5))
 

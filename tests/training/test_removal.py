@@ -110,7 +110,7 @@ def run(tmp_path_factory):
 @pytest.mark.system
 def test_the_loop_removes_every_norm_and_writes_a_table(run, tmp_path):
     config = RemoveConfig(run=str(run), steps=3, eval_windows=4, out=str(tmp_path))
-    main(config, ())
+    one_removal(config, ())
     rows = list(csv.DictReader((tmp_path / "removal.csv").read_text().splitlines()))
     sites = ["blocks.0.mlp.norm_in", "blocks.0.attention.norm_in", "norm_final"]
     assert [row["site"] for row in rows] == ["start", *sites, "folded"]
@@ -122,7 +122,7 @@ def test_the_loop_removes_every_norm_and_writes_a_table(run, tmp_path):
     assert folded == pytest.approx(tuned, rel=1e-5)
     assert (tmp_path / "removal.md").read_text().count("\n") == len(rows) + 2
     asked = json.loads((tmp_path / "removal.json").read_text())
-    assert (asked["checkpoint"], asked["steps"], asked["control"]) == (str(run), 3, False)
+    assert (asked["run"], asked["steps"], asked["control"]) == (str(run), 3, False)
     control = list(remove(dataclasses.replace(config, control=True, steps=0)))
     assert [line.site for line in control] == ["start", *sites]
     assert all(line.factor is None for line in control)
