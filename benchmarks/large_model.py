@@ -27,7 +27,6 @@ from outcome import keep
 
 from normlab import pretrained
 from normlab.evaluation.perplexity import score
-from normlab.numerics import Precision
 from normlab.scaling import scales
 
 CONFIG: dict[str, Any] = {
@@ -97,11 +96,11 @@ def measure(folder: Path, config: dict[str, Any], window: int) -> dict[str, Any]
     found["scales_seconds"] = time.perf_counter() - began
     text, seconds = windows(1, window, config["vocab_size"]), {}
     for name in PRECISIONS:
-        precision = Precision.parse(name)
-        given = slanc if precision.rule else None
+        column = Column.parse(name)
+        given = slanc if column.rule else None
         for _ in range(2):  # the first compiles
             began = time.perf_counter()
-            score(model, text, precision, given, batch=1)
+            score(model, text, column.precision, given, batch=1)
             seconds[name] = time.perf_counter() - began
     found |= {"seconds_a_window": seconds, "evaluation_bytes": held() - before}
     stats = jax.devices()[0].memory_stats() or {}

@@ -28,10 +28,10 @@ from IPython.display import Markdown
 import normlab.runs.run
 from normlab.config import build
 from normlab.data import load_tokens
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.model import Context
-from normlab.numerics import Precision, sum_of_squares
+from normlab.numerics import sum_of_squares
 from normlab.plots import figure
 from normlab.plots.style import BLUE, GREEN, ORANGE
 from normlab.progress import console
@@ -136,7 +136,7 @@ precisions = ("fp32", "fp16:sequential", "fp16:pairwise", "fp16:pairwise+slanc")
 records = evaluate(
     EvaluateConfig(run=str(run.directory), precision=precisions, out=str(folder / "out"))
 )
-Markdown(markdown(tables(records, [str(Precision.parse(p)) for p in precisions])))
+Markdown(markdown(tables(records, [str(Column.parse(p)) for p in precisions])))
 
 # %% [markdown]
 # The same from the command line:

@@ -30,8 +30,8 @@ import numpy as np
 from IPython.display import Markdown
 
 from normlab.config import build, field, require
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.norms import Norm, NormConfig, Site, norms
 from normlab.numerics import Accumulator
 from normlab.progress import console

@@ -28,8 +28,8 @@ import tempfile
 import numpy as np
 from IPython.display import Markdown
 
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.plots import delta_figure, scales_figure, sums_figure
 from normlab.pretrained import load
 from normlab.progress import console

@@ -29,8 +29,8 @@ from itertools import product
 from IPython.display import Markdown
 
 from normlab.config import build
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.plots import loss_figure, series
 from normlab.progress import console
 from normlab.results import spread, tables

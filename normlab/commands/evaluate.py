@@ -25,7 +25,7 @@ VERBS = {"list": "listing", "figures": "figures", "report": "report"}
 
 def perplexities(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
     """Evaluate what was asked for, write the tables, print them."""
-    from normlab.evaluation.evaluator import evaluate  # slow to import: help comes first
+    from normlab.evaluation import evaluate  # slow to import: help comes first
 
     records = evaluate(config)
     if is_main_process():

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normlab.commands.launch import CONFIGS, explained
+from normlab.commands.errors import as_typed, explained
+from normlab.commands.groups import CONFIGS
 from normlab.evaluation.protocols import protocols
 from normlab.model import placements
 from normlab.norms import norms
@@ -51,7 +52,7 @@ def _print(name: str, console: Console) -> None:
     if not console.is_terminal:
         print(_plain(name), flush=True)
         return
-    console.print(Text.assemble((name, "bold"), (f"  {KINDS[name].used}", "dim")))
+    console.print(Text.assemble((name, "bold"), (f"  {as_typed(KINDS[name].used)}", "dim")))
     console.print(_table(name))
 
 
@@ -60,7 +61,7 @@ def _plain(name: str) -> str:
     rows = list(kind.rows())
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:{width}}  {text}" for name, text in rows]
-    return "\n".join([f"{name}: {kind.used}", *lines, ""])
+    return "\n".join([f"{name}: {as_typed(kind.used)}", *lines, ""])
 
 
 def _table(name: str) -> Table:

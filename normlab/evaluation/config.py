@@ -6,13 +6,15 @@ from normlab.config import field, require
 from normlab.data import SPLITS
 from normlab.data.config import CORPORA
 from normlab.evaluation.protocols import protocols
-from normlab.numerics import Precision
 from normlab.parallel.distributed import HostsConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
+from normlab.results.column import Column
 from normlab.scaling import scale_rules
 from normlab.transforms import parse, transforms
 
+REFERENCE = "fp32"
+"""The column that Δ refers to; it is always run."""
 SOURCES = ("run", "pretrained", "runs")
 
 
@@ -85,7 +87,7 @@ class EvaluateConfig:
         self._check_source()
         require(len(self.precision) > 0, "precision = []: expected at least one, such as [fp32]")
         for text in self.precision:
-            check_precision(text)
+            column(text)
         require(len(self.transform) > 0, "transform = []: expected at least one, such as [none]")
         for text in self.transform:
             parse(text)
@@ -125,8 +127,13 @@ class EvaluateConfig:
         return given[0]
 
 
-def check_precision(text: str) -> None:
-    """Refuse a precision that can't be read, and one with an unknown scale rule."""
-    precision = Precision.parse(text)
-    if precision.rule is not None:
-        scale_rules[precision.rule]
+def column(text: str) -> Column:
+    """The column that a text names, its scale rule a registered one.
+
+    Raises:
+        ValueError: with the part that can't be read, and the nearest.
+    """
+    found = Column.parse(text)
+    if found.rule is not None:
+        scale_rules[found.rule]
+    return found

@@ -34,7 +34,7 @@ Tensor = Any
 """A NumPy array, or a JAX array while it is on the device."""
 
 
-class Column(NamedTuple):
+class Scaled(NamedTuple):
     """A precision and the static scales by site; a site that is missing has scale 1."""
 
     precision: Precision
@@ -132,14 +132,14 @@ def score(
         batch: windows in a batch; None takes `default_batch`.
         on_batch: told, after each batch, how many windows are done.
     """
-    column = Column(Precision.parse(precision), scales)
-    return score_columns(model, windows, [column], batch=batch, on_batch=on_batch)[0]
+    scaled = Scaled(Precision.parse(precision), scales)
+    return score_columns(model, windows, [scaled], batch=batch, on_batch=on_batch)[0]
 
 
 def score_columns(
     model: Transformer,
     windows: Windows,
-    columns: Sequence[Column],
+    columns: Sequence[Scaled],
     *,
     batch: int | None = None,
     on_batch: Callable[[int], None] | None = None,
@@ -175,12 +175,12 @@ def score_columns(
     return found
 
 
-def _told(model: Transformer, params: Any, column: Column) -> tuple[Precision, Any, dict[str, Any]]:
+def _told(model: Transformer, params: Any, column: Scaled) -> tuple[Precision, Any, dict[str, Any]]:
     """What `_batch_nll` is told of the precision, the weights and the scales."""
     precision, scales = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
-    return precision.applied(scales is not None), params, given
+    return precision, params, given
 
 
 class Out(NamedTuple):

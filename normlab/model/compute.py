@@ -51,10 +51,11 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         choice("compute.dtype", self.dtype, DTYPES)
         require(
-            self.precision.rule is None,
+            "+" not in self.statistics,
             f"compute.statistics={self.statistics}: expected a precision without a scale rule, such"
             " as fp16:pairwise; scales are made from weights, which change with each step",
         )
+        Precision.parse(self.statistics)
         choice("compute.attention", self.attention, ATTENTION)
         choice("compute.products", self.products, PRODUCTS)
         require(

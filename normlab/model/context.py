@@ -50,8 +50,8 @@ class Context:
         self.capture = capture
         self.progress = progress
         self.compute = compute or ComputeConfig()
-        asked = Precision.parse(self.compute.precision if precision is None else precision)
-        self.precision = asked.applied(scales is not None)
+        told = self.compute.precision if precision is None else precision
+        self.precision = Precision.parse(told)
         self.observed: dict[str, RangeCounts] = {}
         self.inputs: dict[str, Array] = {}
         self.entered: Any = None  # the rows that entered the block, and its attention

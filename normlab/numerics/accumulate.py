@@ -24,7 +24,7 @@ def accumulate(
     With the option `mean` it is the mean: each rounded x times 1/d and rounded before the adds.
     Its derivative is that of the float32 sum (straight-through).
     """
-    return _total(x, Precision.parse(precision).applied(False), square=False, held=held)
+    return _total(x, Precision.parse(precision), square=False, held=held)
 
 
 def sum_of_squares(
@@ -34,7 +34,7 @@ def sum_of_squares(
 
     x² itself is the float32 product. With the option `mean` it is the mean square.
     """
-    return _total(x, Precision.parse(precision).applied(False), square=True, held=False)
+    return _total(x, Precision.parse(precision), square=True, held=False)
 
 
 def widened(x: Array, precision: Precision) -> Array:

@@ -30,8 +30,7 @@ class Accumulator:
     Make one inside the traced function, for one norm: with `observe`, it collects tracers.
 
     Args:
-        precision: a precision or its string; its rule is not applied here but by who knows the
-            scales, and is refused without a scale.
+        precision: a precision or its string.
         scale: s, by which the row is divided; broadcasts against x: a number, a number for each
             row [*batch, 1], for each head [heads, 1] against [*batch, heads, head_dim].
         observe: keep `observed`. Where it is off, nothing is computed for it.
@@ -43,8 +42,7 @@ class Accumulator:
         scale: Float[Array, "..."] | float = 1.0,
         observe: bool = False,
     ):
-        scaled = not (isinstance(scale, int | float) and scale == 1)
-        self.precision = Precision.parse(precision).applied(scaled)
+        self.precision = Precision.parse(precision)
         self.scale = scale
         self.observed: RangeCounts | None = RangeCounts.nothing() if observe else None
         self.entered: Any = None  # what a norm that estimates its statistic is told of the block

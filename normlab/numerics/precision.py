@@ -1,13 +1,12 @@
 """Precision: how a norm accumulates its statistic, written as one string."""
 
 import dataclasses
-import re
 
+from normlab.config import require
 from normlab.numerics.formats import FORMAT_OPTIONS, FloatFormat
 from normlab.numerics.orders import Order
 from normlab.registry import choice
 
-_RULE = re.compile(r"[a-z][a-z0-9_-]*")
 FP32 = FloatFormat.parse("fp32")
 DEFAULT_ORDER = Order("pairwise")
 _STATISTIC = ("onepass", "input", "mean")
@@ -16,7 +15,7 @@ _OF_FORMAT = tuple(option.removesuffix("SEED") for option in FORMAT_OPTIONS)
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """How a norm accumulates: `FORMAT[:ORDER][+RULE]`, each with options behind dots.
+    """How a norm accumulates: `FORMAT[:ORDER]`, each with options after dots.
 
     Hashable, so that it can be a static argument of `jax.jit`. `Precision.parse(str(p)) == p`.
     """
@@ -26,17 +25,6 @@ class Precision:
     onepass: bool = False  # LayerNorm's variance as Σx²/d - μ² instead of Σ(x-μ)²/d
     input: bool = False  # the row that enters the norm is rounded to the format too
     mean: bool = False  # each term is divided by d before it is added
-    rule: str | None = None  # the scale rule, by name; its registry is normlab.scaling's
-    pow2: bool = False  # the rule's scales rounded to powers of two
-
-    def __post_init__(self):
-        """Refuse a rule that could not be read back."""
-        if self.rule is not None and not _RULE.fullmatch(self.rule):
-            raise ValueError(
-                f"scale rule {self.rule!r}: expected a name in lower case, such as 'slanc'"
-            )
-        if self.pow2 and self.rule is None:
-            raise ValueError("option pow2: expected a scale rule before it, such as '+slanc.pow2'")
 
     @classmethod
     def parse(cls, text: "str | Precision") -> "Precision":
@@ -57,11 +45,15 @@ class Precision:
 
     @classmethod
     def _read(cls, text: str) -> "Precision":
-        body, plus, scaling = text.partition("+")
-        head, colon, tail = body.partition(":")
+        written, plus, rule = text.partition("+")
+        require(
+            not plus,
+            f"no scale rule here, for its scales are given beside it: expected {written!r}, "
+            f"and scales=normlab.scaling.scales(model, {rule!r})",
+        )
+        head, colon, tail = text.partition(":")
         head_options = head.split(".")
         order, *order_options = tail.split(".")
-        rule, *rule_options = scaling.split(".")
         for option in head_options[1:]:
             if not option.startswith("stochastic"):
                 choice("option", option, (*FORMAT_OPTIONS, *_STATISTIC))
@@ -69,38 +61,18 @@ class Precision:
             if option.startswith(_OF_FORMAT):
                 raise ValueError(f"{option!r} is an option of the format: write {head}.{option}:…")
             choice("option of the order", option, _STATISTIC)
-        for option in rule_options:
-            choice("option of the scale rule", option, ("pow2",))
         statistic = [o for o in head_options if o in _STATISTIC] + order_options
         return cls(
             format=FloatFormat.parse(".".join(o for o in head_options if o not in _STATISTIC)),
             order=Order.parse(order) if colon else None,
             **dict.fromkeys(statistic, True),
-            rule=rule if plus else None,
-            pow2=bool(rule_options),
         )
 
     def __str__(self) -> str:
         """The string that `parse` reads, with options in their canonical order."""
         head = str(self.format) if self.order is None else f"{self.format}:{self.order}"
         options = [option for option in _STATISTIC if getattr(self, option)]
-        rule = [] if self.rule is None else [f"+{self.rule}{'.pow2' * self.pow2}"]
-        return ".".join([head, *options]) + "".join(rule)
-
-    def applied(self, scaled: bool) -> "Precision":
-        """The same without its rule, whose scales are given beside it.
-
-        Raises:
-            ValueError: none are: a rule reads a model, of which a precision knows nothing.
-        """
-        if self.rule is None:
-            return self
-        if not scaled:
-            raise ValueError(
-                f"precision '{self}': its scale rule needs scales, and none are given. Pass those "
-                f"of normlab.scaling.scales(model, {self.rule!r}), or leave '+{self.rule}' out"
-            )
-        return dataclasses.replace(self, rule=None, pow2=False)
+        return ".".join([head, *options])
 
     @property
     def summation(self) -> Order:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from normlab.numerics import FloatFormat, Precision
+from normlab.numerics import FloatFormat
 from normlab.numerics.histogram import STEPS, edges, unpacked
 from normlab.plots.style import BLUE, ORANGE, figure, largest, power
 from normlab.results import Record
+from normlab.results.column import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def sums_figure(record: Record) -> "Figure":
     As in Figure 3 of SLaNC (arXiv:2410.10553). Rows of all sites; sums in float32, so that they can
     be seen beyond the edges too. One panel where what is summed is the row as it is.
     """
-    to = Precision.parse(record.precision).format
+    to = Column.parse(record.precision).precision.format
     before, after = counts(record, "squares"), counts(record, "sums")
     panels = [("before scaling: ‖x‖²" if record.scale_rule else "‖x‖²", before)]
     if record.scale_rule or (before != after).any():

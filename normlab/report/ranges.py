@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from normlab.numerics import FloatFormat, Precision
+from normlab.numerics import FloatFormat
 from normlab.numerics.histogram import STEPS, median, unpacked
 from normlab.report.axes import names, octaves, power
 from normlab.report.charts import Frame
 from normlab.report.markup import Markup, element
 from normlab.results import Record
+from normlab.results.column import Column
 
 Range = tuple[float, float, float]
 """Least, median and largest sum of squares of a site's rows; the ends to a quarter octave."""
@@ -46,7 +47,7 @@ def chart(r: Record) -> Markup:
     """The chart of one record."""
     held = {site: span for site, span in spans(r).items() if span}
     sites = in_order(held)
-    to = Precision.parse(r.precision).format
+    to = Column.parse(r.precision).precision.format
     edges = _edges(FloatFormat.parse("fp16") if to.is_float32 else to)
     seen = [v for site in sites for v in (*held[site], r.sites[site]["max_abs"])]
     y = octaves([*seen, *(value for value, _ in edges)], "sum of squares")

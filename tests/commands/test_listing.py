@@ -17,6 +17,7 @@ from normlab.model import placements
 from normlab.norms import Norm, norms
 from normlab.numerics import Precision
 from normlab.pretrained import PACKAGES
+from normlab.results.column import Column
 from normlab.scaling import scale_rules
 from normlab.transforms import transforms
 
@@ -64,7 +65,7 @@ def test_what_is_listed_can_be_asked_for(capsys):
     ]
     for order in orders:
         for rule in listed(capsys, "rules"):
-            assert Precision.parse(f"fp16:{order}+{rule}").rule == rule
+            assert Column.parse(f"fp16:{order}+{rule}").rule == rule
     formats = [name for name in listed(capsys, "formats") if name[0] in "fb"]
     assert [str(Precision.parse(name)) for name in formats] == formats
     assert all(DataConfig(corpus=name).corpus == name for name in listed(capsys, "data"))

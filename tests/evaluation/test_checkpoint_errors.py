@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from normlab.commands.evaluate import perplexities
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.results import RecordFile
 from normlab.training.trainer import train
 from tests.support.runs import tiny_config

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from normlab.commands.evaluate import perplexities
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.progress import Progress
 from normlab.runs.run import Run
 from normlab.training.trainer import train
@@ -84,7 +84,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(runs, tmp_path, monkeypatch, cap
             evaluate(ask(tmp_path / "cut", **asked))
     assert not (tmp_path / "cut" / "records.jsonl").exists()
     again = evaluate(ask(tmp_path / "cut", **asked))
-    assert "goes on behind the first 3 windows" in capsys.readouterr().out
+    assert "goes on after the first 3 windows" in capsys.readouterr().out
     assert [r.to_json() for r in again] == [r.to_json() for r in alone]
     assert not list((tmp_path / "cut" / "unfinished").iterdir())
 

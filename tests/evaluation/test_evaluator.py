@@ -11,9 +11,9 @@ import pytest
 
 from normlab.commands.evaluate import perplexities
 from normlab.data import Corpus
+from normlab.evaluation import evaluate, table
 from normlab.evaluation import metadata as facts
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.evaluation.protocols import protocols
 from normlab.results import RecordFile
 from tests.support.scored_windows import BATCH, LENGTH, HalfReference, expected, loud
@@ -98,6 +98,21 @@ def test_a_second_call_computes_nothing_and_a_new_column_only_itself(run, made_u
     evaluate(asked("fp32", "bf16"))
     assert made_up.calls[3:] == [["bf16"]]
     assert len(RecordFile(file).read()) == 4
+
+
+def test_a_table_in_memory_is_that_of_the_command(run, made_up, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ask(run, tmp_path / "out", "fp32", "fp16")
+    records, frame = table(
+        run=asked.run, precision=["fp32", "fp16"], max_windows=6, batch=4, split="test"
+    )
+    kept = evaluate(asked)
+    assert [r.key for r in records] == [r.key for r in kept]
+    assert frame["perplexity"].tolist() == [r.perplexity for r in kept]
+    assert frame["precision"].tolist() == ["fp32", "fp16"]
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(ValueError, match="unknown key .* 'precison'. Did you mean 'precision'"):
+        table(precison="fp32")
 
 
 def test_whatever_a_result_depends_on_makes_another_record(run, tmp_path, monkeypatch):

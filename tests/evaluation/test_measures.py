@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from normlab.evaluation.measures import compared, measures, token_measures
+from normlab.evaluation.comparison import compared, token_measures
+from normlab.evaluation.measures import measures
 from normlab.evaluation.perplexity import Scores, TokenComparison
 from normlab.evaluation.protocols.windows import Windows
 from normlab.evaluation.range_stats import RangeStats

@@ -143,7 +143,7 @@ def test_an_overflow_is_counted_and_a_static_scale_takes_it_away():
     model, read = loud(tiny_model(), 5000.0), windows()
     wide, fallen = scored(model, read, "fp32", "fp16:pairwise")
     scales = {site: np.float32(rows.max_norm) for site, rows in wide.sites.items()}
-    scaled = scored(model, read, "fp32", ("fp16:pairwise+calibrated", scales))[1]
+    scaled = scored(model, read, "fp32", ("fp16:pairwise", scales))[1]
     assert sum(r.overflowed for r in wide.sites.values()) == 0
     assert all(r.overflowed == r.rows > 0 for r in fallen.sites.values())
     assert sum(r.overflowed for r in scaled.sites.values()) == 0
@@ -242,5 +242,5 @@ def test_one_program_serves_all_batches_and_scales():
     scored(tiny_model(), windows(), "fp32", "fp16:pairwise")
     before = _batch_nll._cache_size()
     given = {"norm_final": np.float32(3)}
-    scored(tiny_model(seed=5), windows(), "fp32", ("fp16:pairwise+slanc", given))
+    scored(tiny_model(seed=5), windows(), "fp32", ("fp16:pairwise", given))
     assert _batch_nll._cache_size() == before

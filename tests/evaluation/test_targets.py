@@ -7,8 +7,8 @@ import types
 import pytest
 
 from normlab import pretrained
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig, TextConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.evaluation.targets import targets
 from normlab.evaluation.texts import Texts
 from normlab.model import ModelConfig

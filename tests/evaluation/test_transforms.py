@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from normlab.commands.evaluate import perplexities
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig, TextConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.results import RecordFile
 from normlab.results.record import NOT_APPLICABLE, Record
 from tests.support.small_checkpoints import CONFIGS, tensors, write_folder

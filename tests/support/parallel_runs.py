@@ -144,8 +144,8 @@ def removed(directory, **fields):
 def evaluated(model, out, **fields):
     """A pretrained model's records, without what names a machine or a moment."""
     from normlab.config import build
+    from normlab.evaluation import evaluate
     from normlab.evaluation.config import EvaluateConfig
-    from normlab.evaluation.evaluator import evaluate
 
     values = {
         "model": model,

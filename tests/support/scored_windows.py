@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from normlab.evaluation.perplexity import Column, score_columns
+from normlab.evaluation.perplexity import Scaled, score_columns
 from normlab.evaluation.protocols.windows import Span, Stream, assemble
 from normlab.numerics import Precision
 from tests.conftest import VOCAB
@@ -26,7 +26,7 @@ def windows(spans=SPANS):
 def columns(*asked):
     """Columns of precisions, or of (precision, scales)."""
     pairs = [(one, None) if isinstance(one, str) else one for one in asked]
-    return [Column(Precision.parse(text), scales) for text, scales in pairs]
+    return [Scaled(Precision.parse(text), scales) for text, scales in pairs]
 
 
 def scored(model, read, *asked, **more):

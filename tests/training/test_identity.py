@@ -8,8 +8,8 @@ from normlab.config import to_dict
 from normlab.data import CorpusUnavailableError, load_tokens
 from normlab.data.cache import cached
 from normlab.data.tokenizer import load_tokenizer
+from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.evaluator import evaluate
 from normlab.results.spread import lines
 from normlab.runs.run import Run
 from normlab.training.identity import LINE, identity, noting_failure, reason, refuse, sign

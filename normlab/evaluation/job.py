@@ -1,0 +1,151 @@
+"""An evaluation: its models one after another, each result written down as soon as it is there."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from normlab.config import build
+from normlab.evaluation import metadata
+from normlab.evaluation.comparison import compared, token_measures
+from normlab.evaluation.config import REFERENCE, EvaluateConfig, column
+from normlab.evaluation.evaluator import Evaluator, loaded
+from normlab.evaluation.measures import measures
+from normlab.evaluation.perplexity import Scores
+from normlab.evaluation.store import RecordStore
+from normlab.evaluation.targets import EvalTarget, targets
+from normlab.evaluation.texts import Texts
+from normlab.parallel.distributed import joined_processes, private_copy
+from normlab.progress import console
+from normlab.results import Record
+from normlab.results.column import Column
+from normlab.results.record import NOT_APPLICABLE, OK
+from normlab.runs.checkpoint_errors import CorruptCheckpointError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def evaluate(config: EvaluateConfig) -> list[Record]:
+    """The records that were asked for, those made earlier reused, in the order of the table.
+
+    Raises:
+        ValueError, FileNotFoundError: what can't be evaluated, before anything is loaded.
+    """
+    out = private_copy(Path(config.out))
+    with joined_processes(config.hosts), config.mesh.use(), out as directory:
+        return _records(dataclasses.replace(config, out=str(directory)))
+
+
+def table(**fields: Any) -> tuple[list[Record], "pd.DataFrame"]:
+    """An evaluation in memory: `table(pretrained="smollm2-135m", precision=["fp32", "fp16"])`.
+
+    Args:
+        fields: those of `EvaluateConfig`, groups as dictionaries. Without `out` nothing is kept.
+
+    Returns:
+        The records, and a frame with a row for each: its names, settings and numbers.
+
+    Raises:
+        ValueError, FileNotFoundError: what can't be evaluated, before anything is loaded.
+    """
+    import pandas as pd  # slow
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        records = evaluate(build(EvaluateConfig, {"out": nowhere} | fields))
+    nested = (dict, list)
+    rows = [
+        {name: value for name, value in vars(r).items() if not isinstance(value, nested)}
+        for r in records
+    ]
+    return records, pd.DataFrame(rows)
+
+
+def _records(config: EvaluateConfig) -> list[Record]:
+    found, store, texts = targets(config), RecordStore(config), Texts()
+    for target in found:
+        if target.tokenizer is not None:  # of the others nothing is read
+            texts.corpus(target, config)
+    asked = list(dict.fromkeys(str(column(text)) for text in config.precision))
+    records = []
+    for target in found:
+        evaluator = Evaluator(config, _readable(target, config), texts)
+        rows = _of_model(evaluator, store, [REFERENCE, *asked])
+        records += [rows[text] for text in asked]
+    return records
+
+
+def _readable(target: EvalTarget, config: EvaluateConfig) -> EvalTarget:
+    """Of many runs, one whose checkpoint can't be used is a row that says so."""
+    if config.source != "runs" or target.status != OK:
+        return target
+    try:
+        loaded(target.load)
+    except (CorruptCheckpointError, FileNotFoundError) as error:
+        console.print(f"{target.name}: {error}")
+        return dataclasses.replace(target, status=f"unreadable: {error}")
+    return target
+
+
+def _of_model(evaluator: Evaluator, store: RecordStore, asked: list[str]) -> dict[str, Record]:
+    """The record of each column of one model, found or made."""
+    columns = {text: Column.parse(text) for text in asked}
+    keys = {text: evaluator.key(column) for text, column in columns.items()}
+    found = {text: store.find(key) for text, key in keys.items()}
+    rows = {text: record for text, record in found.items() if record is not None}
+    left = [text for text in columns if text not in rows]
+    for text in list(left):
+        status = evaluator.status
+        if status == OK and not evaluator.applies(columns[text]):
+            status = NOT_APPLICABLE
+        if status != OK:
+            left.remove(text)
+            empty = Record(key=keys[text], precision=text, status=status, **evaluator.known)
+            rows[text] = store.add(empty)
+    for group in _passes(left, evaluator.config.compare):
+        scores, seconds = evaluator.scores([columns[text] for text in group])
+        for text, one in zip(group, scores, strict=True):
+            if text in left:
+                made = _record(evaluator, store, keys[text], columns[text], one, seconds)
+                reference = made if text == REFERENCE else rows[REFERENCE]
+                rows[text] = store.add(compared(made, reference))
+    return rows
+
+
+def _passes(left: Sequence[str], compare: bool) -> Iterator[list[str]]:
+    """The columns that run together: one by one, or to compare tokens all beside the reference."""
+    if compare and left:
+        yield list(dict.fromkeys([REFERENCE, *left]))
+    elif not compare:
+        yield from ([text] for text in left)
+
+
+def _record(
+    evaluator: Evaluator,
+    store: RecordStore,
+    key: str,
+    column: Column,
+    scores: Scores,
+    seconds: float | None,
+) -> Record:
+    """All that a column's scores say by themselves."""
+    scales, calibration = evaluator.scales(column)
+    precision, windows = column.precision, evaluator.windows
+    alone = None if evaluator.config.compare else seconds
+    return Record(
+        key=key,
+        precision=str(column),
+        **evaluator.known,
+        order="native float32" if precision.plain else str(precision.summation),
+        scale_rule=column.rule,
+        scales_sha256=metadata.sha256(jax.tree.leaves(scales)) if column.rule else None,
+        calibration=calibration,
+        seconds=alone,
+        tokens_per_second=float(scores.counts.sum()) / alone if alone else None,
+        token_nll_file=store.keep_tokens(key, scores, windows),
+        **measures(scores, windows, scales),
+        **token_measures(scores, windows),
+    )

@@ -1,0 +1,58 @@
+"""A column of a table: a precision, and the scale rule whose static scales go with it."""
+
+import dataclasses
+import re
+
+from normlab.config import require
+from normlab.numerics import Precision
+from normlab.registry import choice
+
+_RULE = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """`PRECISION[+RULE[.pow2]]`, such as `fp16:lanes8+slanc`. `Column.parse(str(c)) == c`.
+
+    Args:
+        precision: how a norm accumulates.
+        rule: the scale rule, by its registered name (`normlab.scaling`); None: no scales.
+        pow2: the rule's scales rounded to powers of two.
+    """
+
+    precision: Precision = Precision()
+    rule: str | None = None
+    pow2: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that could not be read back."""
+        require(
+            self.rule is None or bool(_RULE.fullmatch(self.rule)),
+            f"scale rule {self.rule!r}: expected a name in lower case, such as 'slanc'",
+        )
+        require(
+            not self.pow2 or self.rule is not None,
+            "option pow2: expected a scale rule before it, such as '+slanc.pow2'",
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "Column":
+        """Read a column's name.
+
+        Raises:
+            ValueError: naming the part that cannot be read, what was expected and the nearest.
+        """
+        written, plus, scaling = text.partition("+")
+        precision = Precision.parse(written)
+        rule, *options = scaling.split(".")
+        try:
+            for option in options:
+                choice("option of the scale rule", option, ("pow2",))
+            return cls(precision, rule if plus else None, bool(options))
+        except ValueError as error:
+            raise ValueError(f"precision {text!r}: {error}") from None
+
+    def __str__(self) -> str:
+        """The text that `parse` reads, with options in their canonical order."""
+        rule = "" if self.rule is None else f"+{self.rule}{'.pow2' * self.pow2}"
+        return f"{self.precision}{rule}"
