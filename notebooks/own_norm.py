@@ -161,5 +161,6 @@ Markdown(
 )
 
 # %% [markdown]
-# To keep it: move the two classes into a file in `normlab/norms/`, and `python -m train norm=mediannorm` knows it.
-# The tests that walk the registry then ask for its method card (`card`) and its formula in float64.
+# To keep it: move the two classes into a file, and `python -m train imports=[my_norms.py] norm=mediannorm` knows it.
+# In `normlab/norms/` the tests that walk the registry also ask for its method card (`card`) and its `reference` in
+# float64.
