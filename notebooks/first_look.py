@@ -14,8 +14,8 @@
 # %% [markdown]
 # # A first look: one model, one norm, one table
 #
-# You will train a small transformer, look at what one of its norms adds up, see that sum leave
-# the range of FP16, bring it back, and print the table that normlab is about. About a minute on a laptop.
+# You will train a small transformer and look at what one of its norms adds up. You see that sum leave the range of
+# FP16, bring it back, and print the table that normlab is about. About a minute on a laptop.
 
 # %%
 import tempfile
@@ -127,9 +127,8 @@ made
 # %% [markdown]
 # ## The table
 #
-# Perplexity on the test split, with every norm's statistic accumulated in FP32, in FP16 from left to
-# right, in FP16 by pairs, and by pairs with SLaNC's scales. Δ is the difference to FP32, ± its
-# *paired* standard error over windows.
+# Perplexity on the test split. Every norm's statistic is accumulated in FP32, in FP16 from left to right, in FP16 by
+# pairs, and by pairs with SLaNC's scales. Δ is the difference to FP32, ± its *paired* standard error over windows.
 
 # %%
 precisions = ("fp32", "fp16:sequential", "fp16:pairwise", "fp16:pairwise+slanc")

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # A tour of norms: what each does to a row
 #
-# You will put one row through every norm that normlab knows, see why DyT's curve is the one that
-# LayerNorm draws, and watch FP16 break a norm at both ends of its range. Under a minute on a laptop.
+# You will put one row through every norm that normlab knows and see why DyT's curve is the one that LayerNorm draws.
+# Then FP16 breaks a norm at both ends of its range. Under a minute on a laptop.
 
 # %%
 import jax.numpy as jnp
@@ -69,8 +69,8 @@ for name in norms:
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# What divides by a statistic of the row lets the large element set the size of all others; what bounds each
-# element by itself (DyT, Derf) does not. The integer and approximate forms (`i-bert`, `fast-rsqrt`, …) stand in
+# A norm that divides by a statistic of the row lets the large element set the size of all others. One that bounds
+# each element by itself (DyT, Derf) does not. The integer and approximate forms (`i-bert`, `fast-rsqrt`, …) stand in
 # for LayerNorm or RMSNorm: compare their lines.
 #
 # ## What a change of the row's size does
@@ -99,10 +99,10 @@ made
 # %% [markdown]
 # ## DyT's curve against LayerNorm's
 #
-# LayerNorm maps each row along a straight line. But rows differ in their spread: plot inputs against outputs
-# over many rows, and the lines fan out into an S: the elements furthest out come from the widest rows, which are
-# divided by the most. DyT (arXiv:2503.10622) replaces the fan with one curve, $\gamma\tanh(\alpha x)$. Here is the
-# one that fits these points best.
+# LayerNorm maps each row along a straight line. But rows differ in their spread. Plot inputs against outputs over
+# many rows, and the lines fan out into an S. The elements furthest out come from the widest rows, which are divided
+# by the most. DyT (arXiv:2503.10622) replaces the fan with one curve, $\gamma\tanh(\alpha x)$. Here is the one that
+# fits these points best.
 
 # %%
 spreads = random.lognormal(0.0, 1.0, 200)
@@ -123,9 +123,9 @@ made
 # %% [markdown]
 # ## Why FP16 breaks
 #
-# The sum of squares of a row of $d$ elements of size $a$ is $da^2$. FP16 holds numbers up to 65,504, and none
-# but zero below $2^{-24}$: with $d$ = 256 the sum overflows from $a = 16 = 2^4$ on, and below $a = 2^{-12.5}$ each
-# square is rounded to zero before it is added.
+# The sum of squares of a row of $d$ elements of size $a$ is $da^2$. FP16 holds numbers up to 65,504, and none but
+# zero below $2^{-24}$. With $d$ = 256 the sum overflows from $a = 16 = 2^4$ on. Below $a = 2^{-12.5}$ each square is
+# rounded to zero before it is added.
 
 # %%
 rms = 2.0 ** np.arange(-16, 10, 0.5)

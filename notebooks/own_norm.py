@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Bring your own norm
 #
-# You will write a norm in one cell, check it, train it beside RMSNorm on three seeds, and print the table,
-# low-precision columns included. About two minutes on a laptop.
+# You will write a norm in one cell, check it, train it and RMSNorm on three seeds, and print the table, low-precision
+# columns included. About two minutes on a laptop.
 
 # %%
 STEPS, SEEDS = 120, (0, 1, 2)
@@ -161,5 +161,6 @@ Markdown(
 )
 
 # %% [markdown]
-# To keep it: move the two classes into a file in `normlab/norms/`, and `python -m train norm=mediannorm` knows it.
-# The tests that walk the registry then ask for its reference row (`about`) and its formula in float64.
+# To keep it: move the two classes into a file, and `python -m train imports=[my_norms.py] norm=mediannorm` knows it.
+# In `normlab/norms/` the tests that walk the registry also ask for its method card (`card`) and its `reference` in
+# float64.

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Placement: variance and gradients over depth
 #
-# You will train one small transformer with its norms in three places (pre, post, peri), look inside at the first
-# step and at the last, and compare the growth of the residual stream with what can be calculated. About two minutes
+# You will train one small transformer with its norms in three places (pre, post, peri) and look inside at the first
+# step and at the last. The growth of the residual stream is compared with what can be calculated. About two minutes
 # on a laptop.
 
 # %%
@@ -73,9 +73,9 @@ runs = {placement: run(placement) for placement in PLACEMENTS}
 # %% [markdown]
 # ## Before the first step
 #
-# A norm's output has a mean square of 1 while its weight is 1. So at the start each sublayer of a peri-norm model adds
-# exactly that much to the stream's: after $\ell$ blocks it is $2\ell$ more than before (Kim et al. 2025,
-# arXiv:2502.02732), whatever the weights. Post-norm keeps 1. Pre-norm depends on the weights.
+# A norm's output has a mean square of 1 while its weight is 1. So at the start each sublayer of a peri-norm model
+# adds exactly that much to the stream's. After $\ell$ blocks it is $2\ell$ more than before, whatever the weights
+# (Kim et al. 2025, arXiv:2502.02732). Post-norm keeps 1. Pre-norm depends on the weights.
 
 # %%
 lines = [

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # SLaNC: from the formula to the table, on a real model
 #
-# You will watch SmolLM2-135M break in FP16, compute a scale for each of its norms from the weights alone, compare
-# the prediction with what the norms see, and read the table that decides. About two minutes on a laptop, after the
-# model has been fetched (90 MB, as a Python package).
+# You will watch SmolLM2-135M break in FP16 and compute a scale for each of its norms from the weights alone. The
+# prediction is compared with what the norms see, and a table decides. About two minutes on a laptop, after the model
+# has been fetched (90 MB, as a Python package).
 
 # %%
 MODEL = "smollm2-135m"  # or gemma3-270m, hf:DIR, gguf:FILE
@@ -44,11 +44,11 @@ console.quiet = True  # no progress bars on this page
 # ## The formula
 #
 # RMSNorm divides $x$ by $\sqrt{\Sigma x^2/d + \varepsilon}$. Divide $x$ by a constant $s$ first and $\varepsilon$ by
-# $s^2$: in exact arithmetic nothing changes, but the sum is $s^2$ times smaller. Which $s$? SLaNC
-# (Salmani, Trukhanov & Soloveychik 2024, arXiv:2410.10553) reads it off the weights. In a post-norm MLP block the norm sees
-# $u + \mathrm{relu}(uE)G$ with $\|u\| \approx \sqrt d$, and the paper takes $\sqrt d\,\|I + EG\|$ for its size, the
-# Frobenius norm over $\sqrt d$; and so on for each kind of block. A pre-norm model like this one has
-# no norm between its residual branches, so the walk carries the stream along (docs/scales.md).
+# $s^2$: in exact arithmetic nothing changes, but the sum is $s^2$ times smaller. Which $s$? SLaNC (Salmani, Trukhanov
+# & Soloveychik 2024, arXiv:2410.10553) reads it off the weights. In a post-norm MLP block the norm sees
+# $u + \mathrm{relu}(uE)G$ with $\|u\| \approx \sqrt d$. The paper takes $\sqrt d\,\|I + EG\|$ for its size, the
+# Frobenius norm over $\sqrt d$, and so on for each kind of block. A pre-norm model like this one has no norm between
+# its residual branches, so the rule carries the stream along (docs/scales.md).
 
 # %%
 language_model = load(MODEL)
@@ -77,9 +77,9 @@ Markdown(markdown(tables(records, list(PRECISIONS))))
 # %% [markdown]
 # ## Predicted against observed
 #
-# By block: the norms of the rows that each site saw (bar, median and largest), the scale that the rule predicts,
-# and in green the norms which FP16 can serve at that scale. A static scale need not hit the norm; the rows have to lie
-# in the green.
+# By block: the norms of the rows that each site saw (bar, median and largest) and the scale that the rule predicts.
+# In green are the norms which FP16 can serve at that scale. A static scale need not hit the norm; the rows have to
+# lie in the green.
 
 # %%
 scales_figure(by_precision["fp32"], by_precision["fp16:pairwise+slanc"])
@@ -92,7 +92,7 @@ scales_figure(by_precision["fp32"], by_precision["fp16:pairwise+moments"])
 #
 # All rows of all sites, as in the paper's Figure 3. Left of the first dashed line a sum is zero in FP16, between the
 # first two it is subnormal, right of the last it is infinite. The share above 65,504 is not quite the overflow that
-# the next figure has for FP16 without scales: these are the rows of the run with scales, all but undisturbed. Without
+# the next figure has for FP16 without scales. These are the rows of the run with scales, all but undisturbed. Without
 # them each row that overflows leaves its norm as zeros, and so the later norms see other rows.
 
 # %%

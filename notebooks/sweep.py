@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Reading a sweep
 #
-# You will run a small sweep (two norms, three learning rates, two seeds), see whether any diverged, draw loss against
-# learning rate, and make the table for a paper: each norm at its best rate, mean ± spread over seeds, and whether
-# the difference is one. About two minutes on a laptop.
+# You will run a small sweep (two norms, three learning rates, two seeds), see whether any diverged, and draw loss
+# against learning rate. Then you make the table for a paper: each norm at its best rate, mean ± spread over seeds,
+# and whether the difference is one. About two minutes on a laptop.
 
 # %%
 STEPS = 80
@@ -51,8 +51,8 @@ folder = tempfile.mkdtemp()
 # python -m train -m norm=rmsnorm,dyt optimizer.lr=1e-3,1e-2,1e-1 seed=0,1 runs=runs/sweep
 # ```
 #
-# and here three loops. A run's directory is named by a hash of its config: a run that is there is not run again, one
-# that was killed goes on, and one that diverges is a result, not an error.
+# and here three loops. A run's directory is named by a hash of its config. A run that is there is not run again, and
+# one that was killed resumes bit-exactly. One that diverges is a result, not an error.
 
 
 # %%
