@@ -185,7 +185,7 @@ def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
 
 @pytest.mark.system
 def test_the_tracker_of_the_documentation_tracks(tmp_path, monkeypatch):
-    page = Path(__file__).parent.parent.parent / "docs" / "tracking.md"
+    page = Path(__file__).parent.parent.parent / "docs" / "howto" / "tracking.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     try:
