@@ -190,7 +190,7 @@ class Doubled(LayerNorm):
         """Shape and dtype of `x`."""
         wide = x.astype(jnp.float32)
         both, c = jnp.concatenate([wide, -wide], axis=-1), self.config
-        y = acc.normalize(both, c.eps, center=True, form=c.eps_form, row=wide)
+        y = acc.normalize(both, c.eps, center=True, form=self.eps_form, row=wide)
         return self.affine(y[..., : self.width]).astype(x.dtype)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from normlab.config import field
 from normlab.norms.reference import Params, Rows
 from normlab.numerics import Accumulator
+from normlab.numerics.eps import EpsForm
 from normlab.registry import MethodCard, Registry
 
 norms: Registry[type["Norm"]] = Registry("norm", package="normlab.norms")
@@ -146,14 +147,13 @@ class Norm(nnx.Module):
         return y
 
     @property
-    def eps_form(self) -> str:
-        """Where ε stands, one of `normlab.numerics.accumulator.EPS_FORMS`."""
-        return str(getattr(self.config, "eps_form", "under"))
+    def eps_form(self) -> EpsForm:
+        """Where ε stands."""
+        return EpsForm(getattr(self.config, "eps_form", EpsForm.UNDER))
 
     def least_rms(self) -> float:
         """The RMS at which ε begins to rule a row: √ε, or ε itself where it stands at the root."""
-        eps = float(getattr(self.config, "eps", 0.0))
-        return eps**0.5 if self.eps_form == "under" else eps
+        return self.eps_form.least_rms(float(getattr(self.config, "eps", 0.0)))
 
     @property
     def centres(self) -> bool:

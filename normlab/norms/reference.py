@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from normlab.numerics.eps import EpsForm
+
 Rows = np.ndarray
 """[*batch, d], float64."""
 Params = Mapping[str, np.ndarray]
@@ -31,12 +33,8 @@ def centred(x: Rows, config: Any) -> Rows:
 def over_rms(x: Rows, config: Any, part: slice = slice(None)) -> Rows:
     """The rows over their root mean square, of the coordinates in `part`, ε where it stands."""
     square = (x[..., part] ** 2).mean(-1, keepdims=True)
-    divisors = {
-        "under": np.sqrt(square + config.eps),
-        "added": np.sqrt(square) + config.eps,
-        "floor": np.maximum(np.sqrt(square), config.eps),
-    }
-    return x / divisors[getattr(config, "eps_form", "under")]
+    form = EpsForm(getattr(config, "eps_form", "under"))
+    return x / form.divisor(square, config.eps)
 
 
 def by_root(x: Rows, config: Any, root: Callable[[float], float]) -> Rows:

@@ -13,7 +13,7 @@ from normlab.config import field, require
 from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
 from normlab.numerics import Accumulator
-from normlab.numerics.accumulator import EPS_FORMS
+from normlab.numerics.eps import EpsForm
 from normlab.registry import MethodCard, choice
 
 
@@ -45,7 +45,7 @@ class ExactLayerNormConfig(LayerNormConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("norm.eps_form", self.eps_form, EPS_FORMS)
+        choice("norm.eps_form", self.eps_form, EpsForm)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class LayerNorm(Norm):
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; the arithmetic is float32 around the statistic."""
         c = self.config
-        y = acc.normalize(x, c.eps, center=c.center, form=c.eps_form)
+        y = acc.normalize(x, c.eps, center=c.center, form=self.eps_form)
         return self.affine(y).astype(x.dtype)
 
 
@@ -159,7 +159,7 @@ class PartialRMSNorm(LayerNorm):
     def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         c = self.config
-        y = acc.normalize(x, c.eps, center=c.center, first=self.first, form=c.eps_form)
+        y = acc.normalize(x, c.eps, center=c.center, first=self.first, form=self.eps_form)
         return self.affine(y).astype(x.dtype)
 
 
@@ -198,9 +198,9 @@ class ScaleNorm(Norm):
         self.length = nnx.Param(jnp.float32(math.sqrt(width)))
 
     @property
-    def eps_form(self) -> str:
+    def eps_form(self) -> EpsForm:
         """ε is the least length."""
-        return "floor"
+        return EpsForm.FLOOR
 
     def gamma(self) -> Float[Array, ""]:
         """g/√d: what multiplies x / √(mean x²)."""

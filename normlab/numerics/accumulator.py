@@ -3,18 +3,15 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
+from normlab.numerics.eps import EpsForm
 from normlab.numerics.exact import no_contract, order_after
 from normlab.numerics.formats import round_to
 from normlab.numerics.precision import Precision
 from normlab.numerics.range_counts import RangeCounts
-from normlab.registry import choice
-
-EPS_FORMS = ("under", "added", "floor")
-"""Where ε stands: under the root, added to the root, or as the root's least value."""
 
 
 class Accumulator:
@@ -54,7 +51,7 @@ class Accumulator:
         eps: float,
         center: bool = False,
         first: int | None = None,
-        form: str = "under",
+        form: EpsForm = EpsForm.UNDER,
         row: Float[Array, "*batch e"] | None = None,
     ) -> Float[Array, "*batch d"]:
         """The normalized row: z · `inverse_rms`, with z and ms as `moments` gives them."""
@@ -76,27 +73,19 @@ class Accumulator:
         self,
         mean_square: Float[Array, "*batch 1"],
         eps: float | Float[Array, "*batch 1"],
-        form: str = "under",
+        form: EpsForm = EpsForm.UNDER,
     ) -> Float[Array, "*batch 1"]:
         """Rsqrt(ms + ε/s²): ε is scaled as x was, or a change of ε would be measured.
 
-        It is 0 where the sum overflowed, and nothing hides that. The other forms are
-        1/(√ms + ε/s), "added" to the root, and 1/max(√ms, ε/s), the "floor" of the root.
+        It is 0 where the sum overflowed, and nothing hides that. For the other forms see `EpsForm`.
         """
-        choice("form of ε", form, EPS_FORMS)
-        multiplier = self._multiplier(mean_square.dtype)
-        scaled = eps * multiplier**2 if form == "under" else (eps * multiplier) ** 2
+        form, multiplier = EpsForm(form), self._multiplier(mean_square.dtype)
         if self.observed is not None and self._exact is not None:
             (exact, d), self._exact = self._exact, None
             terms = 1 if self.precision.mean else d
-            beside = terms * scaled
+            beside = terms * form.beside_mean(eps, multiplier)
             self.observed = self.observed.with_eps(exact, beside, d, self.precision.format, form)
-        if form == "under":
-            return lax.rsqrt(mean_square + self._apart(scaled))
-        zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0
-        root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
-        least = self._apart(eps * multiplier)
-        return 1.0 / (root + least if form == "added" else jnp.maximum(root, least))
+        return form.inverse(mean_square, eps, multiplier, self._apart)
 
     def moments(
         self,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from normlab.numerics.eps import EpsForm
 from normlab.numerics.formats import FloatFormat
 from normlab.numerics.histogram import BINS, histogram
 
@@ -105,7 +106,7 @@ class RangeCounts:
         eps: Float[Array, "..."],
         d: int,
         to: FloatFormat,
-        form: str = "under",
+        form: EpsForm = EpsForm.UNDER,
     ) -> "RangeCounts":
         """The same rows, now that ε is known: on which of them underflow may do harm.
 
@@ -123,13 +124,7 @@ class RangeCounts:
         step = smallest(to) if to.subnormals == "flush" else smallest(to) / 2
         unit = 2.0 ** -(to.mantissa + 1)
         lost = jnp.minimum(exact, d * step)
-        if form == "added":  # √Σ − √(Σ − lost) beside √Σ + √eps, without a difference of roots
-            root, left = jnp.sqrt(exact), jnp.sqrt(exact - lost)
-            precision_loss = 2 * lost > unit * (root + jnp.sqrt(eps)) * (root + left)
-        else:
-            precision_loss = lost > unit * (
-                jnp.maximum(exact, eps) if form == "floor" else exact + eps
-            )
+        precision_loss = form.loses(exact, lost, eps, unit)
         underflow_errors = precision_loss & (exact < to.smallest_normal)
         return dataclasses.replace(
             self,

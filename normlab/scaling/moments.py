@@ -219,7 +219,7 @@ def harmless(norm: Norm) -> float:
 
     128√ε; 128ε where ε is the root's least value, √2·ε where it is added to the root.
     """
-    return (np.sqrt(2) if norm.eps_form == "added" else 128) * norm.least_rms()
+    return norm.eps_form.cap * norm.least_rms()
 
 
 @scale_rules.register("moments")

@@ -35,7 +35,7 @@ class DeferredNorm(Norm):
         """The row and its factor, e = d + 1; a static scale touches the statistic alone."""
         z, mean_square = acc.moments(x, center=self.config.center)
         c = self.config
-        factor = acc.inverse_rms(mean_square, c.eps, c.eps_form)
+        factor = acc.inverse_rms(mean_square, c.eps, self.eps_form)
         return jnp.concatenate([z * acc.scale, factor / acc.scale], axis=-1).astype(x.dtype)
 
 

@@ -99,7 +99,7 @@ def average_factors(model: Transformer, tokens: Int[Array, "b l"]) -> dict[str, 
 def _factor(norm: LayerNorm, x: Array) -> Array:
     acc = Accumulator()
     _, mean_square = acc.moments(x, center=norm.config.center)
-    return jnp.mean(acc.inverse_rms(mean_square, norm.config.eps, norm.config.eps_form))
+    return jnp.mean(acc.inverse_rms(mean_square, norm.config.eps, norm.eps_form))
 
 
 def freeze(model: Transformer, factors: Mapping[str, float]) -> Transformer:

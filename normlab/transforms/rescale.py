@@ -25,7 +25,6 @@ from normlab.transforms.surgery import (
     writer,
 )
 
-EPS_POWER = {"under": 2, "added": 1, "floor": 1}
 """The power of c that ε follows, by where it stands: under the root, or with the root."""
 
 OF_EPS = (
@@ -127,7 +126,7 @@ def _tell(norm: Any, c: float) -> None:
     """Make a norm, in place, do to cx what it did to x."""
     kind: str = norm.config.type
     if kind in OF_EPS:
-        eps = norm.config.eps * c ** EPS_POWER[norm.eps_form]
+        eps = norm.config.eps * c**norm.eps_form.power
         norm.config = dataclasses.replace(norm.config, eps=eps)
     elif kind in OF_ALPHA:
         put(norm.alpha, float64(norm.alpha) / c)

@@ -14,7 +14,7 @@ from normlab.model import placements
 from normlab.model.mlp import FUNCTIONS
 from normlab.norms import Site, norms
 from normlab.numerics import Accumulator
-from normlab.numerics.accumulator import EPS_FORMS
+from normlab.numerics.eps import EpsForm
 from normlab.scaling import scales
 from normlab.scaling.moments import (
     Moments,
@@ -205,7 +205,7 @@ def error(form, x, scale):
     return float(np.max(np.abs(half / exact - 1)))
 
 
-@pytest.mark.parametrize("form", EPS_FORMS)
+@pytest.mark.parametrize("form", list(EpsForm))
 @settings(max_examples=100, deadline=None)
 @given(
     arrays(np.float64, WIDTH, elements=st.floats(-1, 1)),

@@ -1,0 +1,94 @@
+"""Where ε stands in a norm, and all that follows from it: the one place to change or to add a form.
+
+With m the mean square of a row (or its variance) a norm divides by √(m + ε), by √m + ε, or by
+max(√m, ε). A static scale s divides the row, and ε with it: ε/s² under the root, ε/s at the root.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+from normlab.registry import unknown
+
+Step = Callable[[Array], Array]
+"""What keeps one step of a low-precision sum from being contracted with the next."""
+
+
+class EpsForm(StrEnum):
+    """`norm.eps_form`: ε under the root, added to the root, or the root's least value."""
+
+    UNDER = "under"
+    ADDED = "added"
+    FLOOR = "floor"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "EpsForm":
+        raise unknown("form of ε", value, cls)
+
+    @property
+    def power(self) -> int:
+        """ε of a row c·x that is ε of x, over c^power."""
+        return 2 if self is EpsForm.UNDER else 1
+
+    def least_rms(self, eps: float) -> float:
+        """The RMS at which ε begins to rule a row."""
+        return eps**0.5 if self is EpsForm.UNDER else eps
+
+    @property
+    def cap(self) -> float:
+        """Times `least_rms`: the largest static scale at which no underflow harms any row.
+
+        See docs/scales.md, "The cap".
+        """
+        return float(np.sqrt(2)) if self is EpsForm.ADDED else 128.0
+
+    def beside_mean(self, eps: Float[Array, "..."] | float, over: Array) -> Array:
+        """What stands beside the mean square of x·`over`: ε·over², or (ε·over)²."""
+        return eps * over**2 if self is EpsForm.UNDER else (eps * over) ** 2
+
+    def inverse(
+        self,
+        mean_square: Float[Array, "*batch 1"],
+        eps: Float[Array, "*batch 1"] | float,
+        over: Float[Array, "..."],
+        apart: Step,
+    ) -> Float[Array, "*batch 1"]:
+        """What the row x·`over` is multiplied by; 0 where its mean square is infinite."""
+        if self is EpsForm.UNDER:
+            return lax.rsqrt(mean_square + apart(self.beside_mean(eps, over)))
+        zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0
+        root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
+        least = apart(eps * over)
+        return 1.0 / (root + least if self is EpsForm.ADDED else jnp.maximum(root, least))
+
+    def loses(
+        self,
+        total: Float[Array, "*batch 1"],
+        lost: Float[Array, "*batch 1"],
+        beside: Float[Array, "..."],
+        unit: float,
+    ) -> Bool[Array, "*batch 1"]:
+        """Where it costs more than one rounding that a sum of squares is short of `lost`.
+
+        Args:
+            total: Σ.
+            lost: the most that underflow takes from it.
+            beside: d times `beside_mean`.
+            unit: half the distance from 1 to the next value of the format.
+        """
+        if self is EpsForm.ADDED:  # √Σ − √(Σ − lost) without a difference of roots
+            root, left = jnp.sqrt(total), jnp.sqrt(total - lost)
+            return 2 * lost > unit * (root + jnp.sqrt(beside)) * (root + left)
+        ruled = jnp.maximum(total, beside) if self is EpsForm.FLOOR else total + beside
+        return lost > unit * ruled
+
+    def divisor(self, mean_square: np.ndarray, eps: float) -> np.ndarray:
+        """What a row is divided by, in float64."""
+        root = np.sqrt(mean_square + (eps if self is EpsForm.UNDER else 0.0))
+        if self is EpsForm.ADDED:
+            return root + eps
+        return np.maximum(root, eps) if self is EpsForm.FLOOR else root
