@@ -46,7 +46,7 @@ class TrainConfig:
         None, "steps between two looks inside the model, in diagnostics.jsonl; null: none"
     )
     tracking: tuple[str, ...] = field(
-        (), "where metrics go beside metrics.jsonl: tensorboard, wandb, trackio; a list"
+        (), "where metrics go beside metrics.jsonl: tensorboard, wandb; a list"
     )
     imports: tuple[str, ...] = field(
         (), "your own files, [my_norms.py]: what they register (norms, placements, rules) is known"

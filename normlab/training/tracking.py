@@ -33,7 +33,7 @@ class Tracker(Protocol):
 
 
 trackers: Registry[type[Tracker]] = Registry("tracker")
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """What a tracker's extra brings, by its name."""
 
 
@@ -148,29 +148,4 @@ class WandB:
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish()
-
-
-@trackers.register("trackio")
-class Trackio:
-    """Hugging Face's trackio, in TRACKIO_DIR or its own cache: `trackio show`."""
-
-    def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
-        """A run of that name."""
-        self._run = need("trackio").init(
-            project=PROJECT,
-            name=known_as(run, config),
-            config=dict(config),
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Wait until it is written."""
         self._run.finish()

@@ -1,19 +1,14 @@
-"""Every benchmark runs, on the least that it takes; and the fused kernel beside them is right."""
+"""Every benchmark runs, on the least that it takes."""
 
-import functools
 import importlib.util
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from fused_norm import fused_norm
 
-from normlab.numerics import Accumulator
 from tests.support.small_checkpoints import BERT, tensors, write_folder
 
 pytestmark = pytest.mark.extended
@@ -27,7 +22,6 @@ SMALLEST = {
     "encoder_scales": "--model hf:BERT --windows 1 --length 16 --out OUT/a.json",
     "evaluation_speed": "--batch 1 --length 8 --rounds 1 --out OUT/a.json",
     "gpu_code": "--out OUT/a.json",
-    "kernel_speed": "--rows 2 --width 4 --rounds 1 --bandwidth 10 --out OUT",
     "large_model": "--layers 1 --window 8 --divide 32 --out OUT/a.json",
     "numerics_error": "--rows ROWS --out OUT",
     "numerics_onepass": "--width 8 --count 2 --out OUT/a.json",
@@ -85,91 +79,3 @@ def test_what_stands_beside_a_peer_runs_without_it(dtype):
     assert list(parts) == ["products", "attention", "gelu", "loss", "update"]
     for call in (*parts.values(), *parts.values()):
         call()
-
-
-# --- The fused kernel, interpreted: forward, statistic bit for bit, backward against float64.
-
-CASES = [(False, 8), (True, 8), (False, 6), (True, 6)]  # widths with and without padding
-
-
-def given(d, count=5):
-    """Rows, γ, β, and what the rows' gradient is."""
-    rng = np.random.default_rng(0)
-    rows = rng.normal(0.5, 2.0, (count, d)), rng.normal(1, 0.3, d)
-    return [
-        np.float32(part) for part in (*rows, rng.normal(0, 0.3, d), rng.normal(size=(count, d)))
-    ]
-
-
-def reference(x, weight, bias, eps, center):
-    x, weight, bias = (np.float64(part) for part in (x, weight, bias))
-    z = x - x.mean(-1, keepdims=True) if center else x
-    return z / np.sqrt((z**2).mean(-1, keepdims=True) + eps) * weight + bias
-
-
-def with_gradients(norm):
-    """One program: the rows, and the gradients of x, γ and β."""
-
-    @jax.jit
-    def both(x, weight, bias, dy):
-        y, back = jax.vjp(norm, x, weight, bias)
-        return y, *back(dy)
-
-    return both
-
-
-def ours(center, precision="fp32", eps=1e-5):
-    return functools.partial(fused_norm, eps=eps, center=center, precision=precision, block=2)
-
-
-@pytest.mark.parametrize(("center", "d"), CASES)
-def test_the_kernel_and_its_gradient_are_those_of_float64(center, d):
-    x, weight, bias, dy = given(d)
-    y, dx, dgain, dbias = map(np.float64, with_gradients(ours(center))(x, weight, bias, dy))
-    np.testing.assert_allclose(y, reference(x, weight, bias, 1e-5, center), rtol=3e-6, atol=1e-6)
-    normalized = reference(x, np.ones(d), np.zeros(d), 1e-5, center)
-    np.testing.assert_allclose(dbias, np.float64(dy).sum(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(dgain, (dy * normalized).sum(0), rtol=1e-5, atol=1e-5)
-    for index in np.ndindex(*x.shape):
-        step = np.zeros(x.shape)
-        step[index] = 1e-6
-        up, down = (reference(x + s, weight, bias, 1e-5, center) for s in (step, -step))
-        slope = ((up - down) * dy).sum() / 2e-6
-        assert abs(dx[index] - slope) < 1e-5 * max(1, abs(slope))
-
-
-@pytest.mark.parametrize(("center", "d"), CASES)
-def test_half_accumulation_is_the_simulators_bit_for_bit_and_so_is_its_gradient(center, d):
-    x, _, _, dy = given(d, 40)
-    x[0], x[1], x[2] = 300.0 * x[0], 1e-4 * x[1], 0.0  # overflow, subnormal squares, nothing
-    x[3] = 40.0 * x[3]
-    one, zero = np.ones(d, np.float32), np.zeros(d, np.float32)
-    acc = Accumulator("fp16:pairwise")
-
-    def simulated(x, weight, bias):
-        return acc.normalize(x, 1e-5, center=center) * weight + bias
-
-    wanted = with_gradients(simulated)(x, one, zero, dy)
-    got = with_gradients(ours(center, "fp16:pairwise"))(x, one, zero, dy)
-    assert np.array_equal(got[0], wanted[0])
-    assert (np.asarray(got[0][0]) == 0).all()  # the sum overflowed
-    assert not np.allclose(got[0], reference(x, one, zero, 1e-5, center), rtol=1e-5)
-    np.testing.assert_allclose(got[2], wanted[2], rtol=1e-5, atol=1e-5)
-    # Where it centres, the simulator's rounded mean is off a little, and not cancelled there.
-    usual = slice(4, None)
-    atol = 2e-4 if center else 1e-6
-    np.testing.assert_allclose(got[1][usual], wanted[1][usual], rtol=1e-5, atol=atol)
-
-
-def test_the_kernel_takes_any_leading_axes_and_any_dtype_and_refuses_the_rest():
-    x, weight, bias, _ = given(16, 6)
-    run = jax.jit(ours(True))
-    flat = run(x, weight, bias)
-    assert np.array_equal(run(x.reshape(2, 3, 16), weight, bias).reshape(6, 16), flat)
-    half = run(jnp.asarray(x, jnp.bfloat16), weight, bias)
-    assert (half.dtype, half.shape) == (jnp.bfloat16, x.shape)
-    one = jnp.ones(16)
-    with pytest.raises(ValueError, match="precision of the fused norm 'fp16'"):
-        fused_norm(one, one, one, precision="fp16")
-    with pytest.raises(ValueError, match="block = 3: expected a power of two"):
-        fused_norm(one, one, one, block=3)

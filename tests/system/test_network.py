@@ -39,7 +39,7 @@ ALONE = ["unshare", "--user", "--map-root-user", "--net"]
 
 def started(where, command, **environment):
     """How a command ended that was run in an environment of its own."""
-    dropped = ("HF_", "NORMLAB_", "HUGGINGFACE_", "WANDB_", "TRACKIO_")
+    dropped = ("HF_", "NORMLAB_", "HUGGINGFACE_", "WANDB_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     own = {"HOME": str(where), "NORMLAB_CACHE": str(where / "cache")}
     return subprocess.run(
@@ -132,7 +132,6 @@ def test_what_a_program_would_send_is_counted(tmp_path):
     [
         ("tensorboard", "tensorboardX", "run/tensorboard/events.out.tfevents.*"),
         ("wandb", "wandb", "run/wandb/offline-run-*/*.wandb"),
-        ("trackio", "trackio", ".cache/**/trackio/normlab.db"),
     ],
 )
 def test_trackers_ask_no_network(tmp_path, tracker, package, files):

@@ -39,11 +39,9 @@ def test_an_error_that_nobody_asked_for_keeps_its_traceback(capsys):
 
 ROOT = Path(__file__).parent.parent.parent
 LONG = ["steps=4000", "eval_every=400"]  # seconds, so that a signal finds it at work
-RAY = "+hydra.launcher.ray.init"
 LAUNCHERS = {
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_local": [],
-    "ray": [f"{RAY}.num_cpus=2", f"{RAY}.include_dashboard=false"],
 }
 
 
@@ -161,7 +159,7 @@ def left(runs):
     "name",
     [
         pytest.param("joblib", marks=pytest.mark.system),
-        *(pytest.param(n, marks=pytest.mark.extended) for n in ("submitit_local", "ray")),
+        pytest.param("submitit_local", marks=pytest.mark.extended),
     ],
 )
 def test_a_launcher_leaves_the_runs_that_one_process_leaves(tmp_path, losses, name):

@@ -1,9 +1,7 @@
 """Trackers: told what metrics.jsonl is told, closed however a run ends, and asked for by name."""
 
 import importlib.util
-import json
 import re
-import sqlite3
 import time
 from pathlib import Path
 
@@ -167,20 +165,6 @@ def test_wandb_writes_offline_runs(tmp_path, monkeypatch):
     while lacking() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert lacking() == []
-
-
-@pytest.mark.system
-@missing("trackio")
-@pytest.mark.filterwarnings("ignore")  # of its own code
-def test_trackio_keeps_runs_on_this_machine(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
-    logged_twice("trackio", tmp_path)
-    database = sqlite3.connect(tmp_path / "normlab.db")
-    rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
-    database.close()
-    assert {name for name, _, _ in rows} == {"run"}
-    assert [step for _, step, _ in rows] == [1, 2, 3, 3, 4, 5]
-    assert [json.loads(values)[SEEN] for _, _, values in rows] == [1, 2, 3, 3, 4, 5]
 
 
 @pytest.mark.system
