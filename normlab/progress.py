@@ -96,7 +96,7 @@ class Progress:
         self._bars.stop()
 
     def update(self, done: int, shown: str) -> None:
-        """`done` steps are behind us; `shown` says how it goes ("loss 3.21, 41,000 tokens/s")."""
+        """`done` steps are over; `shown` says how it goes ("loss 3.21, 41,000 tokens/s")."""
         now = time.monotonic()
         self._first = self._first or (done, now)
         left = self._left(done, now)

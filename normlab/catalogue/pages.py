@@ -20,8 +20,8 @@ HEAD = "<!-- Made by `python -m normlab.catalogue.pages > docs/norms.md`; a test
 LEFT_OUT = (
     "nGPT (Loshchilov et al. 2024, arXiv:2410.01131; NVIDIA/ngpt, model.py and train.py) is no row "
     "here: it doesn't fit the frame without bending it. It needs a residual sum with a learned "
-    "factor on each element (x + a ⊙ (N(F(x)) − x)), learned factors behind queries and keys once "
-    "they are rotated, behind gate and up, and behind the logits, and a step that puts every "
+    "factor on each element (x + a ⊙ (N(F(x)) − x)), learned factors after queries and keys once "
+    "they are rotated, after gate and up, and after the logits, and a step that puts every "
     "matrix back on the sphere after the optimizer: attention, MLP, residual, head, optimizer and "
     "step would each learn of one architecture. Its normalized sum alone would not be nGPT."
 )

@@ -49,7 +49,7 @@ def explained() -> Iterator[None]:
         print(as_typed(f"error: {explain(error)}{where}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
 
 

@@ -9,7 +9,7 @@ from normlab.training.trainer import train
 
 EXAMPLES = """
 python -m train norm=dyt placement=peri optimizer.lr=3e-3      one run, in runs/dyt-peri-HASH
-python -m train norm=dyt placement=peri optimizer.lr=3e-3      again: goes on where it stopped
+python -m train norm=dyt placement=peri optimizer.lr=3e-3      again: resumes where it stopped
 python -m train -m norm=layernorm,rmsnorm seed=0,1,2           a sweep: each of 2 x 3 in turn
 python -m train model=tiny data=embedded steps=60 optimizer.warmup=5       in seconds, no network
 python -m train remove run=runs/layernorm-pre-HASH             its norms taken away, one by one

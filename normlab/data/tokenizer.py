@@ -25,10 +25,10 @@ CARD = "tokenizer_card.json"
 class Encoding(NamedTuple):
     """Tokens of a text, and where they end in it.
 
-    `ends[i]` is the offset, in characters, behind token i. The tokens a … b−1 stand for
+    `ends[i]` is the offset, in characters, after token i. The tokens a … b−1 stand for
     `text[ends[a-1]:ends[b-1]]` (from 0 for a = 0), white space between words included, so that
     bytes and words of any span of tokens can be counted. Of tokens that share a character (a
-    byte-level token may be part of one) each ends behind it.
+    byte-level token may be part of one) each ends after it.
     """
 
     ids: Int32[np.ndarray, " tokens"]
@@ -152,7 +152,7 @@ class WordTokenizer(Tokenizer):
         return cls([UNK, EOS, *sorted(counts, key=lambda word: (-counts[word], word))])
 
     def encode(self, text: str) -> Encoding:
-        """Each word and each newline is a token; white space belongs to the token behind it."""
+        """Each word and each newline is a token; white space belongs to the token after it."""
         size = text.count("\n") + len(text.split())
         ids, ends = np.empty(size, np.int32), np.empty(size, np.int64)
         for i, match in enumerate(_WORD.finditer(text)):

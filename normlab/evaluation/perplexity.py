@@ -297,7 +297,7 @@ def _likeliest(logits: Float[Array, "*batch v"]) -> Int[Array, "*batch"]:
 class _RealRows(Context):
     """A pass whose norms see padding as rows of zeros, so that it leaves no trace in `observed`.
 
-    Padding stands behind all real tokens and the model is causal, so no score depends on it. Zero
+    Padding stands after all real tokens and the model is causal, so no score depends on it. Zero
     rows neither overflow nor count as underflowed; `_merged` takes them off the number of rows.
     """
 

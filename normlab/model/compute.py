@@ -29,7 +29,7 @@ class ComputeConfig:
     backend does so), attention, and all of a branch between its input norm and the residual sum.
     These stay float32: parameters, their gradients and the optimizer's state; embedding and
     residual stream; the inside of every norm, whose rows are widened before it and rounded back
-    behind it where they came as bfloat16, but for its statistic, where `statistics` says otherwise;
+    after it where they came as bfloat16, but for its statistic, where `statistics` says otherwise;
     rotary positions; the softmax of attention; logits, once the head's product has left them, and
     the loss.
     """

@@ -33,7 +33,7 @@ class ModelConfig:
     local_rope_theta: float | None = field(None, "rope_theta of local blocks; null: the same")
     attention_scale: float | None = field(None, "factor on qk; null: 1/√(head size)")
     attention_softcap: float | None = field(None, "c of c·tanh(qk/c) before softmax; null: none")
-    logit_softcap: float | None = field(None, "c in c·tanh(logit/c) behind the head; null: none")
+    logit_softcap: float | None = field(None, "c in c·tanh(logit/c) after the head; null: none")
     embed_factor: float = field(1.0, "constant factor on the embedding (Gemma: √d)")
     embed_length: float | None = field(
         None,

@@ -14,7 +14,7 @@ SUBLAYERS = ("attention", "mlp")
 INSIDE = ("norm_in", "norm_out", "post_norm", "sub_norm", "norm_qk", "norm_v")
 AROUND = ("norm_embed", "norm_final")
 SITES = (*INSIDE, *AROUND)
-"""Kinds of site: those of a sublayer, and those before and behind the blocks."""
+"""Kinds of site: those of a sublayer, and those before and after the blocks."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class PlacementConfig:
     def check_norm(self, norm: NormConfig, layers: int) -> None:
         """Raise `ValueError` for a norm that this placement can't work with.
 
-        A factor α > 1 on the stream of each sublayer needs a norm behind the sum to take it back.
+        A factor α > 1 on the stream of each sublayer needs a norm after the sum to take it back.
         BHyT's estimate of a sum x + F(N(x)) holds for that sum. TaperNorm's anchor holds the rows
         before a final norm.
         """
@@ -292,7 +292,7 @@ _row(
 
 
 def _hybrid(at: At) -> ResidualConfig:
-    """Z = N(Y), X⁺ = Z + F(Z): the norm of the MLP's stream stands behind attention's sum."""
+    """Z = N(Y), X⁺ = Z + F(Z): the norm of the MLP's stream stands after attention's sum."""
     return _at("norm_qk", "norm_v", "post_norm") if at.sublayer == "attention" else _at()
 
 

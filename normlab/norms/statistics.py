@@ -136,7 +136,7 @@ class PartialRMSNorm(LayerNorm):
         formula="y = x / √(mean of the first ⌊pd⌋ x² + ε) ⊙ γ",
         source="Zhang and Sennrich 2019, arXiv:1910.07467, section 4; k = int(d·p) in "
         "bzhangGo/rmsnorm; unconfirmed: p = 6.25 % as the paper's value (a summary says so)",
-        property="p = 1 is RMSNorm bit for bit; coordinates behind the first k don't move the "
+        property="p = 1 is RMSNorm bit for bit; coordinates after the first k don't move the "
         "divisor",
         test="tests/norms/test_statistics.py::test_prmsnorm_divides_by_its_first_coordinates",
     )
@@ -244,7 +244,7 @@ class FixNorm(ScaleNorm):
     """FixNorm with ScaleNorm (Nguyen and Salazar 2019, arXiv:1910.05895): cosines all the way.
 
     Every row e of the word embedding enters as x₀ = ℓ·e/‖e‖, with one learned length ℓ, and a tied
-    head scores with e/‖e‖. At every site of the placement stands a ScaleNorm; behind the final one
+    head scores with e/‖e‖. At every site of the placement stands a ScaleNorm; after the final one
     ‖h‖ = g, so the logits are g·cos(h, e). The authors' code keeps ℓ at √d, where ours starts.
 
     The paper combines the embedding of one length with LayerNorm too: `model.embed_length` gives it
@@ -254,7 +254,7 @@ class FixNorm(ScaleNorm):
     Config: ClassVar[type[NormConfig]] = FixNormConfig
     card: ClassVar[MethodCard] = MethodCard(
         title="FixNorm",
-        formula="x₀ = ℓ · e/‖e‖; logits = h · e/‖e‖ = g · cos(h, e) behind a ScaleNorm",
+        formula="x₀ = ℓ · e/‖e‖; logits = h · e/‖e‖ = g · cos(h, e) after a ScaleNorm",
         source="Nguyen and Salazar 2019, arXiv:1910.05895 (after Nguyen and Chiang 2018, "
         "arXiv:1710.01329); tnq177/transformers_without_tears, model.py, where ℓ = √d is fixed",
         property="all embedding rows have one length, and tied logits are g · cos(h, e)",

@@ -30,7 +30,7 @@ class TaperNormConfig(NormConfig):
     start: float = field(0.1, "share of the training in which the gate is 1 and c is measured")
     end: float = field(0.8, "share of the steps after which the gate is 0 (some must be left)")
     ema: float = field(
-        0.05, "share of a step (of each of `accumulate` parts) in the running means behind c"
+        0.05, "share of a step (of each of `accumulate` parts) in the running means after c"
     )
     use_weight: bool = field(True, "multiply by a learned weight γ ∈ R^d, initially 1")
     keep_final: bool = field(

@@ -24,7 +24,7 @@ def once(x: Array) -> Array:
     """`x`, made once and read by what follows: a row's sum, by every element of the row.
 
     XLA makes cheap steps anew wherever they are used, and would repeat the last adds of a sum for
-    each element. A division is dear to it; this one is by a 1 that it cannot know.
+    each element. A division is expensive for it; this one is by a 1 that it cannot know.
     """
     one = jnp.where(x < -jnp.inf, jnp.uint32(2), jnp.uint32(1))
     return lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.uint32) // one, jnp.float32)

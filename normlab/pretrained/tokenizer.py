@@ -163,7 +163,7 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Pretraine
 
 
 def _put_before(tokenizer: "Tokenizer") -> int | None:
-    """The special token that the tokenizer puts before a text: no padding, nothing behind it."""
+    """The special token that the tokenizer puts before a text: no padding, nothing after it."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     text = tokenizer.encode("a", add_special_tokens=True)

@@ -81,7 +81,7 @@ def with_error(value: float, error: float, sign: str = "") -> str:
 
     Args:
         value: any.
-        error: what stands behind ±.
+        error: what stands after ±.
         sign: "+", where a positive value has one too.
     """
     if max(abs(value), error) >= 1e9:  # which nobody reads digit by digit

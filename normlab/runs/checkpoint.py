@@ -209,7 +209,7 @@ class Checkpoints:
         """Save both trees under `step`.
 
         Args:
-            step: how many steps are behind them.
+            step: how many steps they have been trained.
             params: what was learned.
             optimizer: the optimizer's state.
             valid_loss: in nats per token; inf where it isn't known, so that it is never the best.

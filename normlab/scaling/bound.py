@@ -43,7 +43,7 @@ class Rows:
 class NormBound:
     """Spectral norms and the triangle inequality, from the embedding to the last norm.
 
-    A normalized row has ‖x̂‖ ≤ √d, with or without centring, whatever ε. So every block behind a
+    A normalized row has ‖x̂‖ ≤ √d, with or without centring, whatever ε. So every block after a
     norm is bounded by its weights alone, and the stream by the sum of its blocks. Attention gives
     each head a convex combination of that head's values, whatever the weights of attention; so of
     normalized values too, ‖x̂_h‖ ≤ √k.

@@ -37,7 +37,7 @@ class Propagator(Protocol[R]):
         """The stream where a branch leaves it: what the branch knows of the way around it."""
 
     def inner(self, rows: R, branch: Attention | MLP) -> R:
-        """The rows before the output map: heads side by side (norm_v behind them), or hidden."""
+        """The rows before the output map: heads side by side (norm_v after them), or hidden."""
 
     def out(self, rows: R, branch: Attention | MLP) -> R:
         """Those rows, with or without a norm between, through the output map."""
@@ -95,13 +95,13 @@ def propagate(model: Transformer, propagator: Propagator[R]) -> dict[str, Any]:
     """The scale of each norm by site name: a number, or [heads, 1] at queries, keys and values.
 
     Raises:
-        RuleDoesNotApply: a norm of queries, keys or values behind none ('cancel'), or a norm
+        RuleDoesNotApply: a norm of queries, keys or values after none ('cancel'), or a norm
             without a statistic beside others that have one: its rows have no known length.
     """
     frozen = [norm for norm in all_norms(model) if not norm.has_statistic]
     if frozen and norms[model.norm.type].has_statistic:
         raise RuleDoesNotApply(
-            f"{frozen[0].site.name} has lost its statistic, and rows behind it have no length that "
+            f"{frozen[0].site.name} has lost its statistic, and rows after it have no length that "
             "the weights tell: expected a rule that looks at rows, such as random_tokens, "
             "calibrated or row_max"
         )

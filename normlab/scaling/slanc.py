@@ -49,7 +49,7 @@ class SLaNC:
     norm whose output enters the block. Where no norm precedes (the first block of a post-norm
     stack) the embedding stands in: Γ = r/√d with r the RMS norm of its rows.
 
-    A branch behind a norm of its own adds a vector taken as uncorrelated with the stream: with
+    A branch after a norm of its own adds a vector taken as uncorrelated with the stream: with
     norm_in alone s² grows by ‖ΓM‖²_F, with norm_out by Σγ_out². An output norm sees the raw
     branch, ‖ΓM‖_F; queries, keys and values ‖ΓW_h‖_F for head h; the norm before an output map the
     block's formula up to there, ‖ΓW_V‖_F, ‖ΓE‖_F or ‖ΓE‖₂·‖ΓB‖_F. Behind either, rows are
@@ -104,7 +104,7 @@ class SLaNC:
         return Rows(factors * np.tile(weights.gamma(branch.norm_v), branch.config.heads))
 
     def out(self, rows: Rows, branch: Attention | MLP) -> Rows:
-        """M = W_V P, EG, or ‖ΓE‖₂·BG; P or G alone behind a norm."""
+        """M = W_V P, EG, or ‖ΓE‖₂·BG; P or G alone after a norm."""
         last = weights.kernel(weights.output(branch))
         if rows.matrix is None:
             return _mapped(rows, last)

@@ -23,7 +23,7 @@ class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with warm-up and cosine decay."""
 
     lr: float = field(1e-3, "peak learning rate")
-    final_lr: float = field(0.1, "learning rate behind the last step, as a share of the peak")
+    final_lr: float = field(0.1, "learning rate after the last step, as a share of the peak")
     warmup: int = field(100, "steps of linear warm-up from 0")
     weight_decay: float = field(0.1, "decoupled weight decay, on matrices only")
     beta1: float = field(0.9, "decay of the first moment")

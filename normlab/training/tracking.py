@@ -23,7 +23,7 @@ class Tracker(Protocol):
     """One such program's view of one run."""
 
     def open(self, run: Run, config: Mapping[str, Any], step: int) -> None:
-        """Begin, or go on behind `step` steps: what was logged later is computed again."""
+        """Begin, or go on after `step` steps: what was logged later is computed again."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Take what is known after `step` steps."""

@@ -177,7 +177,7 @@ class Trainer:
                     return "diverged"
 
     def _restore(self, checkpoints: Checkpoints) -> int:
-        """Load the newest whole checkpoint; the number of steps that are behind us."""
+        """Load the newest whole checkpoint; the number of steps that are done."""
         step, bad = None, list[int]()
         for step in checkpoints.steps():
             try:

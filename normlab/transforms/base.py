@@ -59,7 +59,7 @@ class Chain:
 
 
 def parse(text: str) -> Chain:
-    """The chain that a text names: steps joined by "+", arguments behind colons, or "none".
+    """The chain that a text names: steps joined by "+", arguments after colons, or "none".
 
     A step is a registered transform or a registered norm type. The latter swaps every norm for one
     of that type that takes over its weights (see `normlab.transforms.swap`).

@@ -136,7 +136,7 @@ class Cancel(Transform):
         done = [_cancel(sub.branch) for sub in sublayers(new)]
         if not any(done):
             raise DoesNotApply(
-                "cancel: expected a norm before attention and norms of queries and keys behind it, "
+                "cancel: expected a norm before attention and norms of queries and keys after it, "
                 "with no bias between (placement.norm_qk=true)"
             )
         return new
@@ -157,7 +157,7 @@ def _cancel(branch: Any) -> bool:
 
 @dataclass(frozen=True)
 class Peak:
-    """Largest absolute values in the products behind one norm, over all tokens."""
+    """Largest absolute values in the products after one norm, over all tokens."""
 
     normalized: float
     deferred: float

@@ -32,12 +32,12 @@ class Fold(Transform):
 
     For a norm y = γ ⊙ x̂ + β that only linear maps read, yW + c = x̂W* + c* with W* = ΓW and
     c* = c + βW. The norm keeps its statistic and loses γ and β. It holds for any norm whose weight
-    and bias act last, DyT too; Gemma's weight is 1 + w. A constant factor behind an input norm
+    and bias act last, DyT too; Gemma's weight is 1 + w. A constant factor after an input norm
     (LayerNorm Scaling) goes the same way.
 
     A norm that is a fixed linear map outside training (BatchNorm with its running statistics, a
     frozen norm) goes away: y = a ⊙ x + b is W* = diag(a)W, c* = c + bW, and a mean that is
-    subtracted is subtracted from each column of W*. Where such a norm stands behind a map
+    subtracted is subtracted from each column of W*. Where such a norm stands after a map
     (norm_out), W* = W diag(a) and c* = c ⊙ a + b.
 
     Left alone: the final norm before a tied head, for the head is the embedding; norms that write
@@ -63,7 +63,7 @@ class Fold(Transform):
         if not any(done) and stuck:
             raise DoesNotApply(
                 f"fold: the gain of {model.norm.type} doesn't act last, so it is no factor of the "
-                f"maps behind it (at {stuck[0]} and {len(stuck) - 1} other norms)"
+                f"maps after it (at {stuck[0]} and {len(stuck) - 1} other norms)"
             )
         if not any(done):
             raise DoesNotApply(
@@ -94,7 +94,7 @@ def _fold_forward(owner: Any, name: str, maps: list[Linear]) -> bool:
 
 
 def _take_factor(owner: Any, name: str) -> float:
-    """The constant factor behind an input norm (LayerNorm Scaling's 1/√ℓ), set to 1, in place."""
+    """The constant factor after an input norm (LayerNorm Scaling's 1/√ℓ), set to 1, in place."""
     if name != "norm_in":
         return 1.0
     factor, owner.scale_in = owner.scale_in, 1.0

@@ -34,7 +34,7 @@ def is_statistical(norm: Any) -> bool:
 
 
 def acts_last(norm: Norm) -> bool:
-    """Whether γ and β are factor and addend behind everything else, so that others can take them.
+    """Whether γ and β are factor and addend after everything else, so that others can take them.
 
     A ScaleNorm's g is one too, though it isn't stored as a weight.
     """

@@ -57,10 +57,10 @@ def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
             f"norm {new.config.type!r} can't take the place of {where}: it needs "
             f"{_written(needs)}, and there is {_written(has)}"
         )
-    kin = issubclass(kind.Config, LayerNormConfig) and isinstance(old.config, LayerNormConfig)
-    if not kin:  # GroupNorm: the same weight, another row
+    alike = issubclass(kind.Config, LayerNormConfig) and isinstance(old.config, LayerNormConfig)
+    if not alike:  # GroupNorm: the same weight, another row
         raise ValueError(
-            f"norm {new.config.type!r} can't take the place of {where}: expected LayerNorm's kin"
+            f"norm {new.config.type!r} can't replace {where}: expected a type like LayerNorm"
         )
     return nnx.merge(graph, state)
 

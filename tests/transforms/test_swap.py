@@ -91,7 +91,9 @@ def test_what_a_config_says_is_not_lost():
 
 def test_a_norm_of_another_meaning_is_not_taken_for_layernorms_kin():
     for name in ("l1", "i-bert", "dyadic", "layernorm"):  # four statistics, or one
-        with pytest.raises(ValueError, match=f"'{name}' .* norm 'groupnorm' .*LayerNorm's kin"):
+        with pytest.raises(
+            ValueError, match=f"'{name}' .* norm 'groupnorm' .*a type like LayerNorm"
+        ):
             swap(tiny_model("groupnorm", layers=1), name)
     partial = tiny_model("prmsnorm", layers=1, norm_fields={"share": 0.5})
     for name in ("rmsnorm", "doubled"):

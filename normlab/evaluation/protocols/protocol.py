@@ -178,7 +178,7 @@ def _gptq(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
 @_protocol("llamacpp", 512, fixed=True)
 def _llamacpp(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     """llama.cpp's `perplexity`: the raw file after a BOS, disjoint windows of n_ctx = 512, the tail
-    dropped, each window's first token replaced by BOS (where there is one), and the tokens behind
+    dropped, each window's first token replaced by BOS (where there is one), and the tokens after
     position n_ctx/2 scored: n_ctx/2 − 1 a window.
     """
     bos = tokenizer.bos

@@ -29,7 +29,7 @@ class Stream(NamedTuple):
     bytes: Int64[np.ndarray, " tokens"]
 
     def after(self, bos: int | None) -> "Stream":
-        """The stream behind a BOS, which stands for no text; itself where there is no BOS."""
+        """The stream after a BOS, which stands for no text; itself where there is no BOS."""
         if bos is None:
             return self
         return Stream(*(np.insert(a, 0, first) for a, first in zip(self, (bos, 0, 0), strict=True)))
