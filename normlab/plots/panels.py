@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from normlab.plots.series import Line, Series
-from normlab.plots.style import figure, logarithmic, look, whole
+from normlab.plots.style import captioned, figure, logarithmic, look, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,5 @@ def finished(made: "Figure", axes: Any, seen: Sequence[Series], title: str) -> "
     handles, labels = axes.flat[0].get_legend_handles_labels()
     shown = {s.label: f"{s.label} (lr {s.best:g})" for s in seen}
     texts = [shown[label] for label in labels]
-    made.legend(handles, texts, loc="outside lower center", ncols=4, frameon=False)
     chosen = any(len(s.runs) > 1 for s in seen)
-    made.suptitle(title + "\neach at its best learning rate" * chosen, fontsize=10)
-    return made
+    return captioned(made, handles, texts, title + "\neach at its best learning rate" * chosen)

@@ -22,7 +22,7 @@ from normlab.plots.panels import (
 )
 from normlab.plots.series import Line, Series, last_loss, series
 from normlab.plots.sites import site_kinds, sites_figure, sites_training_figure
-from normlab.plots.style import GREY, figure, fp16_line, logarithmic, look, save
+from normlab.plots.style import GREY, captioned, figure, fp16_line, logarithmic, look, save
 from normlab.plots.vectors import vector_kinds, vectors_figure, vectors_training_figure
 from normlab.runs.run import Run
 
@@ -80,9 +80,8 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
         logarithmic(axes[0, 1])
         fp16_line(axes[0, 1])
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    made.suptitle(_marks(found, [value for _, value in panels]), fontsize=9)
-    return made
+    marks = _marks(found, [value for _, value in panels])
+    return captioned(made, handles, labels, f"Loss by learning rate\n{marks}".strip())
 
 
 def _unigram_line(ax: "Axes", found: Sequence[Series]) -> None:

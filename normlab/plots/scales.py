@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from normlab.numerics import FloatFormat
-from normlab.plots.style import BLUE, GREY, ORANGE, figure, largest, power
+from normlab.plots.style import BLUE, GREY, ORANGE, captioned, figure, largest, power
 from normlab.results import Record
 from normlab.results.column import Column
 
@@ -79,10 +79,8 @@ def scales_figure(norms: Record, scales: Record) -> "Figure":
     for ax in axes[:, 0]:
         ax.set_ylabel("‖x‖")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    look = {"ncols": 3, "fontsize": 8, "frameon": False}
-    made.legend(handles, labels, loc="outside lower center", **look)
-    made.suptitle(f"{scales.model}, {scales.precision}: scale s and norms by site", fontsize=10)
-    return made
+    title = f"{scales.model}, {scales.precision}: scale s and norms by site"
+    return captioned(made, handles, labels, title, fontsize=8)
 
 
 def _scales_panel(ax: "Axes", sites: Sequence[tuple[str, SiteNorms]], to: FloatFormat) -> None:

@@ -5,6 +5,7 @@ so that a print in grey loses nothing. Pictures have a ground of their own, whit
 page shows them as a white one does. matplotlib (`pip install normlab[plots]`) is needed here only.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,32 @@ def save(made: "Figure", path: Path) -> list[Path]:
         for file in written:
             made.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
     return written
+
+
+def captioned(
+    made: "Figure", handles: Sequence[Any], labels: Sequence[str], title: str, **look: Any
+) -> "Figure":
+    """The figure with its title above and its legend below, widened where they would be cut off.
+
+    The legend has as many columns, up to four, as the figure is wide.
+    """
+    heading = made.suptitle(title, fontsize=10)
+    for columns in range(max(1, min(4, len(labels))), 0, -1):
+        legend = made.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, **look
+        )
+        made.draw_without_rendering()
+        width = legend.get_window_extent().width
+        if width <= made.bbox.width or columns == 1:
+            break
+        legend.remove()
+    margin = 0.2 * made.dpi
+    needed = max(width, heading.get_window_extent().width) + margin
+    rows = max(1, -(-len(labels) // columns))
+    made.set_size_inches(
+        max(made.get_figwidth(), needed / made.dpi), made.get_figheight() + 0.18 * (rows - 1)
+    )
+    return made
 
 
 def look(i: int) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Figures of training runs: what is drawn is what the runs logged."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -256,11 +257,11 @@ def test_a_best_rate_is_named_where_there_were_several(runs, figures):
 
 
 def test_the_title_explains_the_marks_that_are_there(runs, figures):
-    title = "bars: seeds; line: their mean"
+    title = "Loss by learning rate\nbars: seeds; line: their mean"
     crossed = f"{title}; × on the edge: a seed diverged or failed"
     assert figures["loss-lr"].get_suptitle() == crossed
     assert loss_figure(series(runs[4:])).get_suptitle() == title
-    assert loss_figure(series(runs[4::2])).get_suptitle() == ""
+    assert loss_figure(series(runs[4::2])).get_suptitle() == "Loss by learning rate"
 
 
 def test_training_shows_each_look(figures):
@@ -355,3 +356,18 @@ def test_the_command_draws_a_directory_of_runs(fresh, tmp_path):
     main([str(tmp_path)])
     files = {p.name for p in (tmp_path / "figures").iterdir()}
     assert files == {f"{name}.{kind}" for name in DRAWN for kind in ("svg", "png")}
+
+
+def test_no_legend_and_no_title_is_cut_off(runs, figures):
+    """One panel and long names: the legend has the columns that fit, or the figure is wider."""
+    found = series(runs)
+    long = [dataclasses.replace(s, label=f"{s.label}{'x' * 70}") for s in found]
+    drawn = {**figures, "one": loss_figure(long), "grid": vectors_figure(long[:1])}
+    for name, made in drawn.items():
+        made.draw_without_rendering()
+        for part in (*made.legends, made._suptitle):
+            box = part.get_window_extent()
+            assert box.x0 >= 0, name
+            assert box.x1 <= made.bbox.width, name
+            assert box.y0 >= 0, name
+            assert box.y1 <= made.bbox.height, name
