@@ -24,10 +24,10 @@ CONFIG = {
     "background": None,
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
-    "axis": _TEXT | _LINES | {"labelOverlap": True, "labelFlush": False},
+    "axis": _TEXT | _LINES | {"labelOverlap": True},
     "legend": _TEXT | {
-        "orient": "top", "title": None, "symbolLimit": 24, "symbolStrokeWidth": 3,
-        "columns": {"expr": "max(1, floor(width / 220))"}, "labelLimit": {"expr": "width - 40"},
+        "orient": "top", "title": None, "symbolLimit": 24, "symbolStrokeWidth": 3, "symbolType": "stroke", "symbolSize": 200,
+        "columns": {"expr": "width > 0 ? max(1, floor(containerSize()[0] / 240)) : 1"}, "labelLimit": 210,
     },
 }  # fmt: skip
 """How all charts look."""

@@ -83,8 +83,17 @@ def test_nothing_hangs_over_and_legends_take_less_than_a_screen(shown):
     )
     assert legends
     assert max(legends) < 0.75 * shown.viewport_size["height"]
-    over = "[...document.querySelectorAll('.chart svg')].filter(s => s.scrollWidth > innerWidth)"
-    assert shown.evaluate(f"{over}.length") == 0
+
+
+def test_no_part_of_a_chart_is_cut_off(shown):
+    """Legends, axes and labels lie inside their chart, each chart inside the window."""
+    over = shown.evaluate("""[...document.querySelectorAll('.chart svg.marks')].flatMap(svg => {
+        const box = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll('.role-legend, .role-axis, .role-mark')].map(
+            e => e.getBoundingClientRect()).filter(b => b.left < box.left - 1 || b.top < box.top - 1
+            || b.right > box.right + 1 || b.bottom > box.bottom + 1 || box.right > innerWidth);
+    }).length""")
+    assert over == 0
 
 
 def test_the_answer_and_its_first_number_are_on_the_first_screen(shown):
