@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from normlab.report.labels import Labels
+from normlab.report.models import page_table, said
 from normlab.report.sources import Sources
 from normlab.report.table import PageTable
 from normlab.results import Record, Table, tables
@@ -69,9 +70,7 @@ def answers(sources: Sources, labels: Labels) -> list[Answer]:
     found.sort(key=lambda pair: -len(pair[1]))
     if sources.runs:
         return [_of_methods(table, own, labels) for table, own in found]
-    return [
-        Answer(summary(t), PageTable.of(t.title, t.columns, t.lines()), CELLS) for t, _ in found
-    ]
+    return [Answer(said(table), page_table(table), CELLS) for table, _ in found]
 
 
 def _of(table: Table, records: Sequence[Record]) -> list[Record]:
@@ -107,9 +106,9 @@ def _sentences(methods: Sequence[Method], table: Table) -> list[str]:
     if not others[0].ranked:
         return [first, "No other method has two seeds that ended well to compare it with."]
     lower = [f"{m.label} ({m.value})" for m in others if not m.ranked and m.mean < best.mean]
-    said = f" Lower, but with too few seeds that ended well: {', '.join(lower)}." if lower else ""
+    few = f" Lower, but with too few seeds that ended well: {', '.join(lower)}." if lower else ""
     second = f"The next, {others[0].label}, has {others[0].value}; {_test(others[0].p)}."
-    return [first, second + said]
+    return [first, second + few]
 
 
 def _test(p: str) -> str:

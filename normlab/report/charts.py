@@ -26,8 +26,9 @@ CONFIG = {
     "view": {"stroke": None},
     "axis": _TEXT | _LINES | {"labelOverlap": True},
     "legend": _TEXT | {
-        "orient": "top", "title": None, "symbolLimit": 24, "symbolStrokeWidth": 3, "symbolType": "stroke", "symbolSize": 200,
-        "columns": {"expr": "width > 0 ? max(1, floor(containerSize()[0] / 240)) : 1"}, "labelLimit": 210,
+        "orient": "top", "title": None, "symbolLimit": 24, "labelLimit": 210,
+        "symbolType": "stroke", "symbolStrokeWidth": 3, "symbolSize": 200,
+        "columns": {"expr": "width > 0 ? max(1, floor(containerSize()[0] / 240)) : 1"},
     },
 }  # fmt: skip
 """How all charts look."""

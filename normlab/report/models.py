@@ -1,32 +1,36 @@
-"""Every model in every precision: a table for each text, whose numbers lead to their records."""
+"""Every model in every precision: a table of one text, whose numbers lead to their records."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from normlab.report.runs import anchor
 from normlab.report.table import Entry, PageTable
-from normlab.results import Record, Table, tables
+from normlab.results import Table
 from normlab.results.summary import summary
 from normlab.results.table import Cell
 
 
-def models(records: Sequence[Record]) -> list[tuple[str, str, PageTable]]:
-    """For each text its name, what is seen in a sentence, and the table of its own models."""
-    found = sorted(tables(records), key=lambda table: -len(table.rows))
-    return [(_where(table), summary(table), _table(table)) for table in found]
-
-
-def _where(table: Table) -> str:
+def where(table: Table) -> str:
+    """The text of a table, in a few words."""
     h = table.head
     if h["dataset_title"] is None:
         return "not evaluated"
     return f"{h['dataset_title']}, {h['split']} split, protocol {h['protocol']}"
 
 
-def _table(table: Table) -> PageTable:
-    head = ["model", *table.subject[1:3], *table.precisions]
+def said(table: Table) -> str:
+    """What a table shows; of a single model also its perplexity."""
+    (model, *_), cells = next(iter(table.rows.items()))
+    alone = len(table.rows) == 1 and "fp32" in cells
+    first = f"{model} has a perplexity of {cells['fp32'].parts[0]} in fp32. " if alone else ""
+    return (first + summary(table)).strip()
+
+
+def page_table(table: Table) -> PageTable:
+    """A row a model, the best first; a column a precision, and what tells the models apart."""
+    head = ["model", *table.precisions, *table.subject[1:3]]
     rows = [
-        [*subject[:3], *(_entry(cells.get(p)) for p in table.precisions)]
+        [subject[0], *(_entry(cells.get(p)) for p in table.precisions), *subject[1:3]]
         for subject, cells in sorted(table.rows.items(), key=lambda row: _worth(row[1]))
     ]
     return PageTable.of(table.title, head, rows)

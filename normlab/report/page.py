@@ -4,11 +4,11 @@ from pathlib import Path
 
 import jinja2
 
-from normlab.report import charts, provenance, ranges, runs
+from normlab.report import charts, models, provenance, ranges, runs
 from normlab.report.answer import answers
 from normlab.report.labels import Labels
-from normlab.report.models import models
 from normlab.report.sources import Sources
+from normlab.results import tables
 
 HERE = Path(__file__).parent
 
@@ -32,7 +32,8 @@ def page(sources: Sources, title: str) -> str:
         labels=labels,
         answers=answers(sources, labels),
         labelled=labelled,
-        models=models(labelled),
+        tables=sorted(tables(labelled), key=lambda table: -len(table.rows)),
+        models=models,
         best=runs.at_best_rates(sources.runs),
         runs=runs,
         ranges=ranges,

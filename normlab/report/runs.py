@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,20 +49,18 @@ def _curve(
 
 def rates(runs: Sequence[Trained], labels: Labels) -> Spec | None:
     """Best validation loss by learning rate, of methods that were tried at several."""
-    tried: dict[str, set[Any]] = {}
-    for run in runs:
-        tried.setdefault(labels.method(run.identity), set()).add(run.config.get(RATE))
-    known = [loss for run in runs if (loss := run.best_loss) is not None]
+    top = max((run.best_loss for run in runs if run.best_loss is not None), default=None)
     rows = [
         {
             "rate": run.config[RATE], "method": labels.method(run.identity), "state": run.state,
             "name": f"{labels.run(run.identity)} ({run.name})",
-            "loss": max(known) if run.best_loss is None else run.best_loss,
+            "loss": top if run.best_loss is None else run.best_loss,
         }
         for run in runs
-        if len(tried[labels.method(run.identity)]) > 1
-        and (run.best_loss is not None or (run.state == "diverged" and known))
+        if RATE in run.config and (run.best_loss is not None or run.state == "diverged")
     ]  # fmt: skip
+    tried = Counter(method for method, _ in {(row["method"], row["rate"]) for row in rows})
+    rows = [row for row in rows if tried[row["method"]] > 1 and row["loss"] is not None]
     return charts.rates(rows, labels.methods) if rows else None
 
 

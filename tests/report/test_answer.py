@@ -70,7 +70,10 @@ def test_runs_without_a_result_have_no_answer_but_say_so(tmp_path):
 def test_models_that_are_no_runs_are_summarized(tmp_path):
     write_records(tmp_path, record("m"), record("m", "fp16", 900.0, overflowed=7))
     (answer,) = answered(tmp_path)
-    assert answer.text == "fp16 takes m from 20.000 to 900.000 (7 rows overflow)."
+    assert answer.text == (
+        "m has a perplexity of 20.000 in fp32. fp16 takes m from 20.000 to 900.000 (7 rows "
+        "overflow)."
+    )
 
 
 def test_labels_name_only_what_differs():
