@@ -60,7 +60,11 @@ class Trained:
     def of_record(cls, r: Record) -> "Trained":
         """What an evaluation's record says of the run that it evaluated; no metrics."""
         told = r.facts.get("training_provenance", {})
-        config, record = flattened(r.facts["config"]), r.facts.get("training", {"state": r.status})
+        config, (state, _, reason) = flattened(r.facts["config"]), r.status.partition(": ")
+        ended = {"state": GOOD[0] if state == OK else state} | (
+            {"reason": reason} if reason else {}
+        )
+        record = r.facts.get("training", ended)
         return cls(r.model, config, (), record, (), (), told)
 
     @property

@@ -18,6 +18,13 @@ def test_an_evaluation_alone_tells_of_its_runs(tmp_path):
     assert run.best_loss == 2.5
 
 
+def test_a_record_of_a_refused_run_tells_the_reason(tmp_path):
+    status = "refused: ValueError: optimizer.warmup = 500"
+    write_records(tmp_path, record("a", status=status, facts={"config": CONFIG}))
+    (run,) = read([tmp_path]).runs
+    assert (run.state, run.why) == ("refused", status)
+
+
 def test_of_two_records_of_one_thing_the_later_one_counts(tmp_path):
     write_records(tmp_path, record("a", perplexity=1.0), record("a", perplexity=2.0))
     (found,) = read([tmp_path]).records

@@ -131,6 +131,13 @@ def test_pointing_at_a_curve_shows_its_run_and_its_value(shown):
     assert "validation loss" in said
 
 
+def test_a_click_in_the_legend_shows_one_method_alone(shown):
+    pale = "document.querySelectorAll('#losses figure path[opacity=\"0.08\"]').length"
+    assert shown.evaluate(pale) == 0
+    shown.query_selector("#losses .role-legend-label text").click(force=True)
+    shown.wait_for_function(f"{pale} > 20")
+
+
 def test_a_number_leads_to_its_record_and_opens_it(shown):
     shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
     shown.evaluate("document.querySelector('#models a').click()")
