@@ -45,8 +45,8 @@ def curves(rows: Sequence[Row], y: str, by: str, names: Sequence[str], log: bool
     """Lines by step; a click in the legend shows one of them alone.
 
     Args:
-        rows: each with step, `y`, what tells colours apart, and the line's `name`; those that are
-            `last` are marked with a cross.
+        rows: one a line: its `name`, what tells colours apart, lists `step` and `y`; `diverged`
+            where its end is marked with a cross.
         y: the column that is drawn, which also names the axis.
         by: the column that tells colours apart.
         names: what may stand in that column, also in other charts: a name has one colour in all.
@@ -56,33 +56,22 @@ def curves(rows: Sequence[Row], y: str, by: str, names: Sequence[str], log: bool
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         alt.X("step:Q"),
-        alt.Y(f"{_field(y)}:Q", scale=scale, title=y),
+        alt.Y(f"{y}:Q", scale=scale, title=y),
         *_looks(rows, by, names),
         detail="name:N",
-        opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
-        tooltip=["name:N", "step:Q", alt.Tooltip(f"{_field(y)}:Q", format=".5~g", title=y)],
+        tooltip=["name:N", "step:Q", alt.Tooltip(f"{y}:Q", format=".5~g", title=y)],
     )
-    layers = [base.mark_line(point=_dots(rows)).add_params(pick)]
-    if any(row.get("last") for row in rows):
-        layers.append(_crosses(base, "datum.last"))
-    return _spec(alt.layer(*layers), 300)
+    points = base.transform_flatten(["step", y])
+    few = sum(len(row["step"]) for row in rows) <= 30 * len(rows)
+    lines = points.mark_line(point={"size": 24} if few else "transparent")  # seen by the pointer
+    lines = lines.encode(opacity=alt.condition(pick, alt.value(1), alt.value(0.08)))
+    ends = [{**row, "step": row["step"][-1], y: row[y][-1]} for row in rows if row.get("diverged")]
+    crosses = [_crosses(base.properties(data=alt.Data(values=ends)))] * bool(ends)
+    return _spec(alt.layer(lines.add_params(pick), *crosses), 300)
 
 
-def _crosses(base: alt.Chart, where: str) -> alt.Chart:
-    cross = "M-1,-1L1,1M1,-1L-1,1"
-    marks = base.transform_filter(where).mark_point(shape=cross, size=90, strokeWidth=2)
-    return marks.encode(opacity=alt.value(1))
-
-
-def _dots(rows: Sequence[Row]) -> Any:
-    """Points on lines: seen where they are few, else there for the pointer only."""
-    lines = len({row["name"] for row in rows}) or 1
-    return {"size": 24} if len(rows) / lines <= 30 else "transparent"
-
-
-def _field(name: str) -> str:
-    """A column's name as Vega-Lite's shorthand takes it."""
-    return name.replace(".", r"\.").replace("[", r"\[").replace("]", r"\]").replace(":", r"\:")
+def _crosses(base: alt.Chart) -> alt.Chart:
+    return base.mark_point(shape="M-1,-1L1,1M1,-1L-1,1", size=90, strokeWidth=2, opacity=1)
 
 
 def _looks(rows: Sequence[Row], by: str, names: Sequence[str]) -> tuple[alt.Color, alt.StrokeDash]:
@@ -101,7 +90,7 @@ def rates(rows: Sequence[Row], names: Sequence[str]) -> Spec:
     """Loss by learning rate: a dot a run, a line through means, a cross where one diverged.
 
     Args:
-        rows: each with rate, loss, method, name, state.
+        rows: each with rate, loss, method, name, and whether it `diverged`.
         names: of the methods, as in `curves`.
     """
     base = alt.Chart(alt.Data(values=list(rows))).encode(
@@ -110,13 +99,12 @@ def rates(rows: Sequence[Row], names: Sequence[str]) -> Spec:
         alt.Y("loss:Q", scale=alt.Scale(zero=False), title="best validation loss"),
         *_looks(rows, "method", names),
     )  # fmt: skip
-    told = base.encode(tooltip=["name:N", "state:N", alt.Tooltip("loss:Q", format=".5~g")])
-    good = "datum.state != 'diverged'"
+    told = base.encode(tooltip=["name:N", "rate:Q", alt.Tooltip("loss:Q", format=".5~g")])
     return _spec(
         alt.layer(
-            base.transform_filter(good).mark_line().encode(y="mean(loss):Q"),
-            told.transform_filter(good).mark_point(filled=True, size=40, opacity=1),
-            _crosses(told, "datum.state == 'diverged'"),
+            base.transform_filter("!datum.diverged").mark_line().encode(y="mean(loss):Q"),
+            told.transform_filter("!datum.diverged").mark_point(filled=True, opacity=1),
+            _crosses(told.transform_filter("datum.diverged")),
         ),
         300,
     )

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from normlab.report import charts
@@ -32,75 +32,67 @@ def losses(runs: Sequence[Trained], labels: Labels, column: str, y: str) -> Spec
     found = {run.name: run.curve(column) for run in runs}
     first = [points[0][1] for points in found.values() if points]
     top = ABOVE_START * max(first, default=math.inf)
-    rows = [row for run in runs for row in _curve(run, found[run.name], labels, y, top)]
+    kept = [(run, [p for p in found[run.name] if p[1] <= top]) for run in runs]
+    rows = [{**_named(run, labels), **_line(points, y)} for run, points in kept if points]
     return charts.curves(rows, y, "method", labels.methods) if rows else None
 
 
-def _curve(
-    run: Trained, points: Sequence[tuple[float, float]], labels: Labels, y: str, top: float
-) -> Iterator[Row]:
+def _named(run: Trained, labels: Labels) -> Row:
+    """What a row of a chart says of its run."""
     name = f"{labels.run(run.identity)} ({run.name})"
-    kept = thinned([(step, value) for step, value in points if value <= top])
-    for i, (step, value) in enumerate(kept):
-        last = run.state == "diverged" and i == len(kept) - 1
-        row = {"step": step, y: float(f"{value:.5g}"), "name": name}
-        yield row | {"method": labels.method(run.identity)} | ({"last": True} if last else {})
+    method = labels.method(run.identity)
+    return {"method": method, "name": name, "diverged": run.state == "diverged"}
+
+
+def _line(points: Sequence[tuple[float, float]], y: str) -> Row:
+    """Points as two lists, to five digits."""
+    steps, values = zip(*thinned(points), strict=True)
+    return {"step": list(steps), y: [float(f"{value:.5g}") for value in values]}
 
 
 def rates(runs: Sequence[Trained], labels: Labels) -> Spec | None:
     """Best validation loss by learning rate, of methods that were tried at several."""
+    runs = [r for r in runs if RATE in r.config and (r.ended_well or r.state == "diverged")]
     top = max((run.best_loss for run in runs if run.best_loss is not None), default=None)
     rows = [
-        {
-            "rate": run.config[RATE], "method": labels.method(run.identity), "state": run.state,
-            "name": f"{labels.run(run.identity)} ({run.name})",
-            "loss": top if run.best_loss is None else run.best_loss,
-        }
+        {**_named(run, labels), "rate": run.config[RATE], "loss": run.best_loss or top}
         for run in runs
-        if RATE in run.config and (run.best_loss is not None or run.state == "diverged")
-    ]  # fmt: skip
+    ]
     tried = Counter(method for method, _ in {(row["method"], row["rate"]) for row in rows})
-    rows = [row for row in rows if tried[row["method"]] > 1 and row["loss"] is not None]
+    rows = [row for row in rows if tried[row["method"]] > 1 and top is not None]
     return charts.rates(rows, labels.methods) if rows else None
 
 
 def insides(run: Trained) -> list[tuple[str, Spec]]:
     """For a run with diagnostics: sizes of the residual stream and of norm inputs by step."""
-    stream = _sizes(run, lambda row: dict(enumerate(row.get("stream", []))))
-    sites = _sizes(run, lambda row: row.get("sites", {}))
-    named = {f"block {i}" if i else "embedding": rows for i, rows in stream.items()}
-    found = {
-        "residual stream after each block": named,
-        "what each norm was given": {site: sites[site] for site in in_order(sites)},
-    }
+    stream = [
+        (row["step"], {f"block {i}" if i else "embedding": v for i, v in enumerate(row["stream"])})
+        for row in run.diagnostics
+        if "stream" in row
+    ]
+    sites = [
+        (row["step"], {site: row["sites"][site] for site in in_order(row["sites"])})
+        for row in run.diagnostics
+        if "sites" in row
+    ]
+    found = {"residual stream after each block": stream, "what each norm was given": sites}
     measures = (("mean_square", "mean x²"), ("max_abs", "largest |x|"))
     return [
-        (f"{y}, {what}", charts.curves(rows, y, "name", list(places), log=True))
-        for what, places in found.items()
+        (f"{y}, {what}", charts.curves(rows, y, "name", [row["name"] for row in rows], log=True))
+        for what, seen in found.items()
         for measure, y in measures
-        if (rows := _points(places, measure, y))
+        if (rows := _places(seen, measure, y))
     ]
 
 
-def _points(places: dict[str, "Sizes"], measure: str, y: str) -> list[Row]:
-    return [
-        {"step": step, y: size, "name": place}
-        for place, seen in places.items()
-        for step, sizes in thinned(seen)
-        if (size := sizes.get(measure))
-    ]
-
-
-Sizes = list[tuple[float, dict[str, float | None]]]
-"""What was seen of one place: (step, measure → value)."""
-
-
-def _sizes(run: Trained, places: Callable[[dict[str, Any]], dict[Any, Any]]) -> dict[Any, Sizes]:
-    found: dict[Any, Sizes] = {}
-    for row in run.diagnostics:
-        for place, sizes in places(row).items():
-            found.setdefault(place, []).append((row["step"], sizes))
-    return found
+def _places(seen: Sequence[tuple[float, dict[str, Any]]], measure: str, y: str) -> list[Row]:
+    """A line for each place in the model at which a measure was taken."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for step, places in seen:
+        for name, sizes in places.items():
+            if size := sizes.get(measure):
+                found.setdefault(name, []).append((step, size))
+    return [{"name": name, **_line(found[name], y)} for name in found]
 
 
 def table(runs: Sequence[Trained], labels: Labels) -> PageTable:
@@ -124,16 +116,13 @@ def differences(runs: Sequence[Trained]) -> PageTable | None:
         for key, value in run.config.items():
             values.setdefault(key, set()).add(json.dumps(value))
     keys = [key for key, seen in values.items() if len(seen) > 1 and decides(key)]
-    rows = [[run.name, *(str(shown(run.config[k])) if k in run.config else "" for k in keys)]
-            for run in runs]  # fmt: skip
-    return (
-        PageTable.of("Fields in which the configs differ.", ["run", *keys], rows) if keys else None
-    )
+    if not keys:
+        return None
+    rows = [[run.name, *(str(shown(run.config.get(k, ""))) for k in keys)] for run in runs]
+    return PageTable.of("Fields in which the configs differ.", ["run", *keys], rows)
 
 
 def anchor(kind: str, name: str) -> str:
     """An id for a run or a record, letters and digits only, so that a link finds it."""
-    said = "".join(
-        c if c.isascii() and (c.isalnum() or c in "-.") else f"_{ord(c):x}" for c in name
-    )
-    return f"{kind}-{said}"
+    letters = (c if (c.isascii() and c.isalnum()) or c in "-." else f"_{ord(c):x}" for c in name)
+    return f"{kind}-{''.join(letters)}"
