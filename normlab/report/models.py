@@ -21,8 +21,8 @@ def where(table: Table) -> str:
 def said(table: Table) -> str:
     """What a table shows; of a single model also its perplexity."""
     (model, *_), cells = next(iter(table.rows.items()))
-    alone = len(table.rows) == 1 and "fp32" in cells
-    first = f"{model} has a perplexity of {cells['fp32'].parts[0]} in fp32. " if alone else ""
+    cell = cells.get("fp32") if len(table.rows) == 1 else None
+    first = f"{model} has a perplexity of {cell.parts[0]} in fp32. " if cell and cell.value else ""
     return (first + summary(table)).strip()
 
 
