@@ -19,7 +19,8 @@ def main(arguments: Sequence[str]) -> None:
         description=(
             "One HTML file that needs nothing else: the best method and whether the next one "
             "differs, loss curves, learning rates, every model and precision, ranges by site, "
-            "what the configs differ in, and where each number comes from."
+            "what the configs differ in, and where each number comes from. It takes "
+            "`pip install 'normlab[report]'`."
         ),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

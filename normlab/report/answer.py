@@ -107,15 +107,17 @@ def _sentences(methods: Sequence[Method], table: Table) -> list[str]:
         return [first, "No other method has two seeds that ended well to compare it with."]
     lower = [f"{m.label} ({m.value})" for m in others if not m.ranked and m.mean < best.mean]
     few = f" Lower, but with too few seeds that ended well: {', '.join(lower)}." if lower else ""
-    second = f"The next, {others[0].label}, has {others[0].value}; {_test(others[0].p)}."
-    return [first, second + few]
+    test = _test(others[0].p, sum(m.ranked for m in methods))
+    return [first, f"The next, {others[0].label}, has {others[0].value}; {test}.{few}"]
 
 
-def _test(p: str) -> str:
+def _test(p: str, methods: int) -> str:
+    """What a test of two out of so many methods says."""
     if math.isnan(float(p)):
         return "the difference can't be tested, as the seeds have no spread"
     verdict = "significant" if float(p) < SIGNIFICANT else "not significant"
-    return f"the difference is {verdict} (Welch's t test, p = {p})"
+    told = f"p = {p}" + f", not corrected for {methods} methods" * (methods > 2)
+    return f"the difference is {verdict} (Welch's t test, {told})"
 
 
 def _methods_table(methods: Sequence[Method], title: str, precisions: Sequence[str]) -> PageTable:

@@ -32,6 +32,7 @@ def write(folder, **perplexities):
         ({"a": [20, 21], "b": [30.0]}, "No other method has two seeds that ended well to compare"),
         ({"a": [20, 21], "b": [30, 31], "c": [10.0]},
          "Lower, but with too few seeds that ended well: c (10.000)."),
+        ({"a": [20, 21], "b": [30, 31], "c": [40, 41]}, ", not corrected for 3 methods)."),
         ({"a": [20, 21]}, "a pre has a test perplexity of 20.50 ± 0.71 (mean ± standard"),
         ({"a": [20, 20], "b": [20, 20]}, "can't be tested, as the seeds have no spread"),
     ],
