@@ -1,150 +1,156 @@
-"""Charts as inline SVG: lines with their points, ranges, marks; hover values ride along as data."""
+"""The charts as Vega-Lite, which the page draws in the browser; colours are the style sheet's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
-from normlab.report.axes import Axis
-from normlab.report.markup import Markup, element
+import altair as alt
+import vl_convert
 
-LEFT, RIGHT, TOP = 58, 12, 14
-LOOKS = 7
-"""Colours of the style sheet; line number LOOKS + i is drawn as i is, with other dashes."""
+Row = Mapping[str, Any]
+Spec = dict[str, Any]
 
-POINTS = 400
-"""A line keeps at most about so many points, evenly taken, and its last one."""
+COLOURS = [f"var(--c{i})" for i in range(7)]
+DASHES = [[1, 0], [6, 3], [2, 3], [9, 3, 2, 3]]
+POINTS = 200
+"""A curve keeps at most about so many points, evenly taken, and its last one."""
+
+_TEXT = {
+    "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+    "labelColor": "var(--soft)", "titleColor": "var(--soft)",
+}  # fmt: skip
+_LINES = {"gridColor": "var(--rule)", "domainColor": "var(--rule)", "tickColor": "var(--rule)"}
+CONFIG = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": _TEXT | _LINES | {"labelOverlap": True},
+    "legend": _TEXT | {
+        "orient": "top", "title": None, "symbolLimit": 24, "labelLimit": 210,
+        "symbolType": "stroke", "symbolStrokeWidth": 3, "symbolSize": 200,
+        "columns": {"expr": "width > 0 ? max(1, floor(containerSize()[0] / 240)) : 1"},
+    },
+}  # fmt: skip
+"""How all charts look."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line through (x, y) points.
+@cache
+def library() -> str:
+    """The JavaScript that draws them, of the version of Vega-Lite that Altair writes."""
+    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
+
+
+def curves(rows: Sequence[Row], y: str, by: str, names: Sequence[str], log: bool = False) -> Spec:
+    """Lines by step; a click in the legend shows one of them alone.
 
     Args:
-        name: what its hover values begin with.
-        points: in order of x.
-        look: which colour, from 0.
-        dots: its points are shown.
+        rows: one a line: its `name`, what tells colours apart, lists `step` and `y`; `diverged`
+            where its end is marked with a cross.
+        y: the column that is drawn, which also names the axis.
+        by: the column that tells colours apart.
+        names: what may stand in that column, also in other charts: a name has one colour in all.
+        log: the axis is logarithmic.
     """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    look: int = 0
-    dots: bool = False
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The area of a chart between its axes, in units of the SVG."""
-
-    x: Axis
-    y: Axis
-    width: int = 560
-    height: int = 300
-    bottom: int = 46
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies."""
-        across = LEFT + self.x.at(x) * (self.width - LEFT - RIGHT)
-        return across, self.height - self.bottom - self.y.at(y) * (self.height - self.bottom - TOP)
-
-    def svg(self, title: str, *marks: Markup, slanted: bool = False) -> Markup:
-        """The chart: `marks` above grid and axes, in a box of its own that scrolls if it must."""
-        box = {"x": LEFT, "y": TOP - 8, "width": self.width - LEFT - RIGHT + 8}
-        box["height"] = self.height - self.bottom - box["y"] + 4
-        seen = " ".join(map(str, box.values()))
-        inside = element("svg", *marks, viewBox=seen, **box)  # cuts off what lies beyond the axes
-        parts = [*self._across(slanted), *self._up(), inside]
-        drawn = element(
-            "svg", *parts, role="img", aria_label=title, viewBox=f"0 0 {self.width} {self.height}",
-            data_x=self.x.label, data_y=self.y.label, class_="wide" if slanted else None,
-            style=f"--width: {self.width}px" if slanted else None,
-        )  # fmt: skip
-        return element("div", drawn, class_="scroll")
-
-    def _up(self) -> list[Markup]:
-        """Grid lines, their numbers, and the label of the vertical axis."""
-        made = []
-        for value, said in self.y.ticks:
-            left, at = self.place(self.x.low, value)
-            path = f"M{left:.1f} {at:.1f}H{self.width - RIGHT}"
-            made.append(element("path", d=path, class_="grid"))
-            made.append(element("text", said, x=LEFT - 6, y=f"{at + 4:.1f}", class_="end"))
-        middle = (self.height - self.bottom + TOP) / 2
-        turn = f"rotate(-90 14 {middle:.1f})"
-        return [*made, element("text", self.y.label, x=14, y=middle, transform=turn, class_="mid")]
-
-    def _across(self, slanted: bool) -> list[Markup]:
-        floor = self.height - self.bottom
-        made = [element("path", d=f"M{LEFT} {floor}H{self.width - RIGHT}", class_="axis")]
-        for value, said in self.x.ticks:
-            at, _ = self.place(value, self.y.low)
-            if slanted:
-                turn = f"rotate(-50 {at:.1f} {floor + 12})"
-                look = {"x": f"{at:.1f}", "y": floor + 12, "transform": turn, "class_": "end"}
-            else:
-                look = {"x": f"{at:.1f}", "y": floor + 18, "class_": "mid"}
-            made.append(element("text", said, **look))
-        middle = (LEFT + self.width - RIGHT) / 2
-        return [*made, element("text", self.x.label, x=middle, y=self.height - 8, class_="mid")]
-
-    def line(self, line: Line) -> Markup:
-        """A polyline whose values the page's script shows beside the pointer."""
-        kept = thinned(line.points)
-        at = " ".join("{:.1f},{:.1f}".format(*self.place(*point)) for point in kept)
-        drawn = element(
-            "polyline", element("title", line.name), points=at, class_=f"line {look(line.look)}",
-            data_x=" ".join(f"{x:g}" for x, _ in kept),
-            data_y=" ".join(f"{y:.5g}" for _, y in kept),
-        )  # fmt: skip
-        dots = [self.dot(point, line.look) for point in kept] if line.dots else []
-        return element("g", drawn, dots)
-
-    def dot(self, point: tuple[float, float], number: int, title: str | None = None) -> Markup:
-        """A filled circle; with a title it says so when it is pointed at."""
-        x, y = self.place(*point)
-        inside = element("title", title) if title else None
-        return element("circle", inside, cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_=look(number))
-
-    def cross(self, point: tuple[float, float], number: int, title: str) -> Markup:
-        """A cross: a run that diverged."""
-        x, y = self.place(*point)
-        path = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
-        return element("path", element("title", title), d=path, class_=f"cross {look(number)}")
-
-    def bar(self, x: float, low: float, high: float, kind: str) -> Markup:
-        """A vertical bar from one value to another."""
-        (across, bottom), (_, top) = self.place(x, low), self.place(x, high)
-        return element("path", d=f"M{across:.1f} {bottom:.1f}V{top:.1f}", class_=kind)
-
-    def level(self, value: float, said: str) -> Markup:
-        """A dashed horizontal line at a value, named at its right end."""
-        left, at = self.place(self.x.low, value)
-        path = f"M{left:.1f} {at:.1f}H{self.width - RIGHT}"
-        name = element("text", said, x=LEFT + 4, y=f"{at - 4:.1f}", class_="edge")
-        return element("g", element("path", d=path, class_="edge"), name)
+    pick = alt.selection_point(name="pick", fields=[by], bind="legend")
+    scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        alt.X("step:Q"),
+        alt.Y(f"{y}:Q", scale=scale, title=y),
+        *_looks(rows, by, names),
+        detail="name:N",
+        tooltip=["name:N", "step:Q", alt.Tooltip(f"{y}:Q", format=".5~g", title=y)],
+    )
+    points = base.transform_flatten(["step", y])
+    few = sum(len(row["step"]) for row in rows) <= 30 * len(rows)
+    lines = points.mark_line(point={"size": 24} if few else "transparent")  # seen by the pointer
+    lines = lines.encode(opacity=alt.condition(pick, alt.value(1), alt.value(0.08)))
+    ends = [{**row, "step": row["step"][-1], y: row[y][-1]} for row in rows if row.get("diverged")]
+    crosses = [_crosses(base.properties(data=alt.Data(values=ends)))] * bool(ends)
+    return _spec(alt.layer(lines.add_params(pick), *crosses), 300)
 
 
-def look(number: int) -> str:
-    """The classes of the `number`-th colour and dash."""
-    return f"c{number % LOOKS}" + (f" d{number // LOOKS % 3}" if number >= LOOKS else "")
+def _crosses(base: alt.Chart) -> alt.Chart:
+    return base.mark_point(shape="M-1,-1L1,1M1,-1L-1,1", size=90, strokeWidth=2, opacity=1)
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+def _looks(rows: Sequence[Row], by: str, names: Sequence[str]) -> tuple[alt.Color, alt.StrokeDash]:
+    """A colour for each name, with other dashes once the colours are used up."""
+    there = {row[by] for row in rows}
+    found = {name: divmod(i, len(COLOURS)) for i, name in enumerate(names) if name in there}
+    colours = [COLOURS[i] for _, i in found.values()]
+    dashes = [DASHES[k % len(DASHES)] for k, _ in found.values()]
+    return (
+        alt.Color(f"{by}:N", scale=alt.Scale(domain=list(found), range=colours)),
+        alt.StrokeDash(f"{by}:N", scale=alt.Scale(domain=list(found), range=dashes)),
+    )
+
+
+def rates(rows: Sequence[Row], names: Sequence[str]) -> Spec:
+    """Loss by learning rate: a dot a run, a line through means, a cross where one diverged.
+
+    Args:
+        rows: each with rate, loss, method, name, and whether it `diverged`.
+        names: of the methods, as in `curves`.
+    """
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        alt.X("rate:Q", scale=alt.Scale(type="log"), title="peak learning rate",
+              axis=alt.Axis(format="~g")),
+        alt.Y("loss:Q", scale=alt.Scale(zero=False), title="best validation loss"),
+        *_looks(rows, "method", names),
+    )  # fmt: skip
+    told = base.encode(tooltip=["name:N", "rate:Q", alt.Tooltip("loss:Q", format=".5~g")])
+    return _spec(
+        alt.layer(
+            base.transform_filter("!datum.diverged").mark_line().encode(y="mean(loss):Q"),
+            told.transform_filter("!datum.diverged").mark_point(filled=True, opacity=1),
+            _crosses(told.transform_filter("datum.diverged")),
+        ),
+        300,
+    )
+
+
+def ranges(rows: Sequence[Row], edges: Sequence[Row]) -> Spec:
+    """By site the range of its sums of squares, between the edges of a format.
+
+    Args:
+        rows: each with site, low, median, high and x (log₂), lost (whether rows left the range),
+            and what the pointer shows: sums, elements, rows.
+        edges: each with at (log₂) and edge (its name).
+    """
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        alt.Y("site:N", sort=None, title=None),
+        color=alt.condition("datum.lost", alt.value("var(--bad)"), alt.value(COLOURS[0])),
+        tooltip=["site:N", "sums:N", "elements:N", "rows:N"],
+    )
+    low = alt.X("low:Q", title="log₂ of a row's sum of squares", scale=alt.Scale(zero=False))
+    return _spec(
+        alt.layer(
+            *(_edge(edge, -8 - 14 * i) for i, edge in enumerate(edges)),
+            base.mark_bar(height=6, opacity=0.55).encode(low, x2="high:Q"),
+            base.mark_point(filled=True, opacity=1).encode(x="median:Q"),
+            base.mark_point(size=60).encode(x="x:Q", color=alt.value(COLOURS[2])),
+        ),
+        18 * len(rows),
+    )
+
+
+def _edge(edge: Row, y: float) -> Any:
+    """A dashed line with its name above the chart, at a height of its own."""
+    base = alt.Chart(alt.Data(values=[edge])).encode(alt.X("at:Q"))
+    right = edge["at"] > 0
+    name = base.mark_text(color="var(--edge)", align="right" if right else "left")
+    name = name.encode(text="edge:N", y=alt.value(y))
+    return alt.layer(base.mark_rule(strokeDash=[5, 4], color="var(--edge)"), name)
+
+
+def _spec(chart: Any, height: int) -> Spec:
+    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+    made = chart.properties(width="container", height=height, autosize=fit).to_dict()
+    return {k: v for k, v in made.items() if k not in ("$schema", "config")}
+
+
+def thinned(points: Sequence[Any]) -> Sequence[Any]:
     """At most about `POINTS` of them, the last among them."""
     step = -(-len(points) // POINTS)
     return points if step <= 1 else [*points[:-1:step], points[-1]]
-
-
-def legend(entries: Sequence[tuple[int, str]]) -> Markup:
-    """Names of colours, each under a swatch of its line."""
-    made = []
-    for number, name in entries:
-        swatch = element("path", d="M0 5H22", class_=f"line {look(number)}")
-        drawn = element("svg", swatch, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
-        made.append(element("li", drawn, name))
-    return element("ul", made, class_="legend")
-
-
-def figure(caption: str, names: Markup, *charts: Markup) -> Markup:
-    """Charts under one caption and one legend, side by side where there is room."""
-    shown = element("div", *charts, class_="charts")
-    return element("figure", element("figcaption", caption), names, shown)

@@ -1,111 +1,71 @@
 """Ranges by site: what each norm was given, and the edges of the format that held its sums."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from normlab.numerics import FloatFormat
 from normlab.numerics.histogram import STEPS, median, unpacked
-from normlab.report.axes import names, octaves, power
-from normlab.report.charts import Frame
-from normlab.report.markup import Markup, element
+from normlab.report import charts
+from normlab.report.charts import Spec
 from normlab.results import Record
 from normlab.results.column import Column
 
-Range = tuple[float, float, float]
-"""Least, median and largest sum of squares of a site's rows; the ends to a quarter octave."""
 
-ROOM = 16
-"""Width of a site."""
-
-
-def ranges(records: Sequence[Record]) -> list[Markup]:
-    """A chart for each record that saw norms with a statistic; the first one stands open."""
+def seen(records: Sequence[Record]) -> list[Record]:
+    """The records that saw norms with a statistic, those with most rows out of range first."""
     last = {(r.model, r.dataset, r.split, r.protocol, r.window, r.precision): r for r in records}
-    found = [r for r in last.values() if any(spans(r).values())]
-    made = [_details(r, i == 0) for i, r in enumerate(found)]
-    return [element("p", CAPTION, class_="note"), *made] if made else []
+    found = [r for r in last.values() if any(_rows(r))]
+    return sorted(found, key=lambda r: -(r.overflowed_rows or 0) - (r.zero_rows or 0))
 
 
-CAPTION = (
-    "By norm, in the order of the forward pass: the sum of squares of its rows after scaling, in "
-    "float32, as the format would have to hold it (bar: least to largest, dot: median), and the "
-    "largest element |x| before scaling (ring). Dashed: the format's largest value, its smallest "
-    "normal and its smallest subnormal; for fp32 those of fp16."
-)
+def title(r: Record) -> str:
+    """Which record it is, and how many of its rows left the format's range."""
+    lost = f"{r.overflowed_rows or 0:,} overflowed, {r.zero_rows or 0:,} vanished"
+    return f"{r.model}, {r.precision}: {lost} of {r.rows or 0:,} rows"
 
 
-def _details(r: Record, shown: bool) -> Markup:
-    said = f"{r.overflowed_rows or 0:,} overflowed, {r.zero_rows or 0:,} vanished"
-    bad = "bad" if r.overflowed_rows or r.zero_rows else None
-    rows = element("small", f"{said} of {r.rows or 0:,} rows", class_=bad)
-    summary = element("summary", f"{r.model}, {r.precision} ", rows)
-    return element("details", summary, chart(r), open=shown)
-
-
-def chart(r: Record) -> Markup:
-    """The chart of one record."""
-    held = {site: span for site, span in spans(r).items() if span}
-    sites = in_order(held)
+def chart(r: Record) -> Spec:
+    """The ranges of one record."""
     to = Column.parse(r.precision).precision.format
-    edges = _edges(FloatFormat.parse("fp16") if to.is_float32 else to)
-    seen = [v for site in sites for v in (*held[site], r.sites[site]["max_abs"])]
-    y = octaves([*seen, *(value for value, _ in edges)], "sum of squares")
-    labels = [short(site) for site in sites]
-    room = 24 + 5 * max(map(len, labels))  # below the axis, for names that stand aslant
-    width = max(720, ROOM * len(sites))
-    frame = Frame(names(labels, ""), y, width, 270 + room, room)
-    marks = [frame.level(value, said) for value, said in edges]
-    marks += [_site(frame, i, s, held[s], r.sites[s]) for i, s in enumerate(sites)]
-    return frame.svg(f"ranges by site of {r.model}, {r.precision}", *marks, slanted=True)
+    return charts.ranges(_rows(r), _edges(FloatFormat.parse("fp16") if to.is_float32 else to))
 
 
-def _edges(to: FloatFormat) -> list[tuple[float, str]]:
-    small = to.min_exponent
-    return [
-        (to.max, f"{to.name} largest {to.max:,.6g}" if to.max < 1e6 else f"{to.name} largest"),
-        (to.smallest_normal, f"smallest normal {power(small)}"),
-        (to.smallest_subnormal, f"smallest {power(small - to.mantissa)}"),
+def _rows(r: Record) -> list[dict[str, Any]]:
+    return [_row(name, site) for name in in_order(r.sites)
+            if (site := r.sites[name]).get("sums", {}).get("counts")]  # fmt: skip
+
+
+def _row(name: str, site: dict[str, Any]) -> dict[str, Any]:
+    """A site's sums: least, median and largest; the ends to a quarter octave."""
+    sums = site["sums"]
+    low, high = sums["first"], sums["first"] + len(sums["counts"]) / STEPS
+    middle = math.log2(median(unpacked(sums)) or 2.0**low)
+    lost = {word: site.get(word, 0) for word in ("overflowed", "zero")}
+    told = [f"{n:,} {word}" for word, n in lost.items() if n]
+    scale = f", scale {site['scale']:.4g}" if isinstance(site.get("scale"), float) else ""
+    return {
+        "site": short(name), "low": low, "median": middle, "high": high,
+        "x": math.log2(site["max_abs"]) if 0 < site["max_abs"] < math.inf else None,
+        "lost": bool(told),
+        "sums": f"{2.0**low:.3g} … {2.0**high:.3g}, median {2.0**middle:.3g}{scale}",
+        "elements": f"largest |x| {site['max_abs']:.4g}, largest ‖x‖ {site['max_norm']:.4g}",
+        "rows": ", ".join([f"{site['rows']:,}", *told]),
+    }  # fmt: skip
+
+
+def _edges(to: FloatFormat) -> list[dict[str, Any]]:
+    """The largest value of a format, its smallest normal and its smallest subnormal."""
+    found = [
+        (f"{to.name} largest {to.max:,.6g}", to.max),
+        (f"smallest normal 2^{to.min_exponent}", to.smallest_normal),
+        (f"smallest 2^{to.min_exponent - to.mantissa}", to.smallest_subnormal),
     ]
+    return [{"edge": name, "at": math.log2(value)} for name, value in found]
 
 
-def _site(frame: Frame, at: int, name: str, span: Range, site: dict[str, Any]) -> Markup:
-    low, middle, high = span
-    lost = {
-        word: site.get(key, 0) for word, key in (("overflowed", "overflowed"), ("zero", "zero"))
-    }
-    said = [
-        f"{name}: Σ {low:.3g} … {high:.3g}, median {middle:.3g}",
-        f"largest |x| {site['max_abs']:.4g}, largest ‖x‖ {site['max_norm']:.4g}",
-    ]
-    said += [f"scale {site['scale']:.4g}"] if isinstance(site.get("scale"), float) else []
-    said += [f"{n:,} of {site['rows']:,} rows {word}" for word, n in lost.items() if n]
-    x, y = frame.place(at, site["max_abs"])
-    top, floor = frame.place(at, high)[1] - 6, frame.place(at, low)[1] + 6
-    area = element(
-        "rect", x=f"{x - 8:.1f}", width=16, y=f"{min(top, y - 6):.1f}",
-        height=f"{max(floor, y + 6) - min(top, y - 6):.1f}", class_="area",
-    )  # fmt: skip
-    kind = "range lost" if any(lost.values()) else "range"
-    ring = element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=4, class_="ring")
-    title = element("title", "\n".join(said))
-    bar, dot = frame.bar(at, low, high, kind), frame.dot((at, middle), 0)
-    return element("g", title, area, bar, dot, ring, tabindex="0", class_="mark")
-
-
-def spans(r: Record) -> dict[str, Range | None]:
-    """By site the range of its rows' sums; None where there were none."""
-    return {name: _span(site["sums"]) for name, site in r.sites.items() if "sums" in site}
-
-
-def _span(sums: dict[str, Any]) -> Range | None:
-    if not sums["counts"]:
-        return None
-    first, last = sums["first"], sums["first"] + len(sums["counts"]) / STEPS
-    return 2.0**first, median(unpacked(sums)) or 2.0**first, 2.0**last
-
-
-def in_order(sites: Any) -> list[str]:
+def in_order(sites: Iterable[str]) -> list[str]:
     """Sites as the forward pass meets them: the embedding's, block by block, the final one."""
 
     def place(name: str) -> tuple[int, int, str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from normlab.results import Record, RecordFile, latest
-from normlab.results.settings import flattened
-from normlab.runs.run import FINAL, Run, is_run
+from normlab.results.record import GOOD, OK
+from normlab.results.settings import flattened, identity
+from normlab.runs.run import Run, is_run
 
 RECORDS = "records.jsonl"
 
@@ -59,19 +60,64 @@ class Trained:
     def of_record(cls, r: Record) -> "Trained":
         """What an evaluation's record says of the run that it evaluated; no metrics."""
         told = r.facts.get("training_provenance", {})
-        config, record = flattened(r.facts["config"]), r.facts.get("training", {"state": r.status})
+        config, (state, _, reason) = flattened(r.facts["config"]), r.status.partition(": ")
+        ended = {"state": GOOD[0] if state == OK else state} | (
+            {"reason": reason} if reason else {}
+        )
+        record = r.facts.get("training", ended)
         return cls(r.model, config, (), record, (), (), told)
 
     @property
     def state(self) -> str:
         """How it ended, or "unfinished"."""
-        state = self.record.get("state", "unfinished")
-        return state if state in FINAL else "unfinished"
+        state = self.record.get("state", "running")
+        return "unfinished" if state == "running" else state
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether there is nothing to be said against its numbers."""
+        return self.state in GOOD
+
+    @property
+    def why(self) -> str:
+        """How it ended, and the reason where it is known: "diverged after 20 steps"."""
+        reason, steps = self.record.get("reason"), self.record.get("steps")
+        after = f" after {steps:,} steps" if steps is not None else ""
+        return f"{self.state}: {reason}" if reason else f"{self.state}{after}"
 
     @cached_property
-    def kind(self) -> str:
-        """Its norm type and placement, in two words."""
-        return f"{self.config.get('norm.type', '?')} {self.config.get('placement.type', '?')}"
+    def identity(self) -> dict[str, Any]:
+        """What its result depends on, flat, the text by its own name."""
+        return identity(self.config, self.provenance.get("corpus", {}).get("name"))
+
+    @property
+    def best_loss(self) -> float | None:
+        """Its best validation loss, where it has one that is a number."""
+        loss = self.record.get("best_valid_loss")
+        return loss if loss is not None and math.isfinite(loss) else None
+
+    @property
+    def validated(self) -> Record:
+        """What training itself measured, as an evaluation would record it."""
+        corpus, c = self.provenance.get("corpus", {}), self.config
+        loss = self.best_loss
+        return Record(
+            key=self.name,
+            model=self.name,
+            norm=c.get("norm.type"),
+            placement=c.get("placement.type"),
+            precision="fp32",
+            status=OK if loss is not None else self.state,
+            perplexity=None if loss is None else self.record.get("best_valid_perplexity"),
+            dataset_title=corpus.get("title", corpus.get("name", c.get("data.corpus", "a text"))),
+            split="validation",
+            seed=c.get("seed"),
+            facts={
+                "config": self.config,
+                "training": self.record,
+                "training_provenance": self.provenance,
+            },
+        )
 
     def curve(self, column: str) -> list[tuple[float, float]]:
         """(step, value) of each logged row that has a finite value there."""

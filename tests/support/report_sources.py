@@ -28,7 +28,9 @@ def write_run(folder, name, norm="rmsnorm", lr=1e-3, seed=0, state="finished", l
     best = min(r["valid_loss"] for r in rows if "valid_loss" in r)
     run.write("config.yaml", config)
     run.write("overrides.yaml", [f"norm={norm}", f"note={HOSTILE}"])
-    run.write("provenance.json", {"text": "t" * 64, "sessions": [{"from_step": 0, **PROVENANCE}]})
+    corpus = {"name": "embedded", "title": "A text"}
+    sessions = [{"from_step": 0, **PROVENANCE}]
+    run.write("provenance.json", {"text": "t" * 64, "corpus": corpus, "sessions": sessions})
     run.write("record.json", {
         "state": state, "parameters": 1000, "steps": rows[-1]["step"], "best_step": 40,
         "best_valid_loss": best, "best_valid_perplexity": 2.718281828459045**best, "seconds": 2.0,
@@ -78,6 +80,17 @@ def record(model, precision="fp32", perplexity=20.0, status="ok", **more):
     }  # fmt: skip
     told |= {"key": f"{model}-{precision}"}
     return Record(model=model, precision=precision, status=status, **(fields | told | more))
+
+
+def run_record(run, precision="fp32", perplexity=20.0, **more):
+    """What the evaluation of a run records."""
+    config = run.read("config.yaml")
+    facts = {
+        "source": str(run.directory), "config": config, "training": run.record,
+        "training_provenance": run.read("provenance.json"),
+    }  # fmt: skip
+    kind = {"norm": config["norm"]["type"], "seed": config["seed"], "facts": facts}
+    return record(run.directory.name, precision, perplexity, **(kind | more))
 
 
 def write_records(folder, *records):
