@@ -12,7 +12,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
 PARTS  ?= 12
 ASK    ?=
 QUIET  := NORMLAB_NOTICE=off
-EXTRAS := test,tensorboard,wandb,slurm
+EXTRAS := test,browser,tensorboard,wandb,slurm
 
 .PHONY: table test test-system test-all test-slice parity extras check docs clean
 

@@ -70,7 +70,7 @@ def _spread(exact: Mapping[str, Cell]) -> str:
     low = min(exact, key=lambda name: _value(exact[name]))
     high = max(exact, key=lambda name: _value(exact[name]))
     ends = [f"{number(_value(exact[name]))} ({name})" for name in (low, high)]
-    return f"in fp32 the {len(exact)} models lie between {' and '.join(ends)}"
+    return f"In fp32 the {len(exact)} models lie between {' and '.join(ends)}"
 
 
 def _changes(pairs: Pairs, far: Set[str], before: Set[str]) -> str:

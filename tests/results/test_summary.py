@@ -47,7 +47,7 @@ def test_several_models_have_a_range_and_the_worst_of_them_a_name():
         rows("c", 120.0, None, None, placement="peri"),
     )
     assert text == (
-        "in fp32 the 3 models lie between 80.000 (rmsnorm post) and 120.000 (rmsnorm peri); "
+        "In fp32 the 3 models lie between 80.000 (rmsnorm post) and 120.000 (rmsnorm peri); "
         "fp16 stays within 0.01 % of fp32 (at most +0.009 ± 0.010, rmsnorm pre); "
         "fp16+slanc stays within 0.005 % of fp32 (at most +0.004 ± 0.010, rmsnorm post)."
     )
@@ -67,7 +67,7 @@ def test_some_of_several_break():
 def test_nothing_to_say():
     assert said([record()]) == ""
     assert said([record(perplexity=None, status="diverged")]) == ""
-    assert said([record(), record("b")]).startswith("in fp32 the 2 models lie between 5.116 (a)")
+    assert said([record(), record("b")]).startswith("In fp32 the 2 models lie between 5.116 (a)")
 
 
 def test_it_stands_under_its_table():
