@@ -1,5 +1,6 @@
 """The groups of `configs/`: what a name on the command line can choose."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from hydra.core.config_store import ConfigStore
 from normlab.config import to_dict
 from normlab.model import PlacementConfig, placements
 from normlab.norms import norms
+from normlab.registry import Registry
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+TYPED: dict[str, Registry[Any]] = {"norm": norms, "placement": placements}
+"""Groups whose options are registered types, each with defaults of its own."""
 
 
 def register(app: str, schema: type) -> None:
@@ -30,6 +34,33 @@ def register(app: str, schema: type) -> None:
         store.store(group="placement", name=name, node=to_dict(PlacementConfig(type=name)))
 
 
+def refuse_another_type(choices: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    """Refuse a type that was put on the defaults of another one.
+
+    Args:
+        choices: the option that was chosen of each group.
+        values: the composed config.
+
+    Raises:
+        ValueError: with the option that brings the type's own defaults.
+    """
+    for group, registry in TYPED.items():
+        found = values[group]["type"] if group in values else None
+        if found in registry and found != _type_of(group, choices[group]):
+            raise ValueError(
+                f"{group}.type={found} would have the defaults of {group}={choices[group]}: "
+                f"expected {group}={found}, and its fields after that"
+            )
+
+
+def _type_of(group: str, option: str) -> str:
+    """The registered type that an option of a group is, or is based on."""
+    file = CONFIGS / group / f"{option}.yaml"
+    if not file.exists():
+        return option
+    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["defaults"][0])
+
+
 def groups(app: str) -> list[str]:
     """The groups that configs/{app}.yaml lets one choose from."""
     listed = yaml.safe_load((CONFIGS / f"{app}.yaml").read_text())["defaults"]
@@ -39,5 +70,5 @@ def groups(app: str) -> list[str]:
 
 def options(group: str) -> list[str]:
     """What `group=` can be: files of configs/GROUP, and what is registered."""
-    registered: Any = {"norm": norms, "placement": placements}.get(group, ())
+    registered: Any = TYPED.get(group, ())
     return sorted({p.stem for p in (CONFIGS / group).glob("*.yaml")} | set(registered))

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from normlab.commands import compile_cache
 from normlab.commands.errors import explained, one_of_several
-from normlab.commands.groups import CONFIGS, groups, register
+from normlab.commands.groups import CONFIGS, groups, refuse_another_type, register
 from normlab.commands.help import print_help
 from normlab.config import build, describe
 from normlab.progress import sweep
@@ -87,6 +87,7 @@ def launch(
                 sweep.begin(HydraConfig.get().job.num + 1, runs)
             user_files.load(values.get("imports") or ())
             try:
+                refuse_another_type(HydraConfig.get().runtime.choices, values)
                 config = build(schema, values)
             except (ValueError, TypeError) as error:
                 if several and refused is not None:

@@ -89,6 +89,9 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
     [
         ("norm=rmsnrom", "unknown norm 'rmsnrom'. Did you mean 'rmsnorm'"),
         ("placement=perry", "unknown placement 'perry'. Did you mean 'peri'"),
+        ("norm.type=layernorm", "norm.type=layernorm would have the defaults of norm=rmsnorm"),
+        ("placement.type=peri", "would have the defaults of placement=pre: expected placement=p"),
+        ("norm.type=rmsnrom", "unknown norm 'rmsnrom'. Did you mean 'rmsnorm'"),
         ("norm.epz=1", "unknown key of norm 'epz'. Did you mean 'eps'"),
         ("model.width.x=1", "model.width is one value and has no keys; expected model.width=VALUE"),
         ("stepz=1", "unknown key 'stepz'. Did you mean 'steps'"),
@@ -112,6 +115,23 @@ def test_what_cannot_be_is_refused_in_a_line_or_two(capsys, monkeypatch, argumen
     assert message in printed
     assert "Traceback" not in printed
     assert printed.strip().count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("norm=layernorm", "norm.type=rmsnorm"),
+        ("norm=layernorm-nobias", "norm.type=rmsnorm"),
+        ("placement=olmo2", "placement.type=pre"),
+    ],
+)
+def test_a_type_on_another_types_defaults_is_refused(capsys, monkeypatch, arguments):
+    """It would be trained with those, and tabulated by its name."""
+    status, printed = run(capsys, monkeypatch, "train", *arguments)
+    assert status == 2
+    group, _, name = arguments[1].partition(".type=")
+    assert f"expected {group}={name}, and its fields" in printed
+    assert run(capsys, monkeypatch, "train", arguments[0])[0] == 0
 
 
 @pytest.mark.parametrize("argument", ["norm=dyt", "placement=pre", "experiment=table"])
