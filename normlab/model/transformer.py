@@ -12,6 +12,7 @@ from normlab.model.attention import soft_cap
 from normlab.model.block import Block, rematerialized, scanned
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
+from normlab.model.keys import key, pinned
 from normlab.model.linear import Linear
 from normlab.model.placement import PlacementConfig, ResidualConfig
 from normlab.model.residual import norm_maker
@@ -34,6 +35,7 @@ class Transformer(nnx.Module):
         seed: of the initial weights.
     """
 
+    @pinned
     def __init__(
         self,
         config: ModelConfig,
@@ -49,7 +51,7 @@ class Transformer(nnx.Module):
         )
         config.check_norm(norm)
         placement.check_norm(norm, config.layers)
-        rngs = nnx.Rngs(seed)
+        rngs = nnx.Rngs(key(seed))
         normal = jax.nn.initializers.normal(config.std)
         make_norms = partial(norm_maker, kind, norm)
         make_norm = make_norms(placement.around(config.layers), "")

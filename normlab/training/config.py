@@ -75,7 +75,11 @@ class TrainConfig:
             f"accumulate = {self.accumulate} parts of batch = {self.batch} sequences are not equal:"
             f" expected a divisor of the batch, such as {math.gcd(self.accumulate, self.batch)}",
         )
-        require(self.seed >= 0, f"seed = {self.seed}: expected a whole number ≥ 0")
+        require(
+            0 <= self.seed < 2**32,
+            f"seed = {self.seed}: expected a whole number ≥ 0 and below 2³², from where on seeds "
+            f"repeat: this one has the weights of {self.seed % 2**32}",
+        )
         require(
             self.window <= self.model.max_length,
             f"window = {self.window} tokens is longer than model.max_length = "

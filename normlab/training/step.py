@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 from normlab.loss import token_nll
-from normlab.model import ComputeConfig, Context, Transformer
+from normlab.model import ComputeConfig, Context, Transformer, keys
 from normlab.norms import NormState, penalties
 from normlab.numerics import Precision
 from normlab.parallel.sharding import Layout, layout, put, shard_params
@@ -64,7 +64,7 @@ def make_step(
             k-th sequence from the i-th on, a dropout key of its own, and the norms' state as part
             i − 1 left it: a BatchNorm sees k small batches, and running means move k times a step.
     """
-    key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+    key = np.asarray(jax.random.key_data(keys.key(seed)))
     run = jax.tree.map(partial(put, ""), (optimizer, key, np.asarray(steps, np.int32)))
     return partial(_step(graphdef, compute, accumulate, layout()), run)
 
@@ -97,11 +97,12 @@ def _step(
         # Every k-th sequence: a batch that is spread over devices stays where it is.
         parts: Any = tuple(t.reshape(-1, accumulate, t.shape[-1]).swapaxes(0, 1) for t in texts)
         none: Any = (jnp.float32(0), jax.tree.map(jnp.zeros_like, weights))
-        keys = jax.random.split(key, accumulate)
-        (total, kept), _ = jax.lax.scan(add, (none, kept), (keys, parts))
+        split = jax.random.split(key, accumulate)
+        (total, kept), _ = jax.lax.scan(add, (none, kept), (split, parts))
         value, gradients = jax.tree.map(lambda t: t / accumulate, total)
         return (value, kept), gradients
 
+    @keys.pinned
     def step_once(
         run: tuple[AdamW, jax.Array, jax.Array],
         params: Params,
@@ -112,7 +113,7 @@ def _step(
     ):
         optimizer, key, steps = run
         weights, kept = nnx.split_state(params, nnx.Param, NormState)
-        key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key, impl=keys.IMPL), step)
         call = differentiated if accumulate == 1 else in_parts
         progress = jnp.float32(step) / steps
         (value, kept), gradients = call(weights, kept, progress, key, (inputs, targets))

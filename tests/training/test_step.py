@@ -16,9 +16,10 @@ from normlab.norms import NormState, norms, penalties
 from normlab.training import diagnostics as watch
 from normlab.training import step as steps
 from normlab.training.optimizer import OptimizerConfig, make_optimizer
-from normlab.training.step import learned, make_step, make_validate
+from normlab.training.step import _step, learned, make_step, make_validate
 from normlab.training.trainer import train
-from tests.conftest import forward, same_trees, tiny_model
+from tests.conftest import VOCAB, forward, same_trees, tiny_model
+from tests.support.norm_walk import started
 from tests.support.runs import tiny_config
 from tests.support.steps import STEPS, texts
 
@@ -56,6 +57,27 @@ def test_parts_of_a_batch_add_up_to_the_batch():
 
 
 @pytest.mark.system
+@pytest.mark.parametrize(
+    "ambient", [{"default_prng_impl": "rbg"}, {"threefry_partitionable": False}]
+)
+def test_weights_and_dropout_are_the_same_whatever_jax_is_set_to(ambient):
+    def drawn():
+        model = started("rmsnorm", dropout=0.5)
+        graphdef, params = nnx.split(model)
+        optimizer = make_optimizer(OptimizerConfig(warmup=0), 2, learned(params))
+        _step.cache_clear()  # which knows nothing of such settings
+        step = make_step(graphdef, optimizer, 3, 2)
+        state = optimizer.init(learned(params))
+        texts = np.arange(64, dtype=np.int32).reshape(2, 2, 16) % VOCAB
+        return params, step(params, state, np.int32(0), *texts)[2]["loss"]
+
+    wanted = drawn()
+    ((name, value),) = ambient.items()
+    with getattr(jax, name)(value):
+        found = drawn()
+    assert same_trees(wanted, found)
+
+
 def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
     """A step of two parts, by hand: the batch's even rows, then its odd ones."""
     model = small("batchnorm", dropout=0.5)

@@ -342,6 +342,7 @@ CUDNN = {"attention": "cudnn", "dtype": "bfloat16"}
         ({"steps": 2}, "optimizer.warmup = 2 steps leaves none of steps = 2"),
         ({"patience": 0}, "patience = 0: expected null or a number ≥ 1"),
         ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**32}, "seed = 4294967296: .* this one has the weights of 0"),
         ({"norm": {"type": "i-bert"}}, r"norm=i-bert rounds.*transform=\[i-bert\]"),
         ({"norm": {"type": "dyadic"}}, "norm=dyadic rounds, and no gradient comes through it"),
         ({"norm": {"type": "ai-layernorm"}}, "norm=ai-layernorm rounds"),
