@@ -56,7 +56,6 @@ def test_parts_of_a_batch_add_up_to_the_batch():
     assert abs(lone - losses[0]) > 1e-3, "a part is not the batch: one that is lost would be seen"
 
 
-@pytest.mark.system
 @pytest.mark.parametrize(
     "ambient", [{"default_prng_impl": "rbg"}, {"threefry_partitionable": False}]
 )
@@ -78,6 +77,7 @@ def test_weights_and_dropout_are_the_same_whatever_jax_is_set_to(ambient):
     assert same_trees(wanted, found)
 
 
+@pytest.mark.system
 def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
     """A step of two parts, by hand: the batch's even rows, then its odd ones."""
     model = small("batchnorm", dropout=0.5)
