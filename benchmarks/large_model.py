@@ -27,6 +27,7 @@ from outcome import keep
 
 from normlab import pretrained
 from normlab.evaluation.perplexity import score
+from normlab.results.column import Column
 from normlab.scaling import scales
 
 CONFIG: dict[str, Any] = {

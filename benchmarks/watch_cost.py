@@ -24,6 +24,7 @@ from turns import in_turns
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
 from normlab.runs.run import Run
+from normlab.training.diagnostics import Diagnostics
 from normlab.training.optimizer import OptimizerConfig, make_optimizer
 from normlab.training.step import learned, make_step
 

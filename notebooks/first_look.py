@@ -36,6 +36,7 @@ from normlab.plots import figure
 from normlab.plots.style import BLUE, GREEN, ORANGE
 from normlab.progress import console
 from normlab.results import tables
+from normlab.results.column import Column
 from normlab.results.formats import markdown
 from normlab.scaling import scales
 from normlab.training.config import TrainConfig

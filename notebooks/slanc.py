@@ -69,7 +69,7 @@ for site in (sites[0], sites[len(sites) // 2], sites[-1]):
 # %%
 PRECISIONS = ("fp32", "fp16:pairwise", "fp16:pairwise+slanc", "fp16:pairwise+moments")
 out = tempfile.mkdtemp()
-asked = {"model": MODEL, "max_windows": WINDOWS, "window": WINDOW, "out": out}
+asked = {"pretrained": MODEL, "max_windows": WINDOWS, "window": WINDOW, "out": out}
 records = evaluate(EvaluateConfig(precision=PRECISIONS, **asked))
 by_precision = {r.precision: r for r in records}
 Markdown(markdown(tables(records, list(PRECISIONS))))

@@ -248,7 +248,7 @@ def test_the_host_holds_the_model_and_one_tensor(form, tmp_path, monkeypatch):
     sizes = [w.nbytes for w in weights.values()]
     put, on_device, peaks = loading.put, [], []
 
-    def diagnostics(path, x):
+    def watched(path, x):
         peaks.append(sum(on_device) + tracemalloc.get_traced_memory()[1])
         tracemalloc.reset_peak()
         copied = jax.block_until_ready(put(path, x))

@@ -148,7 +148,7 @@ def evaluated(model, out, **fields):
     from normlab.evaluation.config import EvaluateConfig
 
     values = {
-        "model": model,
+        "pretrained": model,
         "out": str(out),
         "precision": PRECISIONS,
         "data": {"corpus": "embedded"},
