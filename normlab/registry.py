@@ -37,8 +37,9 @@ class UnknownNameError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     """The error for `name`, which is no `kind`: what was given, what is nearest, what there is."""
     options = sorted(map(str, known))
-    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    small = {option.lower(): option for option in reversed(options)}
+    near = difflib.get_close_matches(str(name).lower(), small, n=1, cutoff=0.5)
+    hint = f" Did you mean {small[near[0]]!r}?" if near else ""
     return UnknownNameError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(options)}.")
 
 

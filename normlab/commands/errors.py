@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from normlab.registry import unknown
+from normlab.runs import user_files
 
 LIBRARY = Path(__file__).parent.parent
 TRACEBACK = "NORMLAB_TRACEBACK"
@@ -70,8 +71,19 @@ def one_of_several(asked: Sequence[str]) -> Iterator[None]:
         raise RunFailed(f"not every run of the sweep went well; the first: {said}") from None
 
 
+def _in_user_file(error: BaseException) -> str | None:
+    """The last line of a user's own file that an error came through: "my_norms.py, line 12"."""
+    frames = [
+        (Path(f.f_code.co_filename), line) for f, line in traceback.walk_tb(error.__traceback__)
+    ]
+    own = [f"{file.name}, line {line}" for file, line in frames if str(file) in user_files.loaded()]
+    return own[-1] if own else None
+
+
 def _about_what_was_asked(error: Exception) -> bool:
     if isinstance(error, (HydraException, OmegaConfBaseException, OSError, RunFailed)):
+        return True
+    if _in_user_file(error):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised_in = Path(frame.f_code.co_filename)
@@ -96,6 +108,9 @@ def explain(error: BaseException) -> str:
         if deeper:
             return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, deeper))}?"
         return str(unknown(f"key of {group}" if group else "key", key, known))
+    if place := _in_user_file(error):
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"{place}: {type(error).__name__}: {first}"
     said = str(cause or error).strip()
     if said.startswith("Ambiguous value"):  # Hydra's three ways out, the likeliest first
         argument = said.split("'")[1]

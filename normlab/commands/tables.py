@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -24,13 +25,19 @@ def write(config: EvaluateConfig, records: Sequence[Record]) -> None:
     found = spread.spreads(records, asked)
     (out / "spread.md").unlink(missing_ok=True)  # an earlier call's
     if found:
-        parts = [part for title, lines in found for part in (title, grid(lines))]
-        page = "\n\n".join([*parts, spread.LEGEND]) + "\n"
+        shown, page = _spread(found)
         (out / "spread.md").write_text(page, encoding="utf-8")
-        shown = [ruled(title, lines, 2) for title, lines in found]
-        _tell(Group(*shown, Text(spread.LEGEND, "dim")), page)
+        _tell(shown, page)
         written.append("spread.md")
     print(f"written to {out}: {', '.join(written)}")
+
+
+def _spread(found: Sequence[tuple[str, Any]]) -> tuple[RenderableType, str]:
+    """The tables of means over seeds, for a terminal and in Markdown."""
+    parts = [part for title, lines in found for part in (title, grid(lines))]
+    shown = [ruled(title, lines, 2) for title, lines in found]
+    page = "\n\n".join([*parts, spread.LEGEND]) + "\n"
+    return Group(*shown, Text(spread.LEGEND, "dim")), page
 
 
 def show(folders: Sequence[str]) -> None:
@@ -39,13 +46,16 @@ def show(folders: Sequence[str]) -> None:
     Raises:
         FileNotFoundError: a folder without records.
     """
-    made = []
+    made, found = [], []
     for folder in folders:
         records = RecordFile(Path(folder) / "records.jsonl").read()
         if not records:
             raise FileNotFoundError(f"{folder} holds no records: expected an evaluation's out=DIR")
         made += tables(records)
+        found += spread.spreads(records, list(dict.fromkeys(r.precision for r in records)))
     _tell(terminal(made), markdown(made))
+    if found:
+        _tell(*_spread(found))
 
 
 def _tell(shown: RenderableType, plain: str) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from normlab.config import require
 from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm
 from normlab.numerics import Accumulator, Precision, RangeCounts
@@ -77,6 +78,11 @@ class Context:
         acc = Accumulator(self.precision, scale, observe=self.observe and norm.has_statistic)
         acc.entered = self.entered
         y = norm(x, acc) if self.progress is None else norm.during_training(x, acc, self.progress)
+        require(
+            y.shape[:-1] == x.shape[:-1],  # a deferred norm adds an element to each row
+            f"norm {norm.config.type!r} at {name} returned rows of shape {y.shape}: expected "
+            f"{x.shape}, as they came",
+        )
         if acc.observed is not None:
             self.observed[name] = acc.observed
         return y.astype(came)

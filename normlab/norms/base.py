@@ -1,6 +1,6 @@
 """What every norm has in common: its site, its config, its gain and bias."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,13 +8,37 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from normlab.config import field
+from normlab.config import field, require
 from normlab.norms.reference import Params, Rows
 from normlab.numerics import Accumulator
 from normlab.numerics.eps import EpsForm
 from normlab.registry import MethodCard, Registry
 
-norms: Registry[type["Norm"]] = Registry("norm", package="normlab.norms")
+
+class Norms(Registry[type["Norm"]]):
+    """The norm types; each has a config of its own, whose `type` is its name."""
+
+    def register(self, name: str) -> Callable[[type["Norm"]], type["Norm"]]:
+        """Decorator: put a class under a name.
+
+        Raises:
+            ValueError: its config's type is another one, so that config would build another norm.
+        """
+
+        def put(kind: type["Norm"]) -> type["Norm"]:
+            said = kind.Config.type if hasattr(kind.Config, "type") else None
+            require(
+                said == name,
+                f"norm {name!r}: {kind.__name__}.Config has type = {said!r}: expected a dataclass "
+                f"of its own with type: str = field({name!r}, …)",
+            )
+            return register(kind)
+
+        register = super().register(name)
+        return put
+
+
+norms = Norms("norm", package="normlab.norms")
 """Every norm type by name. A file put into this package registers its classes by itself."""
 
 

@@ -32,11 +32,19 @@ class EpsForm(StrEnum):
     @property
     def power(self) -> int:
         """ε of a row c·x that is ε of x, over c^power."""
-        return 2 if self is EpsForm.UNDER else 1
+        match self:
+            case EpsForm.UNDER:
+                return 2
+            case EpsForm.ADDED | EpsForm.FLOOR:
+                return 1
 
     def least_rms(self, eps: float) -> float:
         """The RMS at which ε begins to rule a row."""
-        return eps**0.5 if self is EpsForm.UNDER else eps
+        match self:
+            case EpsForm.UNDER:
+                return eps**0.5
+            case EpsForm.ADDED | EpsForm.FLOOR:
+                return eps
 
     @property
     def cap(self) -> float:
@@ -44,11 +52,19 @@ class EpsForm(StrEnum):
 
         See docs/scales.md, "The cap".
         """
-        return float(np.sqrt(2)) if self is EpsForm.ADDED else 128.0
+        match self:
+            case EpsForm.ADDED:
+                return float(np.sqrt(2))
+            case EpsForm.UNDER | EpsForm.FLOOR:
+                return 128.0
 
     def beside_mean(self, eps: Float[Array, "..."] | float, over: Array) -> Array:
         """What stands beside the mean square of x·`over`: ε·over², or (ε·over)²."""
-        return eps * over**2 if self is EpsForm.UNDER else (eps * over) ** 2
+        match self:
+            case EpsForm.UNDER:
+                return eps * over**2
+            case EpsForm.ADDED | EpsForm.FLOOR:
+                return (eps * over) ** 2
 
     def inverse(
         self,
@@ -63,7 +79,11 @@ class EpsForm(StrEnum):
         zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0
         root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
         least = apart(eps * over)
-        return 1.0 / (root + least if self is EpsForm.ADDED else jnp.maximum(root, least))
+        match self:
+            case EpsForm.ADDED:
+                return 1.0 / (root + least)
+            case EpsForm.FLOOR:
+                return 1.0 / jnp.maximum(root, least)
 
     def loses(
         self,
@@ -80,15 +100,21 @@ class EpsForm(StrEnum):
             beside: d times `beside_mean`.
             unit: half the distance from 1 to the next value of the format.
         """
-        if self is EpsForm.ADDED:  # √Σ − √(Σ − lost) without a difference of roots
-            root, left = jnp.sqrt(total), jnp.sqrt(total - lost)
-            return 2 * lost > unit * (root + jnp.sqrt(beside)) * (root + left)
-        ruled = jnp.maximum(total, beside) if self is EpsForm.FLOOR else total + beside
-        return lost > unit * ruled
+        match self:
+            case EpsForm.UNDER:
+                return lost > unit * (total + beside)
+            case EpsForm.FLOOR:
+                return lost > unit * jnp.maximum(total, beside)
+            case EpsForm.ADDED:  # √Σ − √(Σ − lost) without a difference of roots
+                root, left = jnp.sqrt(total), jnp.sqrt(total - lost)
+                return 2 * lost > unit * (root + jnp.sqrt(beside)) * (root + left)
 
     def divisor(self, mean_square: np.ndarray, eps: float) -> np.ndarray:
         """What a row is divided by, in float64."""
-        root = np.sqrt(mean_square + (eps if self is EpsForm.UNDER else 0.0))
-        if self is EpsForm.ADDED:
-            return root + eps
-        return np.maximum(root, eps) if self is EpsForm.FLOOR else root
+        match self:
+            case EpsForm.UNDER:
+                return np.sqrt(mean_square + eps)
+            case EpsForm.ADDED:
+                return np.sqrt(mean_square) + eps
+            case EpsForm.FLOOR:
+                return np.maximum(np.sqrt(mean_square), eps)

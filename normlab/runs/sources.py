@@ -1,10 +1,12 @@
 """What computed a run, and whether it is the same now: its norm's source, and a user's files."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from normlab.config import require
+from normlab.model import placements
 from normlab.norms import norms
 from normlab.norms.source import source_hash
 from normlab.runs import user_files
@@ -14,40 +16,45 @@ IMPORTS = "imports"
 """The folder of a run with copies of the user's files, to be read and never imported."""
 
 
-def now(norm: str) -> dict[str, Any]:
-    """For a run's provenance: the hash of its norm's source, and of each imported file by name."""
-    return {"norm_source": source_hash(norms[norm]), "imports": user_files.by_name()}
+def now(norm: str, placement: str) -> dict[str, Any]:
+    """For a run's provenance: the hash of its norm's source, and of the files that it needs."""
+    needed = user_files.defining(norms[norm], placements[placement].wire)
+    return {"norm_source": source_hash(norms[norm]), "imports": needed}
 
 
-def keep(directory: Path) -> None:
-    """Copy the imported files into a run's directory."""
+def keep(directory: Path, names: Iterable[str]) -> None:
+    """Copy imported files into a run's directory."""
     for path in user_files.loaded():
-        (directory / IMPORTS).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, directory / IMPORTS / Path(path).name)
+        if Path(path).name in names:
+            (directory / IMPORTS).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, directory / IMPORTS / Path(path).name)
 
 
 def check(run: Run, allowed: bool) -> list[str]:
     """What is another source now than when a run was trained, in words; of older runs nothing.
 
+    Of a file that defines its norm, what the norm uses counts; of one that defines its placement,
+    the whole file.
+
     Raises:
         ValueError: a file was not imported; or something is another, and that isn't `allowed`.
     """
-    then, where = run.read("provenance.json"), run[IMPORTS]
+    then, where, config = run.read("provenance.json"), run[IMPORTS], run.read("config.yaml")
     if not then:
         return []
-    norm, imported = run.read("config.yaml")["norm"]["type"], user_files.by_name()
-    found = list[str]()
-    for name, digest in then.get("imports", {}).items():
+    imported = user_files.by_name()
+    for name in then.get("imports", {}):
         require(
             name in imported,
             f"{run.directory} was trained with imports=[{name}]: name that file again. Nothing is "
             f"imported out of a run's directory; {where} has a copy to read",
         )
-        if imported[name] != digest:
-            found.append(f"imports=[{name}]")
-    known = {then.get("norm_source"), source_hash(norms[norm])} - {None}
-    if len(known) == 2 and not found:
+    norm, found = config["norm"]["type"], list[str]()
+    if len({then.get("norm_source"), source_hash(norms[norm])} - {None}) == 2:
         found.append(f"the source of norm={norm}")
+    for name in user_files.defining(placements[config["placement"]["type"]].wire):
+        if then.get("imports", {}).get(name) != imported[name]:
+            found.append(f"imports=[{name}]")
     copy = f" ({where} has a copy)" if then.get("imports") else ""
     require(
         allowed or not found,

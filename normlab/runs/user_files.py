@@ -5,10 +5,12 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from normlab.config import require
 
 _LOADED: dict[str, str] = {}
+_PREFIX = "normlab_imports."
 
 
 def loaded() -> dict[str, str]:
@@ -19,6 +21,12 @@ def loaded() -> dict[str, str]:
 def by_name() -> dict[str, str]:
     """The same by the files' names alone, which are all different."""
     return {Path(path).name: digest for path, digest in _LOADED.items()}
+
+
+def defining(*things: Any) -> dict[str, str]:
+    """`by_name` of those files alone that define one of these classes or functions."""
+    modules = {getattr(thing, "__module__", "") for thing in things}
+    return {n: d for n, d in by_name().items() if f"{_PREFIX}{n.removesuffix('.py')}" in modules}
 
 
 def load(files: Iterable[str]) -> None:
@@ -43,7 +51,7 @@ def _load(path: Path, written: str) -> None:
         require(digest == _LOADED[str(path)], f"{where}: changed since this process imported it")
         return
     require(path.name not in by_name(), f"{where}: another imported file is called {path.name} too")
-    name = f"normlab_imports.{path.stem}"
+    name = f"{_PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -80,7 +80,7 @@ def calibrated_max(model: Transformer, calibration: Int[Array, "w l"]) -> dict[s
 
 @scale_rules.register("random_tokens")
 def random_tokens(model: Transformer) -> dict[str, Any]:
-    """The middle of the norms that random tokens make: from the weights alone, not in closed form.
+    """The rule to use: the middle of the norms that random tokens make in the model.
 
     The model reads four windows of 64 tokens, each drawn uniformly from its vocabulary with a fixed
     seed; s = √(least · largest norm)/κ, as in the rule `moments`. A norm below √(dε), a row of

@@ -124,5 +124,5 @@ def _mapped(rows: Rows, matrix: Float[Array, "m d"]) -> Rows:
 
 @scale_rules.register("slanc")
 def slanc(model: Transformer) -> dict[str, Any]:
-    """SLaNC's scales, with our reading for pre-norm, peri-norm and query/key norms."""
+    """The paper's scales, carried to pre-norm and query/key norms; not for a peri-norm model."""
     return propagate(model, SLaNC())

@@ -17,6 +17,8 @@ from normlab.training.config import TrainConfig
 REFUSED = "refused"
 """The state of a run whose config is none, or that can't begin."""
 
+FILES = {"overrides.yaml", "record.json", "provenance.json", "tokenizer", "imports"}
+"""What a run's folder may hold before it has a config.yaml."""
 LINE = 400
 """Characters of a reason."""
 
@@ -43,17 +45,21 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
             "resumed; give another run=DIR",
         )
         _refuse_another_config(run, config, tokens.corpus)
-        if not run.ended:
-            sources.check(run, config.allow_changed_source)
+        sources.check(run, config.allow_changed_source)
         _refuse_another_text(run, text, tokens.corpus.name)
         _forget_refusal(run, config)
         return
+    require(
+        _strange_file(run) is None,
+        f"run={run.directory} holds {_strange_file(run)} and no run: expected a new folder, or a "
+        "run's",
+    )
     corpus = {n: getattr(tokens.corpus, n) for n in ("name", "revision", "title")}
     run.write("overrides.yaml", list(asked))
     run.write("config.yaml", to_dict(config))
     tokens.tokenizer.save(run["tokenizer"])
-    sources.keep(run.directory)
-    computed = sources.now(config.norm.type)
+    computed = sources.now(config.norm.type, config.placement.type)
+    sources.keep(run.directory, computed["imports"])
     run.write("provenance.json", text | computed | {"corpus": corpus, "sessions": []})
     run.write("record.json", {"state": "running"})
     _forget_refusal(run, config)
@@ -62,7 +68,7 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
 def refuse(config: dict[str, Any], asked: Sequence[str], error: Exception) -> None:
     """Write down why one config of a sweep is none: a row of the table, and no gap in it."""
     run = _without_text(config)
-    if run.record.get("state", REFUSED) == REFUSED:
+    if run.record.get("state", REFUSED) == REFUSED and _strange_file(run) is None:
         run.write("overrides.yaml", list(asked))
         run.write("config.yaml", config)
         run.write("record.json", {"state": REFUSED, "reason": reason(error)})
@@ -109,6 +115,13 @@ def reason(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     line = f"{type(error).__name__}: {first}"
     return line if len(line) <= LINE else f"{line[: LINE // 2]} … {line[-LINE // 2 :]}"
+
+
+def _strange_file(run: Run) -> str | None:
+    """A file in a folder that is no run's; None where there is none."""
+    there = {p.name for p in run.directory.glob("*") if not p.name.startswith(".")}
+    strange = there - FILES - {"config.yaml"}
+    return None if "config.yaml" in there else min(strange, default=None)
 
 
 def _refuse_another_config(run: Run, config: TrainConfig, corpus: Corpus) -> None:

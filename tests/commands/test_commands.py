@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
 import pytest
@@ -14,8 +15,8 @@ from normlab.commands.errors import TRACEBACK
 from normlab.commands.groups import CONFIGS, register
 from normlab.commands.help import shown
 from normlab.commands.launch import launch, verb
-from normlab.config import build, describe, to_dict
-from normlab.norms import Norm, norms
+from normlab.config import build, describe, field, to_dict
+from normlab.norms import Norm, NormConfig, norms
 from normlab.training.config import TrainConfig
 from tests.support.command_line import ROOT, SCHEMAS, composed, evaluation
 
@@ -240,12 +241,18 @@ def test_a_reader_that_has_read_enough_is_no_error():
 
 
 def test_a_norm_in_one_file_is_known_at_once(capsys, monkeypatch):
+    @dataclass(frozen=True)
+    class ToyConfig(NormConfig):
+        type: str = field("toy", "norm type")
+
     @norms.register("toy")
     class Toy(Norm):
         """A norm that exists in this test only."""
 
+        Config = ToyConfig
+
     try:
-        assert composed("train", "norm=toy").norm.type == "rmsnorm"  # it has no config of its own
+        assert composed("train", "norm=toy").norm.type == "toy"
         _, printed = run(capsys, monkeypatch, "train", "--help")
         assert "toy" in printed
     finally:

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from rich.console import Console
 
 from normlab.commands import listing
 from normlab.commands.groups import CONFIGS
+from normlab.config import field
 from normlab.data import DataConfig
 from normlab.evaluation.protocols import protocols
 from normlab.model import placements
-from normlab.norms import Norm, norms
+from normlab.norms import Norm, NormConfig, norms
 from normlab.numerics import Precision
 from normlab.pretrained import PACKAGES
 from normlab.results.column import Column
@@ -76,6 +78,10 @@ def test_formats_are_told_by_their_numbers(capsys):
 
 
 def test_a_norm_without_a_row_in_the_reference_shows_its_docstring(capsys):
+    @dataclass(frozen=True)
+    class ToyConfig(NormConfig):
+        type: str = field("toy", "norm type")
+
     @norms.register("toy")
     class Toy(Norm):
         """A toy, for
@@ -83,6 +89,8 @@ def test_a_norm_without_a_row_in_the_reference_shows_its_docstring(capsys):
 
         A paragraph.
         """
+
+        Config = ToyConfig
 
     try:
         assert listed(capsys, "norms")["toy"] == "A toy, for this test only"

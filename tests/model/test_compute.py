@@ -12,7 +12,7 @@ from flax import nnx
 from normlab.data import load_tokens
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig, Context, attention
-from normlab.norms import NormState, norms
+from normlab.norms import NormState, Site, norms
 from normlab.runs.run import Run
 from normlab.training.optimizer import OptimizerConfig, make_optimizer
 from normlab.training.stacked import stacked
@@ -333,3 +333,16 @@ def test_a_kernel_that_cant_be_had_is_refused(tokens):
 def test_what_there_is_not_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ComputeConfig(**fields)
+
+
+def test_rows_of_another_shape_are_refused_by_the_norms_name():
+    kind = norms["rmsnorm"]
+
+    class Short(kind):
+        def __call__(self, x, acc):
+            return x.sum(-1)
+
+    norm = Short(8, Site("norm_in", "here"), kind.Config())
+    message = r"norm 'rmsnorm' at here returned rows of shape \(2, 3\): expected \(2, 3, 8\)"
+    with pytest.raises(ValueError, match=message):
+        Context().norm(norm, np.zeros((2, 3, 8), np.float32))

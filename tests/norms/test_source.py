@@ -23,7 +23,7 @@ def hashed(tmp_path):
             spec.loader.exec_module(module)
             return source_hash(norms["own"])
         finally:
-            norms.remove("own")
+            norms.remove("own") if "own" in norms else None
             del sys.modules[file.stem]
 
     return of
@@ -63,3 +63,12 @@ def test_every_type_has_one_and_no_two_classes_the_same():
     found = {name: source_hash(norms[name]) for name in norms}
     assert None not in found.values()
     assert len(set(found.values())) == len({norms[name] for name in norms})
+
+
+def test_a_norm_whose_config_would_build_another_is_refused(hashed):
+    for wrong in ('field("owm", "norm type")', None):
+        text = OWN.replace('field("own", "norm type")', wrong) if wrong else OWN
+        text = text if wrong else text.replace("    Config = OwnConfig\n", "")
+        said = "'owm'" if wrong else "'rmsnorm'"
+        with pytest.raises(ValueError, match=f"norm 'own': Own.Config has type = {said}: expected"):
+            hashed(text)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from normlab.model import Context, ModelConfig
 from normlab.norms import norms
+from normlab.numerics.eps import EpsForm
 from normlab.scaling import weights
 from normlab.scaling.bound import norm_bounds
 from tests.conftest import recorded, tiny_model
@@ -53,7 +54,7 @@ def test_scalenorm_floors_a_tiny_row_and_has_a_gradient_at_zero():
     np.testing.assert_allclose(slopes, np.sqrt(48) / 1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["under", "added", "floor"])
+@pytest.mark.parametrize("form", list(EpsForm))
 def test_where_eps_stands_is_where_it_acts(form):
     x, eps = row(), 0.5
     square = (np.float64(x) ** 2).mean(-1, keepdims=True)

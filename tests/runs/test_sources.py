@@ -32,9 +32,9 @@ def forget():
 def run(own, tmp_path):
     """What of a run this is about, as training writes it."""
     made = Run(tmp_path / "run")
-    made.write("config.yaml", {"norm": {"type": "own"}})
-    made.write("provenance.json", sources.now("own"))
-    sources.keep(made.directory)
+    made.write("config.yaml", {"norm": {"type": "own"}, "placement": {"type": "pre"}})
+    made.write("provenance.json", computed := sources.now("own", "pre"))
+    sources.keep(made.directory, computed["imports"])
     return made
 
 
@@ -58,14 +58,25 @@ def test_another_file_is_refused_or_named_in_the_record(own, run):
     forget()
     own.write_text(OWN.replace("1e-6", "1e-5"))
     user_files.load([str(own)])
-    with pytest.raises(ValueError, match=r"imports=\[own.py\]: not what .*run was trained with"):
+    with pytest.raises(ValueError, match=r"source of norm=own: not what .*run was trained with"):
         sources.check(run, allowed=False)
-    assert sources.check(run, allowed=True) == ["imports=[own.py]"]
+    assert sources.check(run, allowed=True) == ["the source of norm=own"]
+
+
+def test_what_else_is_written_into_the_file_is_no_change(own, run):
+    forget()
+    own.write_text(OWN + "\n\n# a thought\n\n\ndef more(x):\n    return x\n")
+    user_files.load([str(own)])
+    assert sources.check(run, allowed=False) == []
+
+
+def test_a_run_that_needs_no_file_wants_none(own):
+    assert sources.now("rmsnorm", "pre")["imports"] == {}
 
 
 def test_another_source_of_a_norm_of_ours_is_refused_too(tmp_path):
     run = Run(tmp_path)
-    run.write("config.yaml", {"norm": {"type": "rmsnorm"}})
+    run.write("config.yaml", {"norm": {"type": "rmsnorm"}, "placement": {"type": "pre"}})
     run.write("provenance.json", {"norm_source": "0" * 64})
     with pytest.raises(ValueError, match="the source of norm=rmsnorm: not what"):
         sources.check(run, allowed=False)

@@ -42,8 +42,8 @@ def test_it_is_swept_evaluated_and_refused_once_it_is_edited(tmp_path):
     file.write_text(OWN.replace("1e-6", "1e-4"))
     edited = run("evaluate", mine, f"run={own}", out, "max_windows=2")
     assert edited.returncode == 2
-    assert "imports=[my_norms.py]: not what" in edited.stderr
+    assert "the source of norm=own: not what" in edited.stderr
     allowed = run("evaluate", mine, f"run={own}", out, "max_windows=2", "allow_changed_source=true")
     assert allowed.returncode == 0, allowed.stderr
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
-    assert "imports=[my_norms.py] has changed since" in json.loads(lines[-1])["note"]
+    assert "the source of norm=own has changed since" in json.loads(lines[-1])["note"]

@@ -45,6 +45,13 @@ def test_a_text_that_changed_under_a_run_is_refused(tmp_path, what):
         signed(tmp_path)
 
 
+def test_a_folder_of_other_files_is_no_run(tmp_path):
+    (tmp_path / "wiki.train.tokens").write_text("text")
+    with pytest.raises(ValueError, match=r"holds wiki.train.tokens and no run: expected a new"):
+        signed(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["wiki.train.tokens"]
+
+
 def test_a_kill_while_the_directory_is_being_made_leaves_nothing_that_stops_the_next_try(tmp_path):
     run, _, tokens = signed(tmp_path)
     for name in ("record.json", "provenance.json"):
