@@ -16,7 +16,7 @@ from normlab.evaluation.evaluator import Evaluator, loaded
 from normlab.evaluation.measures import measures
 from normlab.evaluation.perplexity import Scores
 from normlab.evaluation.store import RecordStore
-from normlab.evaluation.targets import EvalTarget, targets
+from normlab.evaluation.targets import UNREADABLE, EvalTarget, targets
 from normlab.evaluation.texts import Texts
 from normlab.parallel.distributed import joined_processes, private_copy
 from normlab.progress import console
@@ -86,7 +86,7 @@ def _readable(target: EvalTarget, config: EvaluateConfig) -> EvalTarget:
         loaded(target.load)
     except (CorruptCheckpointError, FileNotFoundError) as error:
         console.print(f"{target.name}: {error}")
-        return dataclasses.replace(target, status=f"unreadable: {error}")
+        return dataclasses.replace(target, status=f"{UNREADABLE}{error}")
     return target
 
 

@@ -18,6 +18,8 @@ from normlab.runs import sources
 from normlab.runs.run import Run, is_run, load, open_run
 from normlab.transforms import NOTHING, Chain, parse
 
+UNREADABLE = "unreadable: "
+"""How the status begins of a run whose files can't be used."""
 PRETRAINED_DATA = DataConfig(corpus="auto-raw")
 """What a pretrained model reads where nothing is asked for."""
 
@@ -70,13 +72,14 @@ def targets(config: EvaluateConfig) -> list[EvalTarget]:
 
     Raises:
         FileNotFoundError: no such file or directory, or no run in it.
-        ValueError: a window or a protocol that doesn't fit one of them.
+        ValueError: a window or a protocol that doesn't fit one of them, or no run can be read.
     """
     source = config.source
     if source == "run":
         found = [_run(open_run(str(config.run)), config)]
     elif source == "runs":
         found = [_run(run, config) for run in _runs(Path(str(config.runs)))]
+        _refuse_unless_one_is_readable(found, config)
     else:
         found = [_pretrained(str(config.pretrained), config)]
     for target in found:
@@ -88,6 +91,16 @@ def targets(config: EvaluateConfig) -> list[EvalTarget]:
             protocol.check_tokenizer(target.tokenizer())
     chains = dict.fromkeys(str(parse(text)) for text in config.transform)
     return [target.transformed(parse(text)) for target in found for text in chains]
+
+
+def _refuse_unless_one_is_readable(found: list[EvalTarget], config: EvaluateConfig) -> None:
+    """Where no run can be read there is no table, and an earlier one stays."""
+    reasons = [t.status.removeprefix(UNREADABLE) for t in found if t.status.startswith(UNREADABLE)]
+    require(
+        len(reasons) < len(found),
+        f"runs={config.runs}: none of {len(found)} runs can be read; the first: "
+        f"{min(reasons, default='')}",
+    )
 
 
 def _runs(directory: Path) -> list[Run]:
@@ -134,7 +147,7 @@ def _run(run: Run, config: EvaluateConfig) -> EvalTarget:
     except (ValueError, FileNotFoundError) as error:
         if config.run is not None:
             raise
-        return replace(row, status=f"unreadable: {error}" if row.status == OK else row.status)
+        return replace(row, status=f"{UNREADABLE}{error}" if row.status == OK else row.status)
     if row.status == OK and not model.causal:
         said = "an encoder, which has no perplexity"
         require(config.run is None, f"run={config.run} is {said}")

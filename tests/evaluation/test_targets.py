@@ -165,6 +165,15 @@ def test_a_run_whose_files_cannot_be_read_is_a_row_beside_the_others(run):
             targets(config(run=str(runs / name)))
 
 
+def test_where_no_run_can_be_read_an_earlier_table_stays(run, tmp_path):
+    changed(run, CARD, None)
+    (tmp_path / "out").mkdir()
+    asked = config(runs=str(run.directory.parent), out=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"runs=.*: none of 1 runs can be read; the first: .*card"):
+        evaluate(asked)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_of_a_run_without_a_tokenizer_no_text_is_looked_up(run, tmp_path, monkeypatch):
     changed(run, "tokenizer", None)
     run.write("record.json", {"state": "failed", "reason": "refused"})
