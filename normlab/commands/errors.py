@@ -1,6 +1,7 @@
 """Errors in what was asked, said in a line or two, and the exit status."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +97,8 @@ def explain(error: BaseException) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return str(unknown(group or "config", name, error.options))
     if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override!r}: expected FIELD=VALUE; --help says which fields there are"
+        told = "expected FIELD=VALUE without spaces, or a verb; --help says which there are"
+        return f"{error.override!r}: {told}"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     node, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(node, DictConfig) and key is not None and key not in node:
@@ -116,6 +118,10 @@ def explain(error: BaseException) -> str:
         argument = said.split("'")[1]
         name, _, values = argument.partition("=")
         return f"{argument}: several values are a sweep: add -m; a list is {name}=[{values}]"
+    if isinstance(error, OverrideParseException):
+        name, _, value = error.override.partition("=")
+        quoted = shlex.quote(f'{name}="{value.replace(chr(34), "")}"')
+        return f"{error.override!r}: the value has a sign that must stand in quotes: {quoted}"
     return "\n".join(said.split("\n    full_key")[0].split("\n")[:2])
 
 

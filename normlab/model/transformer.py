@@ -131,7 +131,7 @@ class Transformer(nnx.Module):
             )
         x = self.embed(tokens) * self.config.embed_factor
         if self.embed_length is not None:
-            x = self.embed_length[...] * x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+            x = self.embed_length[...] * x / length_of(x)
         if self.positions is not None:
             x = x + self.positions(jnp.arange(length))
         if self.embed_scale is not None:
@@ -147,6 +147,12 @@ class Transformer(nnx.Module):
             table = self.embed.embedding[...].astype(x.dtype)
             rows = (x.reshape(-1, x.shape[-1]) @ table.T).astype(wide)
             if self.embed_length is not None:
-                rows = rows / jnp.linalg.norm(self.embed.embedding[...], axis=-1)
-            logits = rows.reshape(*x.shape[:-1], -1)
+                rows = rows / length_of(self.embed.embedding[...])[:, 0]
+            logits = rows.reshape(*x.shape[:-1], rows.shape[-1])
         return soft_cap(logits, self.config.logit_softcap)
+
+
+def length_of(rows: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
+    """‖x‖ of each row, at least 1e-12 as in the authors' code, where it has the derivative 0."""
+    square = jnp.sum(rows * rows, axis=-1, keepdims=True)
+    return jnp.sqrt(jnp.maximum(square, 1e-24))

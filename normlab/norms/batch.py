@@ -81,10 +81,12 @@ class BatchNorm(Norm):
         self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
     ) -> Float[Array, "b l *heads d"]:
         """The rows by the batch's statistics up to each position, which the running ones follow."""
-        wide, running = widened(x, acc.precision), self.mean[...]
-        # Taken about the running mean: E[x²] − E[x]² would cancel where a channel has a large one.
-        first, second = (_so_far((wide - running) ** power) for power in (1, 2))
-        mean, variance = running + first, jnp.maximum(second - first**2, 0.0)
+        wide = widened(x, acc.precision)
+        # About the first position's mean, which every other one may know: E[x²] − E[x]² would
+        # cancel where a channel has a large mean.
+        shift = lax.stop_gradient(_so_far(wide[:, :1]))
+        first, second = (_so_far((wide - shift) ** power) for power in (1, 2))
+        mean, variance = shift + first, jnp.maximum(second - first**2, 0.0)
         y = _standardized(wide, mean, variance, self.eps)
         m = self.config.momentum
         for state, now in ((self.mean, mean), (self.variance, variance)):

@@ -93,7 +93,7 @@ class SeeDNorm(Norm):
         heads = self.config.heads
         if heads is None:
             return jnp.tanh(jnp.sum(products, axis=-1, keepdims=True))
-        parts = products.reshape(*products.shape[:-1], heads, -1)
+        parts = products.reshape(*products.shape[:-1], heads, self.width // heads)
         return jnp.repeat(jnp.tanh(jnp.sum(parts, axis=-1)), self.width // heads, axis=-1)
 
     def gamma(self) -> Float[Array, " d"]:

@@ -306,7 +306,8 @@ class GroupNorm(Norm):
 
     def summed(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch g e"]:
         """Each group, less its mean."""
-        groups = x.reshape(*x.shape[:-1], self.config.groups, -1)
+        count = self.config.groups
+        groups = x.reshape(*x.shape[:-1], count, self.width // count)
         return groups - jnp.mean(groups, axis=-1, keepdims=True)
 
     @staticmethod

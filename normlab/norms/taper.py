@@ -161,6 +161,7 @@ class TaperNorm(Norm):
     def _mixed(self, x: Array, y: Array, acc: Accumulator) -> Array:
         gate, (weight, gain_linear) = self.gate[...], self._gains()
         linear = widened(x, acc.precision) * (self.factor() * gain_linear)
+        y = jnp.where(gate > 0, y, 0.0)  # which may be no number where its sum overflowed
         return (gate * (y * weight) + (1.0 - gate) * linear).astype(x.dtype)
 
     def _that_matter(self, seen: RangeCounts) -> RangeCounts:

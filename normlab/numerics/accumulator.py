@@ -65,7 +65,8 @@ class Accumulator:
         scale: Any = self.scale  # a row's scale is that of each of its parts
         scale = scale[..., None] if jnp.ndim(scale) else scale
         parts = Accumulator(self.precision, scale, self.observed is not None)
-        y = parts.normalize(x.reshape(*x.shape[:-1], groups, -1), eps, center=True)
+        rows = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+        y = parts.normalize(rows, eps, center=True)
         self.observed = parts.observed
         return y.reshape(x.shape)
 

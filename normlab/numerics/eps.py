@@ -62,7 +62,8 @@ class EpsForm(StrEnum):
         """What stands beside the mean square of x·`over`: ε·over², or (ε·over)²."""
         match self:
             case EpsForm.UNDER:
-                return eps * over**2
+                square = over**2  # beyond float32 for a tiny row's scale, though ε·over² is not
+                return jnp.where(jnp.isinf(square), (eps * over) * over, eps * square)
             case EpsForm.ADDED | EpsForm.FLOOR:
                 return (eps * over) ** 2
 

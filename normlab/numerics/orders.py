@@ -85,7 +85,8 @@ def _blocks(terms: Array, to: FloatFormat, k: int) -> Array:
     blocks = _padded(terms, k), jnp.zeros_like(_padded(terms, k))
     while k % 2 == 0:
         blocks, k = _halved(*blocks), k // 2
-    blocks = _joined(*(part.reshape(*terms.shape[:-1], -1, k) for part in blocks))
+    count = blocks[0].shape[-1] // k
+    blocks = _joined(*(part.reshape(*terms.shape[:-1], count, k) for part in blocks))
 
     def add(carry, block, index):
         total, lost = two_sum(carry, block[0])

@@ -35,13 +35,13 @@ def so_far(x, eps):
 
 @pytest.mark.parametrize("shape", [(3, 6, 8), (2, 5, 2, 8)])
 def test_a_position_is_normalized_by_what_came_before(shape):
-    for shift in (0.0, 1000.0):
+    for shift, known in ((0.0, 0.0), (1000.0, 1000.0), (5000.0, 0.0)):  # the last: a first step
         norm, x = make("batchnorm", 8), sequences(shape=shape) + np.float32(shift)
-        norm.mean[...] = np.full(8, shift, np.float32)  # as it is after some steps
+        norm.mean[...] = np.full(8, known, np.float32)
         y = in_training(norm, x)
         np.testing.assert_allclose(y, so_far(x, 1e-5), rtol=2e-3 if shift else 1e-4, atol=1e-3)
         m, everything = 0.1, np.float64(x).reshape(-1, 8)
-        np.testing.assert_allclose(norm.mean[...], 0.9 * shift + m * everything.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(norm.mean[...], 0.9 * known + m * everything.mean(0), rtol=1e-5)
         np.testing.assert_allclose(norm.variance[...], 0.9 + m * everything.var(0), rtol=1e-4)
 
 

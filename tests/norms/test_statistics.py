@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from normlab.model import Context, ModelConfig
+from normlab.model.transformer import length_of
 from normlab.norms import norms
 from normlab.numerics.eps import EpsForm
 from normlab.scaling import weights
@@ -193,3 +194,15 @@ def test_no_row_of_a_fixnorm_model_exceeds_its_bound(tokens):
     for site, bound in norm_bounds(model).items():
         largest = np.linalg.norm(inputs[site], axis=-1).max()
         assert largest <= bound * (1 + 1e-5), site
+
+
+def test_a_row_of_zeros_has_a_length_and_a_slope():
+    """As `F.normalize` of the authors' code has it: x / max(‖x‖, 1e-12)."""
+    rows = np.float32([[3, 4], [0, 0]])
+    assert np.array_equal(length_of(rows)[0], [5.0])
+    slopes = jax.grad(lambda x: (x / length_of(x))[0].sum())(jnp.asarray(rows))
+    assert np.isfinite(slopes).all()
+    np.testing.assert_allclose(slopes, [[4 * (4 - 3) / 125, 3 * (3 - 4) / 125], [0, 0]], atol=1e-7)
+    many = row()
+    usual = jnp.linalg.norm(many, axis=-1, keepdims=True)
+    assert np.array_equal(length_of(many), usual)

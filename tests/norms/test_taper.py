@@ -88,6 +88,15 @@ def test_a_sum_that_reaches_no_output_is_not_out_of_range():
         assert float(seen.max_abs) > 1000
 
 
+def test_a_closed_gate_lets_nothing_through_that_is_no_number():
+    norm = make("tapernorm")
+    norm.gate[...], norm.scaled_square[...] = jnp.float32(0), jnp.float32(2)
+    norm.square[...] = jnp.float32(4)
+    x = 1000 * row()
+    assert np.isnan(call(make("rmsnorm"), x, "fp8_e4m3")).any()
+    np.testing.assert_allclose(call(norm, x, "fp8_e4m3"), 0.5 * x, rtol=1e-6)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_final_norm_stays_unless_told_otherwise(keep):
     norm = make("tapernorm", site=FINAL, keep_final=keep)

@@ -175,6 +175,13 @@ def test_is_documented_and_sound(name):
         assert (kept.shape, kept.dtype) == (half.shape, half.dtype)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16:lanes8", "fp16:blocks16"])
+@pytest.mark.parametrize("name", norms)
+def test_no_rows_are_no_rows(name, precision):
+    kept = jax.eval_shape(lambda x: make(name)(x, Accumulator(precision)), np.zeros((0, WIDTH)))
+    assert kept.shape == (0, WIDTH)
+
+
 @pytest.mark.parametrize("name", norms)
 def test_a_statistic_is_observed_where_there_is_one(name):
     seen = walked(name)

@@ -361,3 +361,14 @@ def test_an_underflow_of_the_mean_costs_no_row_whose_squares_are_in_range():
     root = np.sqrt(z.var(-1))
     assert (shift / root)[low & ~counted].max() < 2.0**-11
     assert (shift / root)[low & counted].max() > 2.0**-11
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-30])
+def test_a_tiny_rows_scale_leaves_no_nan_beside_the_mean(eps):
+    """1/s² is beyond float32 where ε/s² is not."""
+    x = np.float32(np.random.default_rng(0).normal(size=(4, 64)) * 1e-20)
+    scale = np.abs(x).max(-1, keepdims=True)
+    y = normalize(x, "fp16:pairwise", scale, eps).y
+    z = np.float64(x) / scale
+    wanted = z / np.sqrt((z**2).mean(-1, keepdims=True) + eps / np.float64(scale) ** 2)
+    np.testing.assert_allclose(y, wanted, rtol=5e-3)
