@@ -37,10 +37,18 @@ def paired_difference(
     total, windows = counts.sum(), len(counts)
     means = nll.sum() / total, reference.sum() / total
     with np.errstate(over="ignore", invalid="ignore"):
-        p, q = np.exp(means)
+        p, q = map(_exp, means)
         influence = p * (nll - means[0] * counts) - q * (reference - means[1] * counts)
         squares = float(np.square(influence).sum())
-        delta = float(p - q)
+        delta = p - q
     if windows < 2:
         return Difference(delta, math.nan)
     return Difference(delta, math.sqrt(windows / (windows - 1) * squares) / float(total))
+
+
+def _exp(x: float) -> float:
+    """By the system's library, as perplexities are: NumPy's may differ in the last bit."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
