@@ -30,6 +30,7 @@ from normlab.runs import user_files
 C = TypeVar("C")
 
 RENAMED = {
+    "train": {"norm.scale": "norm.use_weight", "watch_every": "diagnostics_every"},
     "evaluate": {"model": "pretrained", "checkpoint": "run"},
     "remove": {"checkpoint": "run"},
 }

@@ -153,6 +153,7 @@ def test_a_group_of_another_program_is_an_unknown_key(capsys, monkeypatch, argum
         ("evaluate", "checkpoint=runs/a", "checkpoint= is now run=: run=runs/a"),
         ("evaluate", "model=hf:DIR", "model= is now pretrained=: pretrained=hf:DIR"),
         ("remove", "checkpoint=runs/a", "checkpoint= is now run=: run=runs/a"),
+        ("train", "norm.scale=false", "norm.scale= is now norm.use_weight=: norm.use_weight=false"),
     ],
 )
 def test_an_old_name_answers_with_the_new_one(capsys, monkeypatch, app, argument, message):
