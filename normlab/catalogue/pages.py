@@ -1,6 +1,7 @@
 """The reference table of all methods: `python -m normlab.catalogue.pages > docs/norms.md`."""
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -45,7 +46,7 @@ def _transforms() -> Iterator[tuple[str, MethodCard]]:
 
 def reference() -> str:
     """The page, in Markdown."""
-    return "\n\n".join([
+    return "\n\n".join(map(_wrapped, [
         HEAD,
         "# Methods",
         "Notation: a row x ∈ R^d, its mean μ and variance σ², weight γ, bias β, x̂ = x/√(mean x²). "
@@ -67,7 +68,14 @@ def reference() -> str:
         _table(["transform", "formula"], _transform_rows()),
         "## Left out",
         LEFT_OUT,
-    ]) + "\n"  # fmt: skip
+    ])) + "\n"  # fmt: skip
+
+
+def _wrapped(part: str) -> str:
+    """A paragraph in lines of at most 118 characters; headings and tables as they are."""
+    if part.startswith(("#", "|", "<!--")):
+        return part
+    return textwrap.fill(part, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(columns: Sequence[str], rows: Iterator[tuple[list[str], MethodCard]]) -> str:
