@@ -47,7 +47,7 @@ class MetricsLog:
         self._run = run
         self._lines = StepLines(run["metrics.jsonl"])
         self._seconds = 0.0
-        self._rate = 0.0
+        self._recent = (0.0, 0.0)  # tokens and the seconds that they took, older ones fading
         self._mark: tuple[int, float] | None = None
 
     def rewind(self, step: int | None) -> None:
@@ -69,13 +69,14 @@ class MetricsLog:
         return self._seconds + time.monotonic() - self._clock
 
     def rate(self, step: int, tokens: int) -> float:
-        """Tokens per second, smoothed; `tokens` are those of one step."""
-        now = time.monotonic()
+        """Recent tokens over the seconds that they took; `tokens` are those of one step."""
+        now, (seen, spent) = time.monotonic(), self._recent
         if self._mark is not None and step > self._mark[0]:
-            current = tokens * (step - self._mark[0]) / max(now - self._mark[1], 1e-9)
-            self._rate = 0.9 * self._rate + 0.1 * current if self._rate else current
+            seen = 0.9 * seen + tokens * (step - self._mark[0])
+            spent = 0.9 * spent + now - self._mark[1]
+            self._recent = seen, spent
         self._mark = (step, now)
-        return self._rate
+        return seen / max(spent, 1e-9)
 
     def pause(self, seconds: float) -> None:
         """Take time that no step spent (a validation) out of the rate."""

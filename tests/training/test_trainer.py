@@ -233,7 +233,7 @@ def test_speed_leaves_out_what_no_step_spent_and_time_goes_on_with_a_run(tmp_pat
     assert log.rate(1, 60) == 0.0
     assert after(2.0, log.rate, 3, 60) == 60.0  # two steps in two seconds
     after(7.0, log.pause, 7.0)
-    assert after(1.0, log.rate, 4, 120) == pytest.approx(0.9 * 60 + 0.1 * 120)
+    assert after(1.0, log.rate, 4, 120) == pytest.approx((0.9 * 120 + 120) / (0.9 * 2 + 1))
     log.write(4, valid_loss=2.0)
     after(1.0, log.write, 5, valid_loss=3.0)
     again = MetricsLog(Run(tmp_path))
@@ -243,6 +243,19 @@ def test_speed_leaves_out_what_no_step_spent_and_time_goes_on_with_a_run(tmp_pat
     assert [row["seconds"] for row in Run(tmp_path).metrics] == [10.0, 12.5]
     assert again.best()["step"] == 4  # the earliest of equals
     assert again.stale() == 1
+
+
+def test_speed_is_tokens_over_seconds_and_no_mean_of_rates(tmp_path, monkeypatch):
+    """Of steps that take 0.1 s and 0.9 s in turn a mean of rates would be 2.8 times too high."""
+    now = [0.0]
+    monkeypatch.setattr("normlab.training.metrics.time.monotonic", lambda: now[0])
+    log = MetricsLog(Run(tmp_path))
+    log.rewind(None)
+    rates = []
+    for step in range(200):
+        now[0] += (0.1, 0.9)[step % 2]
+        rates.append(log.rate(step, tokens=50))
+    assert np.mean(rates[100:]) == pytest.approx(100, rel=0.02)
 
 
 def test_a_first_signal_is_noted_and_a_second_one_acts():
