@@ -19,13 +19,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "toke
 
 def code_state() -> str:
     """The commit of the checkout that this code runs from, marked where files differ from it."""
-    here = Path(normlab.__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    root = Path(normlab.__file__).resolve().parent.parent
+    if _git(root, "rev-parse", "--show-toplevel") != str(root):  # installed into another checkout
         return "not a checkout"
-    return found.stdout.strip() or "not a checkout"
+    return _git(root, "describe", "--always", "--dirty", "--abbrev=12") or "not a checkout"
+
+
+def _git(root: Path, *words: str) -> str:
+    """What git says of a folder, whatever repository the environment names; "" where nothing."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True, text=True, timeout=10, check=False, env=environment,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()
 
 
 def source_hash() -> str:

@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 from normlab.runs.provenance import PACKAGES, code_state, provenance, source_hash
 
@@ -14,6 +15,20 @@ def test_it_names_code_packages_and_device_and_fits_into_json():
 def test_outside_a_checkout_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr("normlab.__file__", str(tmp_path / "normlab" / "__init__.py"))
     (tmp_path / "normlab").mkdir()
+    assert code_state() == "not a checkout"
+
+
+def test_the_commit_is_that_of_our_own_checkout(monkeypatch, tmp_path):
+    """Neither of a repository that we are installed into, nor of one that the environment names."""
+    ours = code_state()
+    for word in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *word], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert code_state() == ours
+    inside = tmp_path / "site-packages" / "normlab"
+    inside.mkdir(parents=True)
+    monkeypatch.setattr("normlab.__file__", str(inside / "__init__.py"))
     assert code_state() == "not a checkout"
 
 
