@@ -166,7 +166,9 @@ def test_what_gets_no_better_stops_early(tmp_path, monkeypatch):
     assert run.record["steps"] == 5
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 8)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 8), (signal.SIGHUP, 5)]
+)
 def test_a_signal_saves_leaves_and_the_same_command_goes_on(
     tmp_path, monkeypatch, capsys, number, step
 ):
