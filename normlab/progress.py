@@ -20,7 +20,7 @@ LINE_EVERY = 10.0
 TICK = 1.0
 """Seconds of compiling after which it is said, and between two updates of a bar."""
 
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, markup=False)  # a path may hold brackets
 """Where the applications print."""
 
 
@@ -71,11 +71,11 @@ class Progress:
         self._first: tuple[int, float] | None = None  # the step that compiled, and when it ended
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=6),  # all of it fits into 80 columns
             MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[shown]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         self._bars = Bars(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bars.add_task(title, total=total, completed=start, shown="", left="")
@@ -137,7 +137,7 @@ class Progress:
         self._line = time.monotonic()
         run = f"run {sweep.run} of {sweep.runs}, " if sweep.runs > 1 else ""
         line = f"{run}{self.title}: {'  '.join(filter(None, parts))}"
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
 
     def _left(self, done: int, now: float) -> float | None:
         """Seconds left, at the pace since the first step; None where that is all there was."""

@@ -5,6 +5,7 @@ sees an object of Hydra's or OmegaConf's.
 """
 
 import difflib
+import io
 import math
 import os
 import sys
@@ -37,8 +38,16 @@ RENAMED = {
 """By command: fields that had other names before 0.2, and what they are called now."""
 
 
+def any_terminal() -> None:
+    """Let a letter that the terminal can't show (Δ, a spinner's dots) be a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def verb(verbs: Collection[str]) -> str | None:
     """The verb that the command line begins with, taken off it; None where it begins otherwise."""
+    any_terminal()
     word = sys.argv[1] if sys.argv[1:] else ""
     if word in verbs:
         return sys.argv.pop(1)

@@ -44,7 +44,7 @@ def one_removal(config: RemoveConfig, asked: Sequence[str]) -> None:
         lines.append(line)
         text = write(lines, out)
         (out / "removal.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
     console.print(f"written to {out}: removal.csv, removal.md, removal.json")
 
 

@@ -113,7 +113,7 @@ def _folded(tuner: "Tuner", name: str) -> Iterator[Removed]:
     try:
         tuner.become(apply(tuner.model, "fold"))
     except DoesNotApply as error:
-        console.print(f"{name}: no line for the folded model. {error}", markup=False)
+        console.print(f"{name}: no line for the folded model. {error}")
         return
     last = tuner.perplexity()
     yield Removed("folded", None, last, last)

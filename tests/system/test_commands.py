@@ -139,3 +139,13 @@ def test_it_runs(command, home, tmp_path):
         runs = [Run(path) for path in tmp_path.glob("*") if is_run(path)]
         assert len(runs) == math.prod(map(len, values))
         assert {r.record["state"] for r in runs} <= {*GOOD}
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "--help"], ["evaluate", "list", "norms"]])
+def test_a_terminal_without_unicode_gets_question_marks(arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
