@@ -37,6 +37,10 @@ ACTIVATIONS = {
 }
 
 
+KINDS = ("full_attention", "sliding_attention")
+"""Kinds of layer in `layer_types`."""
+
+
 class Configs(NamedTuple):
     """What a checkpoint is, in our terms."""
 
@@ -129,7 +133,9 @@ def _model(c: Keys, head_size: int, theta: float = 10000.0, **more: Any) -> Mode
     """What the config.json of every family but GPT-2 and BERT says in the same words."""
     c.require("is_causal", True)  # some embedding models are decoders that look both ways
     rope = _rope(c, "full_attention", theta)
-    act = c.get("hidden_activation") or c["hidden_act"]  # Gemma's may have both
+    if "activation" not in more:
+        act = c["hidden_act"]
+        more["activation"] = ACTIVATIONS[choice(f"activation in {c.where}", act, ACTIVATIONS)]
     if (partial := rope["partial_rotary_factor"]) != 1.0:
         raise CheckpointError(f"{c.where} has partial_rotary_factor = {partial}: not supported")
     values = {
@@ -139,7 +145,6 @@ def _model(c: Keys, head_size: int, theta: float = 10000.0, **more: Any) -> Mode
         "kv_heads": c.get("num_key_value_heads", c["num_attention_heads"]),
         "head_dim": head_size,
         "hidden": c["intermediate_size"],
-        "activation": ACTIVATIONS[choice(f"activation in {c.where}", act, ACTIVATIONS)],
         "max_length": c["max_position_embeddings"],
         "rope_theta": rope["rope_theta"],
         "rope_divisors": _divisors(c, rope, head_size),
@@ -193,7 +198,11 @@ def _gemma(
     """What Gemma 2 and 3 have in common; a soft cap of null or 0 is none, `softcaps` if unsaid."""
     c.require("attention_bias", False)
     c.require("use_bidirectional_attention", False)
+    act = c.get("hidden_activation")
+    if act is None:  # by its older key and `gelu` the family means tanh
+        act = "gelu_pytorch_tanh" if c["hidden_act"] == "gelu" else c["hidden_act"]
     return {
+        "activation": ACTIVATIONS[choice(f"activation in {c.where}", act, ACTIVATIONS)],
         "tied": c.get("tie_word_embeddings", True),
         "embed_factor": math.sqrt(c["hidden_size"]),
         "attention_scale": c["query_pre_attn_scalar"] ** -0.5,
@@ -212,7 +221,11 @@ def _windows(c: Keys, every: int) -> dict[str, Any]:
     default = [
         "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)
     ]
-    types = c.get("layer_types", default)
+    types = [choice(f"layer type in {c.where}", t, KINDS) for t in c.get("layer_types", default)]
+    if len(types) != layers:
+        raise CheckpointError(
+            f"{c.where}: layer_types has {len(types)} entries: expected {layers}, num_hidden_layers"
+        )
     if "sliding_attention" not in types:
         return {}
     found = types.index("full_attention") + 1 if "full_attention" in types else None

@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from normlab.pretrained.tokenizer import from_folder, from_metadata
 from normlab.registry import unknown
 
 FORMS = "a name, hf:DIR or gguf:FILE"
+
+HEAD = "lm_head.weight"
+"""Our spelling of the head, in every family's folder."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Checkpoint:
         """Where each weight is to be read from: every name, shape and type is right."""
         there = self.names.in_file(self.source.shapes)
         plan = {path: self.names.stored(path, self.configs.model) for path in shapes}
+        self._tie(plan, there)
         for path, stored in plan.items():
             found, expected = self._shape(stored.name, there), stored.shape(shapes[path])
             if found != expected:
@@ -96,6 +100,21 @@ class Checkpoint:
         self._refuse_unexpected(plan, there)
         return plan
 
+    def _tie(self, plan: dict[str, Stored], there: Mapping[str, str]) -> None:
+        """Of a tied model: the head is the embedding where it stands alone, else its equal."""
+        embed = plan["embed.embedding"]
+        if not self.configs.model.tied or HEAD not in there:
+            return
+        if embed.name not in there:
+            plan["embed.embedding"] = replace(embed, name=HEAD)
+            return
+        head, table = (self.source.read(there[name]) for name in (HEAD, embed.name))
+        if not np.array_equal(head, table):
+            raise CheckpointError(
+                f"{self._where}: its config has tie_word_embeddings = True, and {there[HEAD]} is "
+                f"not {there[embed.name]}: expected tie_word_embeddings = False, or equal weights"
+            )
+
     def _shape(self, name: str, there: Mapping[str, str]) -> tuple[int, ...]:
         """The shape of a stored tensor, which is there and can be read."""
         if name not in there:
@@ -108,7 +127,7 @@ class Checkpoint:
     def _refuse_unexpected(self, plan: dict[str, Stored], there: dict[str, str]) -> None:
         used = {s.name for s in plan.values()} | {s.plus_row for s in plan.values()}
         if self.configs.model.tied:
-            used.add("lm_head.weight")  # a copy of the embedding, by what the config says
+            used.add(HEAD)  # a copy of the embedding, by what the config says
         unexpected = [
             name for name in there if name not in used and not re.match(self.names.ignored, name)
         ]

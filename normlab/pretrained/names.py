@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from normlab.model import ModelConfig
+from normlab.pretrained.source import CheckpointError
 
 Shape = tuple[int, ...]
 QKV = tuple(f"attention.branch.{part}" for part in ("query", "key", "value"))
@@ -103,7 +104,14 @@ class Names:
 
     def in_file(self, names: Iterable[str]) -> dict[str, str]:
         """Our spelling of each stored name (without a prefix, one ending) → the file's."""
-        return {self._spelled(name): name for name in names}
+        found: dict[str, str] = {}
+        for name in names:
+            other = found.setdefault(self._spelled(name), name)
+            if other != name and not re.match(self.ignored, self._spelled(name)):
+                raise CheckpointError(
+                    f"{other} and {name} are two names of one weight: expected one of them"
+                )
+        return found
 
     def _spelled(self, name: str) -> str:
         name = name.removeprefix(next(filter(name.startswith, self.prefixes), ""))

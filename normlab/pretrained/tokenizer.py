@@ -198,7 +198,8 @@ def _named(
 def _listed(kind: str, config: Mapping[str, Any]) -> int | None:
     """The id of BOS or EOS in config.json, the first where there are several."""
     given = config.get(f"{kind}_token_id")
-    return _first(*given) if isinstance(given, list) else given
+    ids = given if isinstance(given, list) else [given]
+    return _first(*(i for i in ids if i is not None and i >= 0))  # −1 is written for none
 
 
 def _first(*ids: int | None) -> int | None:

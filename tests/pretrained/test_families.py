@@ -149,6 +149,18 @@ def test_local_and_global_blocks():
     assert every(*["sliding_attention"] * 3).global_every is None
     with pytest.raises(CheckpointError, match="not every n-th layer global"):
         every("full_attention", *types[:2])
+    with pytest.raises(CheckpointError, match=r"layer type in .* 'local'.*full_attention, sliding"):
+        every("local", *types[:2])
+    with pytest.raises(CheckpointError, match="layer_types has 2 entries: expected 3"):
+        every(*types[:2])
+
+
+def test_gemmas_activation_is_the_familys():
+    """By `gelu` under its older key the family means tanh."""
+    for family in ("gemma2", "gemma3"):
+        older = {"hidden_activation": None, "hidden_act": "gelu"}
+        assert model(family, **older).activation == "gelu_tanh"
+        assert model(family, hidden_activation="gelu").activation == "gelu"
 
 
 def test_llama3_stretches_slow_turns_only():

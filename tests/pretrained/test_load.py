@@ -123,6 +123,30 @@ def test_a_tied_folder_may_hold_its_head_twice(tmp_path):
     assert pretrained.load(twice).model.head is None
 
 
+def test_a_tied_folder_may_hold_its_head_alone_but_no_other_one(tmp_path):
+    tied, weights = {**CONFIGS["llama"], "tie_word_embeddings": True}, tensors("llama")
+    weights.pop("lm_head.weight")
+    whole = pretrained.load(write_folder(tmp_path / "a", tied, weights)).model
+    alone = dict(weights)
+    alone["lm_head.weight"] = alone.pop("model.embed_tokens.weight")
+    found = pretrained.load(write_folder(tmp_path / "b", tied, alone)).model
+    assert same_trees(nnx.state(found), nnx.state(whole))
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    with pytest.raises(
+        pretrained.CheckpointError, match=r"lm_head.weight is not model.embed_tokens.weight: ex"
+    ):
+        pretrained.load(write_folder(tmp_path / "c", tied, weights))
+
+
+def test_two_names_of_one_weight_are_refused(tmp_path):
+    weights = tensors("llama")
+    weights["embed_tokens.weight"] = weights["model.embed_tokens.weight"] + 1
+    with pytest.raises(
+        pretrained.CheckpointError, match="are two names of one weight: expected one of them"
+    ):
+        pretrained.load(write_folder(tmp_path / "a", CONFIGS["llama"], weights))
+
+
 def test_a_head_of_gpt2_is_stored_as_pytorch_does(tmp_path):
     """The one map of a GPT-2 directory that is [out, in]."""
     weights = tensors("gpt2")

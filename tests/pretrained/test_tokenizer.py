@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from normlab.data import load_tokenizer
 from normlab.pretrained.source import CheckpointError
-from normlab.pretrained.tokenizer import from_folder, from_metadata
+from normlab.pretrained.tokenizer import _listed, from_folder, from_metadata
 from tests.support.small_checkpoints import letters, write_tokenizer
 
 PIECES = ["▁", "a", "b", "c", "ab", "▁a", "bc", "abc", "▁ab", "aa", "\n"]
@@ -269,3 +269,11 @@ def test_a_token_that_is_named_by_no_text(token, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": token}))
     with pytest.raises(CheckpointError, match=r"bos_token = .*3.*: expected a token's text"):
         from_folder(tmp_path, {}, "t")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [(-1, None), ([-1, 3], 3), ([], None), (None, None), (0, 0), ([2, 1], 2)]
+)
+def test_an_id_below_zero_is_none(given, read):
+    """−1 is written for none, and would read the embedding's last row."""
+    assert _listed("bos", {"bos_token_id": given}) == read
