@@ -89,15 +89,31 @@ class Keys:
 
 
 def _rope(c: Keys, kind: str, theta: float) -> dict[str, Any]:
-    """The rotary settings of one kind of layer, in whichever of three spellings."""
+    """The rotary settings of one kind of layer, in whichever of three spellings.
+
+    Raises:
+        CheckpointError: two of them say different things.
+    """
     given = c.get("rope_parameters", {})
-    given = given.get(kind, given)
-    old = c.get("rope_scaling", {}) if kind == "full_attention" else {}
-    flat = {
-        "rope_theta": c.get("rope_theta", theta),
-        "partial_rotary_factor": c.get("partial_rotary_factor", 1.0),
+    spellings = {
+        "config": {key: c.get(key) for key in ("rope_theta", "partial_rotary_factor")},
+        "rope_scaling": c.get("rope_scaling", {}) if kind == "full_attention" else {},
+        "rope_parameters": given.get(kind, given),
     }
-    return {**flat, **old, **given}
+    found: dict[str, Any] = {}
+    said: dict[str, str] = {}
+    for where, values in spellings.items():
+        for key, value in values.items():
+            key = "rope_type" if key == "type" else key
+            if value is None:
+                continue
+            if found.setdefault(key, value) != value:
+                raise CheckpointError(
+                    f"{c.where} has {key} = {found[key]!r} in {said[key]}, {value!r} in {where}: "
+                    "expected one of them"
+                )
+            said.setdefault(key, where)
+    return {"rope_theta": theta, "partial_rotary_factor": 1.0} | found
 
 
 def _divisors(c: Keys, given: dict[str, Any], head_size: int) -> tuple[float, ...]:

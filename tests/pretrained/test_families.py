@@ -212,6 +212,16 @@ def local_rope(**fields):
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq: expected"),
         ("llama", {"model_type": "llava", "text_config": {"a": 1}}, "multimodal .*gemma3_text"),
         ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type .* 'yarn'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}},
+            "rope_type = 'yarn' in rope_scaling, 'default' in rope_parameters: expected one of them",
+        ),
+        (
+            "llama",
+            {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}},
+            "rope_theta = 10000.0 in config, 20000.0 in rope_parameters",
+        ),
         ("llama", {"rope_scaling": {"type": "linear"}}, "the linear rope scaling .* no 'factor'"),
         (
             "llama",
