@@ -215,7 +215,7 @@ def local_rope(**fields):
         (
             "llama",
             {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}},
-            "rope_type = 'yarn' in rope_scaling, 'default' in rope_parameters: expected one of them",
+            "rope_type = 'yarn' in rope_scaling, 'default' in rope_parameters: expected one",
         ),
         (
             "llama",
