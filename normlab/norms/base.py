@@ -1,4 +1,4 @@
-"""What every norm has in common: its site, its config, its gain and bias."""
+"""What every norm has in common: its site, its config, its weight and bias."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -97,6 +97,6 @@ class SeeDNorm(Norm):
         return jnp.repeat(jnp.tanh(jnp.sum(parts, axis=-1)), self.width // heads, axis=-1)
 
     def gamma(self) -> Float[Array, " d"]:
-        """|γ| + |α|, which bounds the gain of every row: there is no one γ."""
+        """|γ| + |α|, which bounds the factor of every row: there is no one γ."""
         constant = super().gamma()
         return jnp.abs(self.alpha[...]) + (0.0 if constant is None else jnp.abs(constant))

@@ -17,7 +17,7 @@ LEARNED = (".weight", ".alpha")
 
 
 def vector_kinds(seen: Sequence[Series]) -> list[str]:
-    """Kinds of gain and α that the models have: "attention.norm_in.weight", "norm_final.weight"."""
+    """Kinds of γ and α that models have: "attention.norm_in.weight", "norm_final.weight"."""
     return sorted({kind for s in seen for kind in _vectors(s.diagnostics[-1])})
 
 

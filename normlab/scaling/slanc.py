@@ -53,7 +53,7 @@ class SLaNC:
     norm_in alone s² grows by ‖ΓM‖²_F, with norm_out by Σγ_out². An output norm sees the raw
     branch, ‖ΓM‖_F; queries, keys and values ‖ΓW_h‖_F for head h; the norm before an output map the
     block's formula up to there, ‖ΓW_V‖_F, ‖ΓE‖_F or ‖ΓE‖₂·‖ΓB‖_F. Behind either, rows are
-    isotropic again. A head scale belongs to W_V, or to the gain of the norm on values. As in the
+    isotropic again. A head scale belongs to W_V, or to the weight of the norm on values. As in the
     paper, biases (β of a LayerNorm, b of a linear map) and the non-linearity's contraction are left
     out, and centring, which only lowers the sum, is too.
     """

@@ -96,7 +96,7 @@ def output(branch: Attention | MLP) -> Linear:
 
 
 def tables(model: Transformer) -> list[tuple[float, Float[Array, "n d"]]]:
-    """What the stem adds up: (factor, token rows) and, where there are any, learned positions."""
+    """What embeddings add up: (factor, token rows) and, where there are any, learned positions."""
     learned = 1.0 if model.embed_scale is None else float(model.embed_scale[...])
     rows, factor = model.embed.embedding[...], model.config.embed_factor
     if model.embed_length is not None:  # every row has this norm, whatever is stored (FixNorm)

@@ -1,4 +1,4 @@
-"""Folding: a norm's gain and bias, or a whole norm that is linear, into the maps that read it."""
+"""Folding: a norm's weight and bias, or a whole norm that is linear, into the maps that read it."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -62,8 +62,8 @@ class Fold(Transform):
         done += [_fold_back(sub) for sub in sublayers(new)]
         if not any(done) and stuck:
             raise DoesNotApply(
-                f"fold: the gain of {model.norm.type} doesn't act last, so it is no factor of the "
-                f"maps after it (at {stuck[0]} and {len(stuck) - 1} other norms)"
+                f"fold: the weight of {model.norm.type} doesn't act last, so it is no factor of "
+                f"the maps after it (at {stuck[0]} and {len(stuck) - 1} other norms)"
             )
         if not any(done):
             raise DoesNotApply(

@@ -13,18 +13,18 @@ _PLAIN = {"center": False, "one_plus": False, "eps_form": "under", "share": 1.0}
 """Fields that change what a norm computes, with the value that a type without them stands for."""
 
 
-def swap(model: Transformer, name: str, **knobs: Any) -> Transformer:
+def swap(model: Transformer, name: str, **settings: Any) -> Transformer:
     """`model` with every norm of the type `name`; the weights are shared, not copied.
 
     For types that mean the same by the same parameters: LayerNorm and RMSNorm, and what
     approximates them (`i-bert`, `l1`, `ai-layernorm`, …). Each norm keeps its site and what its
-    config says of ε, centring, gain and bias, so that a swapped LayerNorm centres and a swapped
+    config says of ε, centring, weight and bias, so that a swapped LayerNorm centres and a swapped
     RMSNorm does not.
 
     Args:
         model: left as it is.
         name: a registered norm type.
-        knobs: fields of its config beyond those that it takes over (`bits=8`).
+        settings: fields of its config beyond those that it takes over (`bits=8`).
 
     Raises:
         UnknownNameError: no such type.
@@ -38,17 +38,17 @@ def swap(model: Transformer, name: str, **knobs: Any) -> Transformer:
     if not places:
         raise ValueError(f"norm {name!r} has nothing to take the place of: the model has no norm")
     for owner, key in places:
-        setattr(owner, key, _converted(getattr(owner, key), kind, knobs))
-    new.norm = _config(model.norm, kind, knobs, "the model")
+        setattr(owner, key, _converted(getattr(owner, key), kind, settings))
+    new.norm = _config(model.norm, kind, settings, "the model")
     return new
 
 
-def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
+def _converted(old: Norm, kind: type[Norm], settings: dict[str, Any]) -> Norm:
     """A norm of another type at the same site, with the arrays of `old`."""
     where = f"norm {old.config.type!r} at {old.site.name}"
     if old.config.type not in norms or not isinstance(old, norms[old.config.type]):
         raise ValueError(f"{where} was rewritten by another transform: swap before it, not after")
-    new = kind(old.width, old.site, _config(old.config, kind, knobs, where))
+    new = kind(old.width, old.site, _config(old.config, kind, settings, where))
     graph, empty = nnx.split(new)
     state = nnx.state(old)
     has, needs = _shapes(state), _shapes(empty)
@@ -65,11 +65,11 @@ def _converted(old: Norm, kind: type[Norm], knobs: dict[str, Any]) -> Norm:
     return nnx.merge(graph, state)
 
 
-def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> Any:
-    """The type's config, with LayerNorm's fields as `old` has them, and the knobs."""
+def _config(old: Any, kind: type[Norm], settings: dict[str, Any], where: str) -> Any:
+    """The type's config, with LayerNorm's fields as `old` has them, and the settings."""
     name = kind.Config().type
     fields = {f.name for f in dataclasses.fields(kind.Config)} - {"type"}
-    for field in knobs:
+    for field in settings:
         if field not in fields:
             has = ", ".join(sorted(fields))
             raise ValueError(f"norm {name!r} has no field {field!r}; it has {has}")
@@ -82,7 +82,7 @@ def _config(old: Any, kind: type[Norm], knobs: dict[str, Any], where: str) -> An
             f"{taken.get('center')}: that would be the same norm under another name"
         )
     try:
-        config = kind.Config(**(taken | knobs))
+        config = kind.Config(**(taken | settings))
     except ValueError as error:
         raise ValueError(f"norm {name!r} can't take the place of {where}: {error}") from None
     for key, plain in _PLAIN.items():

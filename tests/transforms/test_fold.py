@@ -144,7 +144,7 @@ def test_a_norm_that_stays_does_not_keep_the_others_from_being_folded(shut):
     [
         ("rmsnorm", "post", {}, "no weight, bias or linear norm.*placement post"),
         ("rmsnorm", "reordered", {}, "no weight, bias or linear norm.*placement reordered"),
-        ("seednorm", "pre", {}, "the gain of seednorm doesn't act last"),
+        ("seednorm", "pre", {}, "the weight of seednorm doesn't act last"),
     ],
 )
 def test_what_cannot_be_folded_is_refused(norm, placement, fields, message):
