@@ -48,7 +48,8 @@ def losses(metrics: Path) -> tuple[str, list[float]]:
         return "", []
     rows = map(json.loads, metrics.read_text().splitlines())
     found = [row[key] for row in rows for key in ("loss", "valid_loss") if key in row]
-    asked = (metrics.parent / "overrides.yaml").read_text().split("runs=")[0]
+    (file,) = (p for n in ("overrides", "asked") if (p := metrics.parent / f"{n}.yaml").exists())
+    asked = file.read_text().split("runs=")[0]
     return asked, found
 
 
