@@ -116,6 +116,14 @@ class FloatFormat:
         return fraction * 2.0**top
 
     @property
+    def held_in_float32(self) -> bool:
+        """Whether two values may be added in float32 first: a second rounding does no harm.
+
+        Twice the precision and two bits are enough for that: 11 bits in float32's 24.
+        """
+        return self.mantissa <= 10 or self.stochastic is not None
+
+    @property
     def is_float32(self) -> bool:
         """True where rounding to it changes nothing."""
         return self == _named("fp32")
@@ -184,9 +192,7 @@ def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Place = 0) -> Array:
     """Round(a + b) for a and b that are values of the format already: what one adder does."""
     if to.mantissa == 23:
         return rounded(a + b, to, place)
-    # Twice the precision and two bits make a second rounding harmless: 11 bits in float32's 24.
-    held = to.mantissa <= 10 or to.stochastic is not None
-    total = a + b if held else sticky(*two_sum(a, b))
+    total = a + b if to.held_in_float32 else sticky(*two_sum(a, b))
     r = _normal(total, to, _noise(total, to, place))
     tiny = jnp.abs(total) < to.smallest_normal
     if to.subnormals == "flush":

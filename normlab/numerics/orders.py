@@ -56,7 +56,16 @@ class Order:
 
     def sum(self, terms: Array, to: FloatFormat) -> Array:
         """Sum float32 values of the format over the last axis, in this order, in float32."""
-        return SUMS[self.name](terms, to, self.width or 1)
+
+        def add(terms: Array, to: FloatFormat) -> Array:
+            return SUMS[self.name](terms, to, self.width or 1)
+
+        return _lifted(add, terms, to) if self._keeps_what_is_lost(to) else add(terms, to)
+
+    def _keeps_what_is_lost(self, to: FloatFormat) -> bool:
+        """Whether an add needs `two_sum` in a format that reaches down to float32's least value."""
+        split = self.name in ("blocks", "exact_then_round") or not to.held_in_float32
+        return split and to.exponent == 8 and to.mantissa != 23
 
 
 def _sequential(terms: Array, to: FloatFormat, _: int = 1) -> Array:
@@ -98,6 +107,20 @@ def _blocks(terms: Array, to: FloatFormat, k: int) -> Array:
 def _exact_then_round(terms: Array, to: FloatFormat, _: int = 1) -> Array:
     """The exact sum, rounded once."""
     return rounded_pair(*_exact_sum(terms), to)
+
+
+def _lifted(add: Callable[[Array, FloatFormat], Array], terms: Array, to: FloatFormat) -> Array:
+    """The sums, small rows times 2^64: what their adds lose would be below 2^-126, and be flushed.
+
+    With one exponent bit less the format has its smallest normal value 2^64 higher, too.
+    """
+    small = jnp.max(jnp.abs(terms), axis=-1) < 2.0**-40
+
+    def both(terms: Array) -> Array:
+        high = add(terms * 2.0**64, dataclasses.replace(to, exponent=7)) * 2.0**-64
+        return jnp.where(small, high, add(terms, to))
+
+    return lax.cond(jnp.any(small), both, lambda terms: add(terms, to), terms)
 
 
 SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {

@@ -114,6 +114,20 @@ def test_bf16_over_all_of_float32s_range(order):
     assert wrong_squares(total_of_squares(x, f"bf16:{order}"), x, f"bf16:{order}") == 0
 
 
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param(o, marks=[] if o == "blocks4" else pytest.mark.system) for o in ORDERS],
+)
+def test_what_an_add_loses_near_float32s_least_value(order):
+    """It is subnormal there, and decides ties: in e8mY with Y > 10, and in exact blocks."""
+    rng = np.random.default_rng(1)
+    x = np.float32(rng.standard_normal((200, 9)) * 2.0 ** rng.uniform(-120, -60, (200, 9)))
+    x[:20] = 0
+    x[:20, 3:5] = np.float32([float.fromhex("0x1.8d9p-113"), float.fromhex("0x1.801p-125")])
+    for name in ("e8m12", "e8m21", "bf16"):
+        assert wrong_sums(total(x, f"{name}:{order}"), x, f"{name}:{order}") == 0, name
+
+
 @pytest.mark.extended
 @pytest.mark.parametrize("d", [8, 64, 300, 576])
 @pytest.mark.parametrize("order", ORDERS)
