@@ -23,7 +23,7 @@ import numpy as np
 from IPython.display import Markdown
 from scipy.optimize import curve_fit
 
-from normlab.norms import Site, norms
+from normlab.norms import NormContext, Site, norms
 from normlab.numerics import Accumulator, sum_of_squares
 from normlab.plots import figure
 from normlab.plots.style import GREEN, GREY
@@ -42,8 +42,8 @@ def fresh(name, **knobs):
 # ## One row, every norm
 #
 # The row is what a transformer's residual stream looks like: nearly Gaussian, a mean that isn't zero, and one
-# element far out (a "massive activation"). A norm is called with the row and an *accumulator*, which says in
-# which precision its sum is made; `Accumulator()` is float32.
+# element far out (a "massive activation"). A norm is called with the row and a context, whose
+# *accumulator* says in which precision its sum is made; without one it is float32.
 
 # %%
 random = np.random.default_rng(0)
@@ -64,7 +64,7 @@ lines = [
 for name in norms:
     if name in ("batchnorm", "bhyt-estimated"):  # they need a batch, and the block around them
         continue
-    y = np.asarray(fresh(name)(jnp.asarray(x)[None, None], Accumulator()))[0, 0]
+    y = np.asarray(fresh(name)(jnp.asarray(x)[None, None]))[0, 0]
     lines.append(f"| {name} | {summary(y)} |")
 Markdown("\n".join(lines))
 
@@ -89,7 +89,7 @@ looks = {  # where curves coincide, the thin one lies on the wide one
 }
 for name, look in looks.items():
     norm = fresh(name)
-    out = [np.sqrt(np.mean(np.square(norm(jnp.asarray(c * x), Accumulator())))) for c in sizes]
+    out = [np.sqrt(np.mean(np.square(norm(jnp.asarray(c * x))))) for c in sizes]
     axis.loglog(sizes, out, label=name, base=2, **look)
 axis.set(xlabel="c", ylabel="RMS of f(cx)", title="Left, where ε rules; right, where it doesn't")
 axis.set_ylim(2**-6, 2**6)
@@ -107,7 +107,7 @@ made
 # %%
 spreads = random.lognormal(0.0, 1.0, 200)
 rows = (random.normal(size=(200, d)) * spreads[:, None]).astype(np.float32)
-out = np.asarray(fresh("layernorm")(jnp.asarray(rows), Accumulator()))
+out = np.asarray(fresh("layernorm")(jnp.asarray(rows)))
 (gamma, alpha), _ = curve_fit(lambda x, g, a: g * np.tanh(a * x), rows.ravel(), out.ravel(), (1, 1))
 curve = np.linspace(-8, 8, 400)
 
@@ -140,7 +140,7 @@ looks = {
     "fp16:pairwise": {"color": "black", "lw": 1.5},
 }
 for precision, look in looks.items():
-    y = fresh("rmsnorm", eps=1e-12)(ramp, Accumulator(precision))
+    y = fresh("rmsnorm", eps=1e-12)(ramp, NormContext(Accumulator(precision)))
     size = np.sqrt(np.mean(np.square(y), axis=-1))
     axis.semilogx(rms, size, base=2, label=precision, **look)
 axis.set(xlabel="RMS of the row", ylabel="RMS of RMSNorm's output")

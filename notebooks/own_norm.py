@@ -33,7 +33,6 @@ from normlab.config import build, field, require
 from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
 from normlab.norms import Norm, NormConfig, Site, norms
-from normlab.numerics import Accumulator
 from normlab.progress import console
 from normlab.results import spread, tables
 from normlab.results.formats import grid, markdown
@@ -72,9 +71,9 @@ class MedianNorm(Norm):
 
     Config = MedianNormConfig
 
-    def __call__(self, x, acc):
+    def __call__(self, x, context):
         z = x - self.config.share * jnp.median(x, axis=-1, keepdims=True)
-        return self.affine(acc.normalize(z, self.config.eps))
+        return self.affine(context.acc.normalize(z, self.config.eps), x, context)
 
 
 # %% [markdown]
@@ -89,12 +88,12 @@ x = np.random.default_rng(0).normal(0.5, 1.0, (4, 65))
 x[:, 3] = 50.0
 z = x - np.median(x, axis=-1, keepdims=True)
 expected = z / np.sqrt((z**2).mean(-1, keepdims=True) + 1e-6)
-found = np.asarray(norm(jnp.asarray(x, jnp.float32), Accumulator()))
+found = np.asarray(norm(jnp.asarray(x, jnp.float32)))
 print(f"largest error {np.abs(found - expected).max():.1e}")
 
 
 def one_output(row):
-    return norm(row, Accumulator())[0, 5]
+    return norm(row)[0, 5]
 
 
 row, step = jnp.asarray(np.random.default_rng(1).normal(size=(1, 65)), jnp.float32), 1e-2

@@ -10,6 +10,7 @@ from flax import nnx
 from normlab.model import PlacementConfig, placements
 from normlab.model.placement import SUBLAYERS
 from normlab.norms import Norm, NormState, Site, norms
+from normlab.norms.around import around
 from normlab.registry import MethodCard
 from normlab.transforms import transforms
 from normlab.transforms.remove import Frozen
@@ -96,11 +97,11 @@ def _norm_rows() -> Iterator[tuple[list[str], MethodCard]]:
 
 def _sites(kind: type[Norm]) -> str:
     """Where it stands, and what it puts elsewhere."""
-    config = kind.Config()
+    start = around(kind.Config(), 1, 1)
     added = {
-        "a learned scalar on the embedding": kind.embed_scale(config, 1),
-        "a learned length of all embedding rows": kind.embed_length(config, 1),
-        "a learned scalar on each branch": kind.branch_gain(config, 1),
+        "a learned scalar on the embedding": start.embed_scale,
+        "a learned length of all embedding rows": start.embed_length,
+        "a learned scalar on each branch": start.branch_gain,
     }
     return "; ".join(["all", *(what for what, start in added.items() if start is not None)])
 

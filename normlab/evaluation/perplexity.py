@@ -169,8 +169,9 @@ def score_columns(
         for site, rows in scores.sites.items():
             if rows.rows <= 0:
                 raise ValueError(
-                    f"norm {model.norm.type!r} accumulated nothing through its `acc` at {site}, so "
-                    "no precision applies to it: set has_statistic = False in its class, or use acc"
+                    f"norm {model.norm.type!r} accumulated nothing through `context.acc` at "
+                    f"{site}, so no precision applies to it: set has_statistic = False in its "
+                    "class, or use it"
                 )
     return found
 

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from normlab.config import field, require
-from normlab.norms import NormConfig, norms
+from normlab.norms import NormConfig
+from normlab.norms.around import around
 from normlab.registry import choice
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
@@ -124,7 +125,7 @@ class ModelConfig:
             f"norm.embed_length = {own} means nothing beside model.embed_length = "
             f"{self.embed_length}: expected one of the two",
         )
-        length = self.embed_length or norms[norm.type].embed_length(norm, self.width)
+        length = self.embed_length or around(norm, self.width, 2 * self.layers).embed_length
         require(
             length is None or self.embed_factor == 1,
             f"model.embed_factor = {self.embed_factor} means nothing where every row of the "

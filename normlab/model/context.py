@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from normlab.config import require
 from normlab.model.compute import ComputeConfig
-from normlab.norms import Norm
+from normlab.norms import Norm, NormContext, observe
 from normlab.numerics import Accumulator, Precision, RangeCounts
 from normlab.parallel.sharding import whole_rows
 
@@ -31,7 +31,7 @@ class Context:
             block and after each one in `streams`; each block's largest attention score in `scores`.
         dropout_key: without one, nothing is dropped.
         progress: the share of the training that is done, a float32 scalar; None outside training.
-            With one, norms run their `during_training` and may update their state.
+            With one, norms may update their state.
         compute: dtype of the branches, precision, kernels, rematerialization.
     """
 
@@ -75,16 +75,16 @@ class Context:
         scale: Any = self.scales.get(name, 1.0)
         if callable(scale):  # a dynamic rule: rows [*batch d] to their scales [*batch 1]
             scale = scale(x)
-        acc = Accumulator(self.precision, scale, observe=self.observe and norm.has_statistic)
-        acc.entered = self.entered
-        y = norm(x, acc) if self.progress is None else norm.during_training(x, acc, self.progress)
+        told = NormContext(Accumulator(self.precision, scale), self.entered, self.progress)
+        if self.observe and norm.has_statistic:
+            y, self.observed[name] = observe(norm, x, told)
+        else:
+            y = norm(x, told)
         require(
             y.shape[:-1] == x.shape[:-1],  # a deferred norm adds an element to each row
             f"norm {norm.config.type!r} at {name} returned rows of shape {y.shape}: expected "
             f"{x.shape}, as they came",
         )
-        if acc.observed is not None:
-            self.observed[name] = acc.observed
         return y.astype(came)
 
     def enters(self, x: Float[Array, "b l d"], attention: Any) -> None:

@@ -38,7 +38,7 @@ class Residual(nnx.Module):
 
     Serves attention and MLP alike. A placement chooses which of in, out and skip are norms, and
     the constants α and c (`ResidualConfig`); g is a learned scalar where the norm type has one (see
-    `Norm.branch_gain`).
+    `normlab.norms.around`).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Residual(nnx.Module):
         self.norm_in = make_norm("norm_in", width)
         self.norm_out = make_norm("norm_out", width)
         self.post_norm = make_norm("post_norm", width)
-        self.branch_gain = None if gain is None else nnx.Param(jnp.float32(gain))
+        self.branch_gain = learned(gain)
         self.alpha, self.scale_in, self.dropout = residual.alpha, residual.scale_in, dropout
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
@@ -64,6 +64,11 @@ class Residual(nnx.Module):
         if self.branch_gain is not None:
             h = h * self.branch_gain[...]
         return context.norm(self.post_norm, times(self.alpha, x) + context.dropout(h, self.dropout))
+
+
+def learned(start: float | None) -> nnx.Param[Array] | None:
+    """A scalar that is learned, or None without a start."""
+    return None if start is None else nnx.Param(jnp.float32(start))
 
 
 def times(factor: float, x: Array) -> Array:

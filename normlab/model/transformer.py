@@ -15,8 +15,9 @@ from normlab.model.context import Context
 from normlab.model.keys import key, pinned
 from normlab.model.linear import Linear
 from normlab.model.placement import PlacementConfig, ResidualConfig
-from normlab.model.residual import norm_maker
-from normlab.norms import Norm, NormConfig, all_norms, norms
+from normlab.model.residual import learned, norm_maker
+from normlab.norms import NormConfig, all_norms, norms
+from normlab.norms.around import Around, around
 from normlab.registry import choice
 
 
@@ -66,30 +67,27 @@ class Transformer(nnx.Module):
 
         self.embed = table(vocab_size)
         self.positions = table(config.max_length) if config.positions == "learned" else None
-        scale, gain = (
-            kind.embed_scale(norm, config.width),
-            kind.branch_gain(norm, 2 * config.layers),
-        )
-        self.embed_scale = None if scale is None else nnx.Param(jnp.float32(scale))
-        length = config.embed_length or kind.embed_length(norm, config.width)
-        self.embed_length = None if length is None else nnx.Param(jnp.float32(length))
+        start = around(norm, config.width, 2 * config.layers)
+        self.embed_scale = learned(start.embed_scale)
+        self.embed_length = learned(config.embed_length or start.embed_length)
         self.norm_embed = make_norm("norm_embed", config.width)
         self.blocks = nnx.List(
-            [Block(config, placement, make_norms, i, gain, rngs) for i in range(config.layers)]
+            [
+                Block(config, placement, make_norms, i, start.branch_gain, rngs)
+                for i in range(config.layers)
+            ]
         )
         self.norm_final = make_norm("norm_final", config.width)
         self.head = None if config.tied else head()
-        self._scale_weights(kind)
+        self._scale_weights(start)
 
-    def _scale_weights(self, kind: type[Norm]) -> None:
+    def _scale_weights(self, start: Around) -> None:
         """Multiply the initial weights by the factors that the norm type asks for."""
-        norm, layers = self.norm, self.config.layers
-        self.embed.embedding[...] *= kind.init_scale(norm, "embed", 2 * layers)
+        self.embed.embedding[...] *= start.factor("embed")
         for path, linear in nnx.iter_graph(self):
             if isinstance(linear, Linear):
                 residual = self._wiring(*map(str, path))
-                name, shrunk = str(path[-1]), residual.gain is None
-                linear.kernel[...] *= kind.init_scale(norm, name, 2 * layers, shrunk)
+                linear.kernel[...] *= start.factor(str(path[-1]), shrunk=residual.gain is None)
 
     def _wiring(self, *path: str) -> ResidualConfig:
         """How the block sits in the stream that `path` leads into; the plain one for the head."""

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 from normlab.config import field, require
 from normlab.norms import reference as ref
 from normlab.norms.base import NormConfig, norms
+from normlab.norms.context import PLAIN, NormContext
 from normlab.norms.statistics import LayerNorm, LayerNormConfig, RMSNormConfig
-from normlab.numerics import Accumulator
+from normlab.numerics.eps import Step
 from normlab.registry import MethodCard
 
 MAGIC = 0x5F3759DF
@@ -39,7 +40,7 @@ class L1LayerNorm(LayerNorm):
 
     C makes the divisor equal σ for a Gaussian row, where E|x − μ| = σ√(2/π). That C, and how the
     paper has ε, are unconfirmed: here ε acts as in the LayerNorm that this one stands for. The
-    statistic is Σ|x − μ|, accumulated as the precision says; what `observed` calls ‖x − μ‖ is
+    statistic is Σ|x − μ|, accumulated as the precision says; what range counts call ‖x − μ‖ is
     Euclid's all the same.
     """
 
@@ -61,12 +62,14 @@ class L1LayerNorm(LayerNorm):
         size = np.sqrt(np.pi / 2) * np.abs(y).mean(-1, keepdims=True)
         return ref.affine(y / np.sqrt(size**2 + config.eps), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        c = self.config
+        c, acc = self.config, context.acc
         z, mean_abs = acc.deviations(x, c.center)
         square = (math.pi / 2) * (mean_abs * mean_abs)
-        return self.affine(z * acc.inverse_rms(square, c.eps)).astype(x.dtype)
+        return self.affine(z * acc.inverse_rms(square, c.eps), x, context)
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,15 @@ class DroppedMean(LayerNorm):
         square = (x**2).mean(-1, keepdims=True)
         return ref.affine(ref.centred(x, config) / np.sqrt(square + config.eps), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
+        acc = context.acc
         z, mean_square = acc.moments(x)
         inverse = acc.inverse_rms(mean_square, self.config.eps)
         centred = acc.held(z - acc.mean(z)) if self.config.center else z
-        return self.affine(centred * inverse).astype(x.dtype)
+        return self.affine(centred * inverse, x, context)
 
 
 @dataclass(frozen=True)
@@ -119,37 +125,43 @@ class MaxRescaleConfig(LayerNormConfig):
 
 @norms.register("max-rescale")
 class MaxRescale(LayerNorm):
-    """LayerNorm or RMSNorm (arXiv:1910.07467) of x/m with ε/m², where m = max|x|.
+    """LayerNorm or RMSNorm (arXiv:1910.07467) of x/m with ε/m², m the power of two above max|x|.
 
-    y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m, and
-    Σ ≤ d, centred or not (16 times that for |x| above 2^126, where m stays: 1/m would be
-    subnormal). That is how LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over
-    the row, and ε has to follow: apple/coremltools#2821 left it as it was. Where ε/m² leaves
-    float32, y (below 1e-18) comes out as 0.
+    y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m; with a
+    power of two the division rounds nothing that the mean is then taken from. Σ ≤ d, centred or
+    not (16 times that for |x| above 2^126, where m stays: 1/m would be subnormal). That is how LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over
+    the row, and ε has to follow: apple/coremltools#2821 left it as it was. ε/m² is
+    at least float32's smallest normal value, so that a constant row comes out as 0.
     """
 
     Config: ClassVar[type[NormConfig]] = MaxRescaleConfig
     card: ClassVar[MethodCard] = MethodCard(
         title="Max-rescale",
-        formula="y = x/m / √(mean (x/m)² + ε/m²) ⊙ γ + β, m = max|x|",
+        formula="y = x/m / √(mean (x/m)² + ε/m²) ⊙ γ + β, m = 2^⌈log₂ max|x|⌉",
         source="Blue 1978 (doi:10.1145/355769.355771), LAPACK; for norms apple/coremltools#2821",
         property="equals the exact norm, with ε, on rows of any size that float32 holds, and in "
         "fp16 where the plain sum overflows",
         test="tests/norms/test_approximate.py::test_max_rescale_is_exact_and_does_not_overflow",
     )
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        c, wide = self.config, x.astype(jnp.float32)
+        c, acc = self.config, context.acc
+        wide = acc.widened(x)
         largest = jnp.max(jnp.abs(acc.held(wide)), axis=-1, keepdims=True)
         normal = largest >= jnp.finfo(jnp.float32).tiny  # 1/m is finite
+        above = jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1])
         # Up to 2^126 1/m is normal, too. y does not depend on m, so neither does its derivative.
-        m = lax.stop_gradient(jnp.where(normal, jnp.minimum(largest, 2.0**126), 1.0))
-        acc.scale = m  # in place of a static one, which on top of it would make Σ vanish
-        z, mean_square = acc.moments(wide, c.center)
-        acc.scale = 1.0  # ε/m² is formed here: m² alone could leave float32
-        inverse = acc.inverse_rms(mean_square, jnp.square(math.sqrt(c.eps) / m))
-        return self.affine(z * inverse).astype(x.dtype)
+        m = lax.stop_gradient(jnp.where(normal, jnp.minimum(above, 2.0**126), 1.0))
+        # m in place of a static scale, which on top of it would make Σ vanish
+        z, mean_square = acc.scaled_by(m).moments(wide, c.center)
+        # ε/m² is formed here: m² alone could leave float32
+        eps = jnp.square(math.sqrt(c.eps) / m)
+        eps = jnp.maximum(eps, jnp.finfo(eps.dtype).tiny) if c.eps else eps
+        inverse = acc.scaled_by(1.0).inverse_rms(mean_square, eps)
+        return self.affine(z * inverse, x, context)
 
 
 @dataclass(frozen=True)
@@ -174,7 +186,7 @@ class Doubled(LayerNorm):
     y = LayerNorm([x, −x])[:d] ⊙ γ + β. The doubled row has mean 0 and variance mean x², so this is
     exact, ε included. It is how RMSNorm reaches the fused LayerNorm of Apple's neural engine
     (ANEMLL). The unit's statistic is over 2d elements: Σ is twice RMSNorm's, and in a half format
-    its range ends a factor √2 earlier. What `observed` calls ‖x‖ is the row's own.
+    its range ends a factor √2 earlier. What range counts call ‖x‖ is the row's own.
     """
 
     Config: ClassVar[type[NormConfig]] = DoubledConfig
@@ -186,30 +198,35 @@ class Doubled(LayerNorm):
         test="tests/norms/test_approximate.py::test_doubled_is_rmsnorm",
     )
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        wide = x.astype(jnp.float32)
+        acc = context.acc
+        wide = acc.widened(x)
         both, c = jnp.concatenate([wide, -wide], axis=-1), self.config
         y = acc.normalize(both, c.eps, center=True, form=self.eps_form, row=wide)
-        return self.affine(y[..., : self.width]).astype(x.dtype)
+        return self.affine(y[..., : self.width], x, context)
 
 
 class ByInverseRoot(LayerNorm):
     """LayerNorm with another 1/√v, v = σ² + ε: what the types below have in common."""
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        c = self.config
+        c, acc = self.config, context.acc
         z, mean_square = acc.moments(x, c.center)
-        v = mean_square + c.eps / jnp.square(jnp.asarray(acc.scale, jnp.float32))
+        v = mean_square + c.eps / jnp.square(jnp.asarray(acc.scale, mean_square.dtype))
         # A sum that overflowed gives 0 and a negative variance NaN, as in the exact norm, not what
         # an approximation makes of them.
         exact, good = acc.inverse_rms(mean_square, c.eps), (v >= 0) & jnp.isfinite(v)
-        inverse = jnp.where(good, self.inverse_root(jnp.where(good, v, 1.0)), exact)
-        return self.affine(z * inverse).astype(x.dtype)
+        inverse = jnp.where(good, self.inverse_root(jnp.where(good, v, 1.0), acc.apart), exact)
+        return self.affine(z * inverse, x, context)
 
-    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
-        """1/√v for v ≥ 0, as the type has it."""
+    def inverse_root(self, v: Float[Array, "*batch 1"], apart: Step) -> Float[Array, "*batch 1"]:
+        """1/√v for v ≥ 0, as the type has it; `apart` keeps its steps from being contracted."""
         raise NotImplementedError
 
 
@@ -251,11 +268,11 @@ class FastRsqrt(ByInverseRoot):
         y = ref.by_root(x, config, lambda v: ref.fast_rsqrt(v, config.steps))
         return ref.affine(y, config, params)
 
-    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
-        """The guess from the bits, and Newton's steps."""
-        a = _guess(v)
+    def inverse_root(self, v: Float[Array, "*batch 1"], apart: Step) -> Float[Array, "*batch 1"]:
+        """The guess from the bits, those of float32, and Newton's steps."""
+        a = _guess(v.astype(jnp.float32)).astype(v.dtype)
         for _ in range(self.config.steps):
-            a = a * (1.5 - 0.5 * v * a * a)
+            a = a * (1.5 - apart(0.5 * v * a * a))
         return a
 
 
@@ -336,15 +353,16 @@ class IterL2Norm(ByInverseRoot):
 
         return ref.affine(ref.by_root(x, config, root), config, params)
 
-    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
+    def inverse_root(self, v: Float[Array, "*batch 1"], apart: Step) -> Float[Array, "*batch 1"]:
         """√d·a after `steps` iterations from the exponent of m = d·v."""
         c, m = self.config, v * self.width
         exponent = jnp.frexp(m)[1] - 1
         half = -(exponent + 1)
-        a = jnp.ldexp(jnp.where(half % 2 == 1, jnp.float32(math.sqrt(2)), 1.0), half // 2)
-        rate = jnp.ldexp(jnp.float32(c.rate), -exponent) * m
+        start = jnp.where(half % 2 == 1, jnp.asarray(math.sqrt(2), m.dtype), 1.0)
+        a = jnp.ldexp(start, half // 2)
+        rate = jnp.ldexp(jnp.asarray(c.rate, m.dtype), -exponent) * m
         for _ in range(c.steps):
-            a = a + rate * a * (1.0 - m * a * a)
+            a = a + apart(rate * a * (1.0 - apart(m * a * a)))
         return math.sqrt(self.width) * a
 
 
@@ -391,7 +409,7 @@ class Dyadic(ByInverseRoot):
 
         return ref.affine(ref.by_root(x, config, root), config, params)
 
-    def inverse_root(self, v: Float[Array, "*batch 1"]) -> Float[Array, "*batch 1"]:
+    def inverse_root(self, v: Float[Array, "*batch 1"], apart: Step) -> Float[Array, "*batch 1"]:
         """b/2^c, exact in float32."""
         b, c = dyadic(lax.rsqrt(v), self.config.bits)
         return jnp.ldexp(b.astype(jnp.float32), -c)

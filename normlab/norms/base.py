@@ -1,5 +1,6 @@
 """What every norm has in common: its site, its config, its weight and bias."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from normlab.config import field, require
+from normlab.norms.context import PLAIN, NormContext
 from normlab.norms.reference import Params, Rows
-from normlab.numerics import Accumulator
+from normlab.numerics import RangeCounts, RangeRecorder
 from normlab.numerics.eps import EpsForm
 from normlab.registry import MethodCard, Registry
 
@@ -84,7 +86,7 @@ def check_divides(field: str, parts: int, width: int, site: Site) -> None:
 
 
 class OutsideBlockError(ValueError):
-    """A norm was called by itself that needs what entered its block (`acc.entered`)."""
+    """A norm was called by itself that needs what entered its block."""
 
 
 class NormState(nnx.Variable[Array]):
@@ -123,8 +125,13 @@ class Norm(nnx.Module):
         self.weight = nnx.Param(initial(width)) if getattr(config, "use_weight", False) else None
         self.bias = nnx.Param(jnp.zeros(width)) if getattr(config, "bias", False) else None
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """The normalized rows; `acc` accumulates their statistic in the precision asked for."""
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """The normalized rows, in the arithmetic of `context.acc`, in the dtype of `x`.
+
+        In training (`context.progress`) it may also update its `NormState`.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -138,18 +145,6 @@ class Norm(nnx.Module):
         """
         raise NotImplementedError
 
-    def during_training(
-        self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
-    ) -> Float[Array, "b l *heads d"]:
-        """The rows in a step of training, which may also update the norm's `NormState`.
-
-        Args:
-            x: sequences in order.
-            acc: as in a call.
-            progress: the share of the training that is done, 0 at the first step.
-        """
-        return self(x, acc)
-
     def gamma(self) -> Float[Array, "..."] | None:
         """γ, the weight that multiplies x̂: as stored, or one more (`one_plus`); or None."""
         if self.weight is None:
@@ -161,14 +156,16 @@ class Norm(nnx.Module):
         """β, the bias that is added last; None without one."""
         return None if self.bias is None else self.bias[...]
 
-    def affine(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """γ ⊙ y + β, each where the config has it."""
-        gamma, beta = self.gamma(), self.beta()
-        if gamma is not None:
-            y = y * gamma
-        if beta is not None:
-            y = y + beta
-        return y
+    def affine(
+        self, y: Float[Array, "*batch d"], x: Float[Array, "*batch d"], context: NormContext
+    ) -> Float[Array, "*batch d"]:
+        """γ ⊙ y + β, each where the config has it, in the dtype of the rows `x` that came."""
+        acc = context.acc if self.has_statistic else PLAIN.acc
+        return acc.affine(y, self.gamma(), self.beta(), x.dtype)
+
+    def counted(self, seen: RangeCounts) -> RangeCounts:
+        """What of its range counts reaches an output: all of it, unless the type knows better."""
+        return seen
 
     @property
     def eps_form(self) -> EpsForm:
@@ -197,40 +194,17 @@ class Norm(nnx.Module):
         return None
 
     @classmethod
-    def embed_scale(cls, config: Any, width: int) -> float | None:
-        """Initial value of a learned scalar on the embedding, where the type prescribes one."""
-        return None
-
-    @classmethod
-    def embed_length(cls, config: Any, width: int) -> float | None:
-        """Initial value of the learned length of every embedding row, where the type fixes it."""
-        return None
-
-    @classmethod
-    def branch_gain(cls, config: Any, branches: int) -> float | None:
-        """Initial value of a learned scalar on each residual branch, where the type has one.
-
-        Args:
-            config: of the norm.
-            branches: residual branches of the model, two a block.
-        """
-        return None
-
-    @classmethod
     def check_steps(cls, config: Any, steps: int) -> None:
         """Raise `ValueError` where a training of so many steps is too short for the type."""
 
-    @classmethod
-    def init_scale(cls, config: Any, matrix: str, branches: int, shrunk: bool = True) -> float:
-        """Factor on a matrix's initial weights: 1, where the type asks for nothing else.
 
-        Args:
-            config: of the norm.
-            matrix: query, key, value, out, gate, up, down, embed, or head (one of the model's own).
-            branches: residual branches of the model, two a block.
-            shrunk: its block's output maps start smaller by √branches (see `ResidualConfig.std`).
-        """
-        return 1.0
+def observe(
+    norm: Norm, x: Float[Array, "*batch d"], context: NormContext
+) -> tuple[Float[Array, "*batch d"], RangeCounts]:
+    """The norm's rows, the same bits as without, and what its precision made of their sums."""
+    recorder = RangeRecorder(context.acc.precision, context.acc.scale)
+    y = norm(x, dataclasses.replace(context, acc=recorder))
+    return y, norm.counted(recorder.counts())
 
 
 def all_norms(model: nnx.Module) -> list[Norm]:

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from normlab.config import field, require
 from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
-from normlab.numerics import Accumulator
-from normlab.numerics.accumulate import widened
+from normlab.norms.context import PLAIN, NormContext
 from normlab.registry import MethodCard
 
 
@@ -72,16 +71,19 @@ class BatchNorm(Norm):
         y = (x - params["mean"]) / np.sqrt(params["variance"] + config.eps)
         return ref.affine(y, config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """Shape and dtype of `x`, by the running statistics."""
-        y = _standardized(widened(x, acc.precision), self.mean[...], self.variance[...], self.eps)
-        return self.affine(y).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`: by the running statistics, or in training by the batch's."""
+        wide = context.acc.widened(x)
+        if context.progress is None:
+            y = _standardized(wide, self.mean[...], self.variance[...], self.eps)
+        else:
+            y = self._by_batch(wide)
+        return self.affine(y, x, context)
 
-    def during_training(
-        self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
-    ) -> Float[Array, "b l *heads d"]:
-        """The rows by the batch's statistics up to each position, which the running ones follow."""
-        wide = widened(x, acc.precision)
+    def _by_batch(self, wide: Float[Array, "b l *heads d"]) -> Float[Array, "b l *heads d"]:
+        """By the batch's statistics up to each position, which the running ones follow."""
         # About the first position's mean, which every other one may know: E[x²] − E[x]² would
         # cancel where a channel has a large mean.
         shift = lax.stop_gradient(_so_far(wide[:, :1]))
@@ -92,7 +94,7 @@ class BatchNorm(Norm):
         for state, now in ((self.mean, mean), (self.variance, variance)):
             last = lax.stop_gradient(now[:, -1].reshape(self.width))
             state[...] = (1 - m) * state[...] + m * last
-        return self.affine(y).astype(x.dtype)
+        return y
 
     @property
     def eps(self) -> float:

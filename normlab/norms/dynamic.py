@@ -12,8 +12,7 @@ from jaxtyping import Float
 from normlab.config import field, require
 from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
-from normlab.numerics import Accumulator
-from normlab.numerics.accumulate import widened
+from normlab.norms.context import PLAIN, NormContext
 from normlab.registry import MethodCard
 
 
@@ -80,13 +79,17 @@ class SeeDNorm(Norm):
         weight = np.tanh(along) * params["alpha"] + params.get("weight", np.zeros(1))
         return weight * ref.over_rms(x, config)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
+        acc = context.acc
         y = acc.normalize(x, self.config.eps)
-        products = widened(x, acc.precision) * self.direction[...]
+        products = acc.widened(x) * self.direction[...]
         weight = self._along(products) * self.alpha[...]
         constant = super().gamma()
-        return (y * (weight if constant is None else weight + constant)).astype(x.dtype)
+        weight = weight if constant is None else weight + constant
+        return acc.affine(y, weight, None, x.dtype)
 
     def _along(self, products: Array) -> Array:
         """Tanh of the dot product, of the row's own or of that of each element's head."""

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int32, UInt32
 from normlab.config import field, require
 from normlab.norms import reference as ref
 from normlab.norms.base import NormConfig, Site, norms
+from normlab.norms.context import PLAIN, NormContext
 from normlab.norms.statistics import LayerNorm, LayerNormConfig
-from normlab.numerics import Accumulator
 from normlab.registry import MethodCard
 
 
@@ -77,15 +77,17 @@ class IBertLayerNorm(LayerNorm):
         """The formula in float64."""
         return ref.affine(ref.by_row(ref.i_bert_row, x, config), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """Shape and dtype of `x`; `acc` has nothing to do."""
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`; no sum is accumulated."""
         c, d = self.config, self.width
         root = math.sqrt(c.eps)
         q, scale = quantize(x, c.bits, floor=root)
         y = q - _rounded_mean(q) if c.center else q
         eps = jnp.round(root / scale).astype(jnp.int32)
         normalized = integer_normalize(y, eps).astype(jnp.float32) * (math.sqrt(d) / 2**30)
-        return self.affine(_unless_lost(normalized, scale)).astype(x.dtype)
+        return self.affine(_unless_lost(normalized, scale), x, context)
 
 
 def integer_normalize(
@@ -206,8 +208,10 @@ class AILayerNorm(LayerNorm):
         """The formula in float64."""
         return ref.affine(ref.by_row(ref.ai_layernorm_row, x, config), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """Shape and dtype of `x`; `acc` has nothing to do."""
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`; no sum is accumulated."""
         c, d = self.config, self.width
         whole, power, scale = factored(x, c.factors)
         mean = jnp.sum(whole, axis=-1, keepdims=True).astype(jnp.float32) / d if c.center else 0.0
@@ -216,7 +220,7 @@ class AILayerNorm(LayerNorm):
         variance = jnp.maximum(total * (16.0 / d) - mean * mean, 0.0)
         eps = jnp.square(math.sqrt(c.eps) / scale)
         inverse = lax.rsqrt(variance + eps)
-        return self.affine(_unless_lost((whole - mean) * inverse, scale)).astype(x.dtype)
+        return self.affine(_unless_lost((whole - mean) * inverse, scale), x, context)
 
 
 def factored(

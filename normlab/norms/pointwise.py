@@ -1,6 +1,8 @@
 """Norms that bound each element, and no norm at all."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,9 +15,9 @@ from jaxtyping import Array, Float
 
 from normlab.config import field, require
 from normlab.norms import reference as ref
+from normlab.norms.around import Around
 from normlab.norms.base import Norm, NormConfig, OutsideBlockError, Site, norms
-from normlab.numerics import Accumulator
-from normlab.numerics.accumulate import widened
+from normlab.norms.context import PLAIN, NormContext
 from normlab.registry import MethodCard, choice
 
 _WIDTHS = (1024, 2048, 4096, 8192)
@@ -83,14 +85,16 @@ class DyT(Norm):
         """The formula in float64."""
         return ref.affine(np.tanh(params["alpha"] * x), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """Shape and dtype of `x`; `acc` has nothing to do."""
-        return self.affine(jnp.tanh(self.alpha[...] * x)).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`; no sum is accumulated."""
+        return self.affine(jnp.tanh(self.alpha[...] * x), x, context)
 
     @classmethod
-    def embed_scale(cls, config: Any, width: int) -> float | None:
-        """√d, unless the config takes it away."""
-        return math.sqrt(width) if config.embed_scale else None
+    def around(cls, config: Any, width: int, branches: int) -> Around:
+        """A scalar on the embedding, initially √d, unless the config takes it away."""
+        return Around(embed_scale=math.sqrt(width) if config.embed_scale else None)
 
 
 @dataclass(frozen=True)
@@ -139,14 +143,16 @@ class Derf(Norm):
         y = np.vectorize(math.erf)(params["alpha"] * x + params["shift"])
         return ref.affine(y, config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """Shape and dtype of `x`; `acc` has nothing to do."""
-        return self.affine(erf(self.alpha[...] * x + self.shift[...])).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`; no sum is accumulated."""
+        return self.affine(erf(self.alpha[...] * x + self.shift[...]), x, context)
 
     @classmethod
-    def embed_scale(cls, config: Any, width: int) -> float | None:
-        """√d, unless the config takes it away."""
-        return math.sqrt(width) if config.embed_scale else None
+    def around(cls, config: Any, width: int, branches: int) -> Around:
+        """A scalar on the embedding, initially √d, unless the config takes it away."""
+        return Around(embed_scale=math.sqrt(width) if config.embed_scale else None)
 
 
 @dataclass(frozen=True)
@@ -205,9 +211,11 @@ class BHyT(Norm):
         y = np.tanh(params["lam"] / config.kappa * ref.over_rms(x, config))
         return ref.affine(y, config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        return self.affine(self._bounded(acc.normalize(x, self.config.eps))).astype(x.dtype)
+        return self.affine(self._bounded(context.acc.normalize(x, self.config.eps)), x, context)
 
     def _bounded(self, y: Array) -> Array:
         """tanh(λy/κ); y itself where the norm is an RMSNorm."""
@@ -247,18 +255,20 @@ class EstimatedBHyT(BHyT):
         test="tests/norms/test_pointwise.py::test_the_estimate_is_the_sums_mean_square",
     )
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         if self.site.branch != "mlp" or self.site.kind != "norm_in":
-            return super().__call__(x, acc)
-        if acc.entered is None:
+            return super().__call__(x, context)
+        if context.entered is None:
             raise OutsideBlockError(f"{self.site.name} can't be estimated outside its block")
-        rows, attention = acc.entered
+        acc, (rows, attention) = context.acc, context.entered
         _, mean_square = acc.moments(rows)
-        scaled = acc.held(widened(x, acc.precision) / acc.scale)
+        scaled = acc.held(acc.widened(x) / acc.scale)
         estimate = mean_square + self._added(attention, x.shape[-2]) / acc.scale**2
         y = self._bounded(scaled * acc.inverse_rms(estimate, self.config.eps))
-        return self.affine(y).astype(x.dtype)
+        return self.affine(y, x, context)
 
     def _added(self, attention: Any, tokens: int) -> Float[Array, ""]:
         """The mean square of what attention adds to a row."""
@@ -341,9 +351,12 @@ class NoNorm(Norm):
         """The formula in float64."""
         return x + params.get("shift", np.zeros(1))
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """`x` itself, in Fixup with a scalar added."""
-        return x if self.shift is None else (x + self.shift[...]).astype(x.dtype)
+        shift = None if self.shift is None else self.shift[...]
+        return PLAIN.acc.affine(x, None, shift, x.dtype)
 
     def fold(self) -> tuple[Float[Array, " d"], Float[Array, " d"]] | None:
         """Fixup's scalar as (1, b)."""
@@ -352,28 +365,33 @@ class NoNorm(Norm):
         return jnp.ones(self.width), jnp.full(self.width, self.shift[...])
 
     @classmethod
-    def branch_gain(cls, config: Any, branches: int) -> float | None:
-        """The config's, or the method's."""
-        if config.branch_gain is not None:
-            return config.branch_gain
-        starts = {"rezero": 0.0, "skipinit": branches**-0.5, "fixup": 1.0, "tfixup": None}
-        return starts[config.method]
+    def around(cls, config: Any, width: int, branches: int) -> Around:
+        """The method's scalars and initial weights; the config may have another `branch_gain`."""
+        made = _METHODS[config.method](width, branches)
+        given = made.branch_gain if config.branch_gain is None else config.branch_gain
+        return dataclasses.replace(made, branch_gain=given)
 
-    @classmethod
-    def embed_scale(cls, config: Any, width: int) -> float | None:
-        """T-Fixup's √d."""
-        return math.sqrt(width) if config.method == "tfixup" else None
 
-    @classmethod
-    def init_scale(cls, config: Any, matrix: str, branches: int, shrunk: bool = True) -> float:
-        """Fixup's rules 1 and 2; T-Fixup's factors."""
-        if config.method == "fixup" and matrix != "embed":
-            if matrix in ("out", "down", "head"):
-                return 0.0
-            matrices = 4 if matrix in ("query", "key", "value") else 2
-            return branches ** (-1 / (2 * matrices - 2))
-        if config.method == "tfixup" and matrix not in ("query", "key", "head"):
-            blocks = branches / 2
-            undone = branches**0.5 if shrunk and matrix in ("out", "down") else 1.0
-            return (9 * blocks) ** -0.25 if matrix == "embed" else 0.67 * blocks**-0.25 * undone
-        return 1.0
+def _fixup(width: int, branches: int) -> Around:
+    """Rules 1 and 2 of the paper."""
+    inner, mlp = (branches ** (-1 / (2 * m - 2)) for m in (4, 2))
+    factors = dict.fromkeys(("query", "key", "value"), inner) | dict.fromkeys(("gate", "up"), mlp)
+    return Around(branch_gain=1.0, factors=factors | dict.fromkeys(("out", "down", "head"), 0.0))
+
+
+def _tfixup(width: int, branches: int) -> Around:
+    blocks = branches / 2
+    factors = dict.fromkeys(("value", "out", "gate", "up", "down"), 0.67 * blocks**-0.25)
+    return Around(
+        embed_scale=math.sqrt(width),
+        factors=factors | {"embed": (9 * blocks) ** -0.25},
+        unshrunk=branches**0.5,
+    )
+
+
+_METHODS: dict[str, Callable[[int, int], Around]] = {
+    "rezero": lambda width, branches: Around(branch_gain=0.0),
+    "skipinit": lambda width, branches: Around(branch_gain=branches**-0.5),
+    "fixup": _fixup,
+    "tfixup": _tfixup,
+}

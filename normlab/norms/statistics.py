@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from normlab.config import field, require
 from normlab.norms import reference as ref
+from normlab.norms.around import Around
 from normlab.norms.base import Norm, NormConfig, Site, check_divides, norms
-from normlab.numerics import Accumulator
+from normlab.norms.context import PLAIN, NormContext
 from normlab.numerics.eps import EpsForm
 from normlab.registry import MethodCard, choice
 
@@ -82,11 +83,13 @@ class LayerNorm(Norm):
         """The formula in float64."""
         return ref.affine(ref.over_rms(ref.centred(x, config), config), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`; the arithmetic is float32 around the statistic."""
         c = self.config
-        y = acc.normalize(x, c.eps, center=c.center, form=self.eps_form)
-        return self.affine(y).astype(x.dtype)
+        y = context.acc.normalize(x, c.eps, center=c.center, form=self.eps_form)
+        return self.affine(y, x, context)
 
 
 @norms.register("rmsnorm")
@@ -156,11 +159,13 @@ class PartialRMSNorm(LayerNorm):
         part = slice(max(1, math.floor(x.shape[-1] * config.share)))
         return ref.affine(ref.over_rms(x, config, part), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
         c = self.config
-        y = acc.normalize(x, c.eps, center=c.center, first=self.first, form=self.eps_form)
-        return self.affine(y).astype(x.dtype)
+        y = context.acc.normalize(x, c.eps, center=c.center, first=self.first, form=self.eps_form)
+        return self.affine(y, x, context)
 
 
 @dataclass(frozen=True)
@@ -216,10 +221,12 @@ class ScaleNorm(Norm):
         length = np.sqrt((x**2).sum(-1, keepdims=True))
         return params["length"] * x / np.maximum(length, config.eps)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        y = acc.normalize(x, self.config.eps / math.sqrt(self.width), form=self.eps_form)
-        return self.affine(y).astype(x.dtype)
+        y = context.acc.normalize(x, self.config.eps / math.sqrt(self.width), form=self.eps_form)
+        return self.affine(y, x, context)
 
 
 @dataclass(frozen=True)
@@ -262,9 +269,10 @@ class FixNorm(ScaleNorm):
     )
 
     @classmethod
-    def embed_length(cls, config: Any, width: int) -> float | None:
-        """√d, unless the config has another."""
-        return math.sqrt(width) if config.embed_length is None else config.embed_length
+    def around(cls, config: Any, width: int, branches: int) -> Around:
+        """One length for all embedding rows, initially √d, unless the config has another."""
+        own = config.embed_length
+        return Around(embed_length=math.sqrt(width) if own is None else own)
 
 
 @dataclass(frozen=True)
@@ -317,7 +325,9 @@ class GroupNorm(Norm):
         parts = ref.over_rms(parts - parts.mean(-1, keepdims=True), config)
         return ref.affine(parts.reshape(x.shape), config, params)
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
         """Shape and dtype of `x`."""
-        y = acc.normalize_groups(x, self.config.groups, self.config.eps)
-        return self.affine(y).astype(x.dtype)
+        y = context.acc.normalize_groups(x, self.config.groups, self.config.eps)
+        return self.affine(y, x, context)

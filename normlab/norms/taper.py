@@ -16,8 +16,8 @@ from jaxtyping import Float
 from normlab.config import field, require
 from normlab.norms import reference as ref
 from normlab.norms.base import Norm, NormConfig, NormState, Site, norms
-from normlab.numerics import Accumulator, RangeCounts
-from normlab.numerics.accumulate import widened
+from normlab.norms.context import PLAIN, NormContext
+from normlab.numerics import RangeCounts
 from normlab.registry import MethodCard
 
 
@@ -107,26 +107,33 @@ class TaperNorm(Norm):
         linear = factor * x * (weight + params["delta"])
         return params["gate"] * ref.over_rms(x, config) * weight + (1 - params["gate"]) * linear
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """Shape and dtype of `x`, by the gate and the c that training left."""
-        y = acc.normalize(x, self.config.eps)
-        if acc.observed is not None:
-            acc.observed = self._that_matter(acc.observed)
-        return self._mixed(x, y, acc)
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`, by the gate and the c that training left.
 
-    def during_training(
-        self, x: Float[Array, "b l *heads d"], acc: Accumulator, progress: Float[Array, ""]
-    ) -> Float[Array, "b l *heads d"]:
-        """The same, after the gate has moved, and c with it while the gate is 1."""
-        wide, warm = widened(x, acc.precision), progress < self.config.start
+        In training after the gate has moved, and c with it while the gate is 1.
+        """
+        wide = context.acc.widened(x)
+        y = context.acc.normalize(x, self.config.eps)
+        if context.progress is not None:
+            self._learn(wide, y, context.progress)
+        gate, (weight, gain_linear) = self.gate[...], self._gains()
+        linear = wide * (self.factor() * gain_linear)
+        y = jnp.where(gate > 0, y, 0.0)  # which may be no number where its sum overflowed
+        acc = context.acc
+        mixed = acc.apart(gate * (y * weight)) + acc.apart((1.0 - gate) * linear)
+        return acc.affine(mixed, None, None, x.dtype)
+
+    def _learn(self, wide: Array, y: Array, progress: Array) -> None:
+        """Move the gate and, while it is 1, the running means after c."""
+        warm = progress < self.config.start
         if self.anchored:
             self._hold(wide, warm)
         if self.config.keep_final and self.site.kind == "norm_final":
-            return self(x, acc)
-        y = acc.normalize(x, self.config.eps)
+            return
         self._measure(lax.stop_gradient(wide), lax.stop_gradient(y), warm)
         self.gate[...] = self._gate_at(progress)
-        return self._mixed(x, y, acc)
 
     def penalty(self) -> Float[Array, ""] | None:
         """λ·E[(r − r₀)²] of the rows before the head, 0 in the first share; None elsewhere."""
@@ -158,13 +165,7 @@ class TaperNorm(Norm):
         constant = 1.0 if gamma is None else gamma
         return constant, constant + self.delta[...]
 
-    def _mixed(self, x: Array, y: Array, acc: Accumulator) -> Array:
-        gate, (weight, gain_linear) = self.gate[...], self._gains()
-        linear = widened(x, acc.precision) * (self.factor() * gain_linear)
-        y = jnp.where(gate > 0, y, 0.0)  # which may be no number where its sum overflowed
-        return (gate * (y * weight) + (1.0 - gate) * linear).astype(x.dtype)
-
-    def _that_matter(self, seen: RangeCounts) -> RangeCounts:
+    def counted(self, seen: RangeCounts) -> RangeCounts:
         """What was seen of the rows; of what the sums made of them nothing, if the gate is 0."""
         rows = ("rows", "max_abs", "max_square", "squares", "sums")
         idle = dataclasses.replace(RangeCounts.nothing(), **{f: getattr(seen, f) for f in rows})

@@ -6,6 +6,7 @@ from normlab.numerics.formats import FloatFormat, round_to
 from normlab.numerics.orders import Order
 from normlab.numerics.precision import Precision
 from normlab.numerics.range_counts import RangeCounts
+from normlab.numerics.range_recorder import RangeRecorder
 
 __all__ = [
     "Accumulator",
@@ -13,6 +14,7 @@ __all__ = [
     "Order",
     "Precision",
     "RangeCounts",
+    "RangeRecorder",
     "accumulate",
     "round_to",
     "sum_of_squares",

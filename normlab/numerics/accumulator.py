@@ -1,21 +1,45 @@
 """The accumulator: what a norm is handed at call time, so that it obeys a precision."""
 
-from typing import Any
+import copy
+from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import DTypeLike, Float
 
 from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.exact import no_contract, order_after
 from normlab.numerics.formats import round_to
 from normlab.numerics.precision import Precision
-from normlab.numerics.range_counts import RangeCounts
+
+
+class Statistic(NamedTuple):
+    """The statistic of some rows, and what it was made of.
+
+    Args:
+        z: the scaled rows [*batch, d], less their mean where asked.
+        mean: the mean of z² or of |z|, [*batch, 1].
+        x: what was summed, before any scale and mean, in float32 [*batch, n].
+        sums: every sum as the unit held it, each [*batch, 1]: Σ, and before it Σx if centred.
+        total: Σ̂, of which `mean` is a share [*batch, 1].
+        centred: Σx was taken off first.
+        power: 2, or 1 where sizes were summed.
+        row: what the norm was given, where x is made of it.
+    """
+
+    z: Array
+    mean: Array
+    x: Array
+    sums: tuple[Array, ...]
+    total: Array
+    centred: bool
+    power: int = 2
+    row: Array | None = None
 
 
 class Accumulator:
-    """How one norm accumulates, by which static scale, and what it saw while doing so.
+    """How one norm accumulates, and by which static scale: a value, whose methods are functions.
 
     The one mechanism by which a norm obeys a precision. A norm is written as
 
@@ -24,26 +48,27 @@ class Accumulator:
 
     or, where it needs more, from `acc.moments`. It knows nothing of formats, orders and options.
 
-    Make one inside the traced function, for one norm: with `observe`, it collects tracers.
-
     Args:
         precision: a precision or its string.
         scale: s, by which the row is divided; broadcasts against x: a number, a number for each
             row [*batch, 1], for each head [heads, 1] against [*batch, heads, head_dim].
-        observe: keep `observed`. Where it is off, nothing is computed for it.
     """
 
     def __init__(
-        self,
-        precision: str | Precision = "fp32",
-        scale: Float[Array, "..."] | float = 1.0,
-        observe: bool = False,
+        self, precision: str | Precision = "fp32", scale: Float[Array, "..."] | float = 1.0
     ):
         self.precision = Precision.parse(precision)
         self.scale = scale
-        self.observed: RangeCounts | None = RangeCounts.nothing() if observe else None
-        self.entered: Any = None  # what a norm that estimates its statistic is told of the block
-        self._exact: tuple[Array, int] | None = None  # Σ of the last rows, and d; until ε is known
+
+    def scaled_by(self, scale: Float[Array, "..."] | float) -> Self:
+        """The same with another s."""
+        made = copy.copy(self)
+        made.scale = scale
+        return made
+
+    def widened(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`x` in float32; in plain fp32 float64 stays what it is."""
+        return widened(x, self.precision)
 
     def normalize(
         self,
@@ -63,11 +88,9 @@ class Accumulator:
     ) -> Float[Array, "*batch d"]:
         """The row in `groups` equal parts, each centred and normalized as a row of its own."""
         scale: Any = self.scale  # a row's scale is that of each of its parts
-        scale = scale[..., None] if jnp.ndim(scale) else scale
-        parts = Accumulator(self.precision, scale, self.observed is not None)
+        parts = self.scaled_by(scale[..., None] if jnp.ndim(scale) else scale)
         rows = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
         y = parts.normalize(rows, eps, center=True)
-        self.observed = parts.observed
         return y.reshape(x.shape)
 
     def inverse_rms(
@@ -80,13 +103,22 @@ class Accumulator:
 
         It is 0 where the sum overflowed, and nothing hides that. For the other forms see `EpsForm`.
         """
-        form, multiplier = EpsForm(form), self._multiplier(mean_square.dtype)
-        if self.observed is not None and self._exact is not None:
-            (exact, d), self._exact = self._exact, None
-            terms = 1 if self.precision.mean else d
-            beside = terms * form.beside_mean(eps, multiplier)
-            self.observed = self.observed.with_eps(exact, beside, d, self.precision.format, form)
-        return form.inverse(mean_square, eps, multiplier, self._apart)
+        multiplier = self.multiplier(mean_square.dtype)
+        return EpsForm(form).inverse(mean_square, eps, multiplier, self.apart)
+
+    def affine(
+        self,
+        y: Float[Array, "*batch d"],
+        weight: Float[Array, "..."] | None,
+        bias: Float[Array, "..."] | None,
+        dtype: DTypeLike,
+    ) -> Float[Array, "*batch d"]:
+        """γ ⊙ y + β, each where there is one, in `dtype`; float32 where that holds integers."""
+        if weight is not None:
+            y = self.apart(y * weight) if bias is not None else y * weight
+        if bias is not None:
+            y = y + bias
+        return y.astype(dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
 
     def moments(
         self,
@@ -102,14 +134,36 @@ class Accumulator:
                 float64 rows stay what they are: the exact arithmetic to compare with.
             center: subtract the mean (LayerNorm, GroupNorm). The mean square is then the variance.
             first: take the statistic of the first so many coordinates only (partial RMSNorm).
-            row: what the norm was given, where x is made of it: `observed` says its norm.
+            row: what the norm was given, where x is made of it: range counts tell of its norm.
         """
-        x = widened(x, self.precision)
+        found = self.statistic(x, center, first, row)
+        return found.z, found.mean
+
+    def deviations(
+        self, x: Float[Array, "*batch d"], center: bool = False
+    ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch 1"]]:
+        """As `moments`, with the accumulated mean of |z| in place of the mean square (L1 norms)."""
+        found = self.statistic(x, center, power=1)
+        return found.z, found.mean
+
+    def statistic(
+        self,
+        x: Float[Array, "*batch d"],
+        center: bool = False,
+        first: int | None = None,
+        row: Float[Array, "*batch e"] | None = None,
+        power: int = 2,
+    ) -> Statistic:
+        """What `moments` (`power` 2) and `deviations` (1) give, and how it came about."""
+        x = self.widened(x)
+        if power == 1:
+            return self._sizes(x, center)
         part = self._scaled(x)[..., :first]
         if not center:
             total = self._total(part)
-            self._record(x[..., :first], total, row=row)
-            return self._scaled(self._after(total, x)), self._share(total, part)
+            z = self._scaled(self._after(total, x))
+            mean_square, summed = self._share(total, part), x[..., :first]
+            return Statistic(z, mean_square, summed, (total,), total, False, row=row)
         added = self._added(part, self.precision.input)
         mean = self._share(added, part)
         again = self._scaled(self._after(mean, x))
@@ -117,38 +171,34 @@ class Accumulator:
         summed = again if self.precision.onepass else centred
         squares = total = self._total(summed[..., :first])
         if self.precision.onepass:
-            total = squares - self._apart(self._terms(part) * (mean * mean))
-        self._record(x[..., :first], total, (added, squares), row=row)
-        centred = self.held(self._scaled(self._after(total, x)) - mean)
-        return centred, self._share(total, part)
+            total = squares - self.apart(self.terms(part) * (mean * mean))
+        z = self.held(self._scaled(self._after(total, x)) - mean)
+        mean_square, summed = self._share(total, part), x[..., :first]
+        return Statistic(z, mean_square, summed, (added, squares), total, True, row=row)
 
-    def deviations(
-        self, x: Float[Array, "*batch d"], center: bool = False
-    ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch 1"]]:
-        """As `moments`, with the accumulated mean of |z| in place of the mean square (L1 norms)."""
-        x = widened(x, self.precision)
+    def _sizes(self, x: Array, center: bool) -> Statistic:
         z = self._scaled(x)
         added = self._added(z, self.precision.input) if center else None
         z = z if added is None else self.held(z - self._share(added, z))
         total = self._added(jnp.abs(z), self.precision.input)
-        self._record(x, total, None if added is None else (added, total), power=1)
-        return z, self._share(total, z)
+        sums = (total,) if added is None else (added, total)
+        return Statistic(z, self._share(total, z), x, sums, total, center, power=1)
 
     def held(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """What the unit holds x as: in the format, where it takes its input in the format."""
         return round_to(x, self.precision.format) if self.precision.input else x
 
     def mean(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
-        """Σz/d by the precision, the last axis kept; not observed."""
+        """Σz/d by the precision, the last axis kept; not counted."""
         return self._share(self._added(z), z)
 
     def sum(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
-        """Σz by the precision (d times the mean, where it has the option `mean`); not observed."""
-        return self._added(z) * (z.shape[-1] // self._terms(z))
+        """Σz by the precision (d times the mean, where it has the option `mean`); not counted."""
+        return self._added(z) * (z.shape[-1] // self.terms(z))
 
     def sum_of_squares(self, z: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
-        """Σz² by the precision (d times the mean, where it has the option `mean`); not observed."""
-        return self._total(z) * (z.shape[-1] // self._terms(z))
+        """Σz² by the precision (d times the mean, where it has the option `mean`); not counted."""
+        return self._total(z) * (z.shape[-1] // self.terms(z))
 
     def _total(self, z: Array) -> Array:
         return sum_of_squares(z, self.precision)[..., None]
@@ -156,66 +206,29 @@ class Accumulator:
     def _added(self, z: Array, held: bool = False) -> Array:
         return accumulate(z, self.precision, held)[..., None]
 
-    def _terms(self, z: Array) -> int:
+    def terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""
         return 1 if self.precision.mean else z.shape[-1]
 
     def _share(self, total: Array, z: Array) -> Array:
         """A total over its terms. XLA makes a product of the division anyway, so let it be seen."""
-        terms = self._terms(z)
-        return total / terms if self.precision.plain else self._apart(total * (1.0 / terms))
+        terms = self.terms(z)
+        return total / terms if self.precision.plain else self.apart(total * (1.0 / terms))
 
     def _scaled(self, x: Array) -> Array:
         x = self.held(x)
         if isinstance(self.scale, int | float) and self.scale == 1:
-            return self._apart(x)
-        return self.held(self._apart(x * self._multiplier(x.dtype)))
+            return self.apart(x)
+        return self.held(self.apart(x * self.multiplier(x.dtype)))
 
     def _after(self, known: Array, x: Array) -> Array:
         """Have x once more rather than store what was made of it; XLA sees to plain fp32."""
         return x if self.precision.plain else order_after(known, x)
 
-    def _apart(self, x: Array) -> Array:
+    def apart(self, x: Array) -> Array:
         """Keep a step from being contracted with the next; plain fp32 is as XLA has it."""
         return x if self.precision.plain else no_contract(x)
 
-    def _multiplier(self, dtype: Any = jnp.float32) -> Array:
+    def multiplier(self, dtype: Any = jnp.float32) -> Array:
         """1/s. XLA makes it of a division by s anyway, so let it be seen."""
         return 1.0 / jnp.asarray(self.scale, dtype)
-
-    def _record(
-        self,
-        x: Array,
-        total: Array,
-        sums: tuple[Array, ...] | None = None,
-        power: int = 2,
-        row: Array | None = None,
-    ) -> None:
-        """Note the rows x and their totals, of squares or (`power` 1) of sizes.
-
-        Of centred rows also all `sums` as the unit held them, before anything was made of them. A
-        row is not of zeros where float32 tells it from its mean, whatever the unit made of it.
-        """
-        if self.observed is None:
-            return
-        held = total if sums is None else jnp.concatenate(sums, axis=-1)
-        from_mean = x if sums is None else x - jnp.mean(x, axis=-1, keepdims=True)
-        whole = jnp.sum(jnp.abs(from_mean) ** power, axis=-1, keepdims=True)
-        exact = whole * self._multiplier() ** power * (self._terms(x) / x.shape[-1])
-        size, left = (jnp.max(jnp.abs(r), axis=-1, keepdims=True) for r in (x, from_mean))
-        square = jnp.sum((from_mean if row is None else row) ** 2, axis=-1, keepdims=True)
-        self._exact = (exact, x.shape[-1]) if power == 2 else None  # ε adds to a sum of squares
-        self.observed = self.observed.with_rows(
-            x,
-            square,
-            exact,
-            total,
-            lost=jnp.any(self._out_of_range(held), axis=-1),
-            filled=left > 2.0**-20 * size,
-            to=self.precision.format,
-        )
-
-    def _out_of_range(self, sums: Array) -> Array:
-        to = self.precision.format
-        saturated = jnp.abs(sums) >= to.max if to.overflow == "saturate" else False
-        return ~jnp.isfinite(sums) | saturated

@@ -75,6 +75,7 @@ class EpsForm(StrEnum):
         apart: Step,
     ) -> Float[Array, "*batch 1"]:
         """What the row x·`over` is multiplied by; 0 where its mean square is infinite."""
+        mean_square = apart(mean_square)  # it may be a product
         if self is EpsForm.UNDER:
             return lax.rsqrt(mean_square + apart(self.beside_mean(eps, over)))
         zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0

@@ -61,8 +61,9 @@ class RangeCounts:
             made[f.name] = merge(getattr(self, f.name), getattr(other, f.name))
         return RangeCounts(**made)
 
-    def with_rows(
-        self,
+    @classmethod
+    def of_rows(
+        cls,
         x: Float[Array, "*batch d"],
         square: Float[Array, "*batch 1"],
         exact: Float[Array, "*batch 1"],
@@ -71,7 +72,7 @@ class RangeCounts:
         filled: Array,
         to: FloatFormat,
     ) -> "RangeCounts":
-        """More rows.
+        """Those of some rows, before ε is known.
 
         Args:
             x: the rows.
@@ -84,8 +85,8 @@ class RangeCounts:
         """
         tiny, some = total < to.smallest_normal, exact > 0
         error = jnp.where(some & ~lost[..., None], total / exact - 1.0, 0.0)
-        return self + dataclasses.replace(
-            RangeCounts.nothing(),
+        return dataclasses.replace(
+            cls.nothing(),
             rows=jnp.int32(total.size),
             overflowed=count(lost),
             subnormal=count(tiny & (total > 0)),

@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from normlab.norms import Norm, all_norms
+from normlab.norms import Norm, NormContext, all_norms
 from normlab.norms.base import OutsideBlockError
 from normlab.numerics import Accumulator
 from normlab.parallel.sharding import on_host
@@ -36,9 +36,9 @@ def check_invariant(model: nnx.Module) -> None:
             raise RuleDoesNotApply(
                 f"norm {norm.config.type!r} ({norm.site.name}): its output depends on the scale "
                 f"s that a rule gives it (s = {SCALE:g} moves it by {moved:.2g} of its largest "
-                "element, in fp32).\nExpected: by nothing. What acc gives is of x/s: use its z "
-                "with its mean square (z, ms = acc.moments(x); z * acc.inverse_rms(ms, eps)), or "
-                "undo acc.scale; see docs/howto/add-a-norm.md"
+                "element, in fp32).\nExpected: by nothing. What context.acc gives is of x/s: use "
+                "its z with its mean square (z, ms = acc.moments(x); z * acc.inverse_rms(ms, "
+                "eps)), or undo acc.scale; see docs/howto/add-a-norm.md"
             )
 
 
@@ -50,7 +50,9 @@ def _moved(norm: Norm) -> float:
 def _difference(norm: Norm, x: Float[Array, "n d"]) -> float:
     """The largest difference that the scale makes, as a share of the largest element."""
     try:
-        plain, scaled = (on_host(norm(x, Accumulator("fp32", s))) for s in (1.0, SCALE))
+        plain, scaled = (
+            on_host(norm(x, NormContext(Accumulator("fp32", s)))) for s in (1.0, SCALE)
+        )
     except OutsideBlockError:  # it says so itself: there is nothing to call it with here
         return 0.0
     largest = np.abs(plain).max()

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from normlab.model import Context, Transformer
 from normlab.model.linear import Linear
 from normlab.norms import Norm
+from normlab.norms.context import PLAIN, NormContext
 from normlab.norms.statistics import LayerNorm
 from normlab.numerics import Accumulator
 from normlab.registry import MethodCard
@@ -31,8 +32,11 @@ class DeferredNorm(Norm):
         self.width, self.site, self.config = norm.width, norm.site, norm.config
         self.weight, self.bias = None, None
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch e"]:
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch e"]:
         """The row and its factor, e = d + 1; a static scale touches the statistic alone."""
+        acc = context.acc
         z, mean_square = acc.moments(x, center=self.config.center)
         c = self.config
         factor = acc.inverse_rms(mean_square, c.eps, self.eps_form)
@@ -193,7 +197,7 @@ def _products(model: Transformer, context: Context) -> Iterator[tuple[str, tuple
         if is_statistical(norm):
             x = context.inputs[norm.site.name]
             z, _ = Accumulator().moments(x, center=norm.config.center)
-            y = norm(x, Accumulator())
+            y = norm(x)
             largest = [jnp.max(jnp.abs(r @ m.kernel[...])) for r in (y, z) for m in maps]
             half = len(maps)
             yield norm.site.name, (jnp.stack(largest[:half]).max(), jnp.stack(largest[half:]).max())

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from normlab.config import field, require
 from normlab.model import Context, Transformer
 from normlab.norms import Norm, NormConfig, all_norms
+from normlab.norms.context import PLAIN, NormContext
 from normlab.norms.statistics import LayerNorm
 from normlab.numerics import Accumulator
 from normlab.registry import MethodCard
@@ -50,10 +51,12 @@ class Frozen(Norm):
     has_statistic: ClassVar[bool] = False
     unit_rows: ClassVar[bool] = False
 
-    def __call__(self, x: Float[Array, "*batch d"], acc: Accumulator) -> Float[Array, "*batch d"]:
-        """Shape and dtype of `x`; `acc` has nothing to do."""
+    def __call__(
+        self, x: Float[Array, "*batch d"], context: NormContext = PLAIN
+    ) -> Float[Array, "*batch d"]:
+        """Shape and dtype of `x`; no sum is accumulated."""
         z = x - x.mean(axis=-1, keepdims=True) if self.config.center else x
-        return self.affine(z * self.config.factor).astype(x.dtype)
+        return self.affine(z * self.config.factor, x, context)
 
     def linear(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """(rγ, β): what acts on the row, or on the row less its mean where it is centred."""

@@ -241,6 +241,6 @@ def test_default_batches_are_even_and_small_enough():
 def test_one_program_serves_all_batches_and_scales():
     scored(tiny_model(), windows(), "fp32", "fp16:pairwise")
     before = _batch_nll._cache_size()
-    given = {"norm_final": np.float32(3)}
+    given = {"norm_final": jnp.float32(3)}
     scored(tiny_model(seed=5), windows(), "fp32", ("fp16:pairwise", given))
     assert _batch_nll._cache_size() == before

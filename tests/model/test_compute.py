@@ -183,9 +183,9 @@ def test_a_norm_sees_float32_rows_and_leaves_bfloat16_ones_as_they_came():
     seen = []
 
     class Spy(type(tiny_model().norm_final)):
-        def __call__(self, x, acc):
+        def __call__(self, x, context):
             seen.append(x.dtype)
-            return super().__call__(x, acc)
+            return super().__call__(x, context)
 
     norm = tiny_model().norm_final
     norm.__class__ = Spy
@@ -339,7 +339,7 @@ def test_rows_of_another_shape_are_refused_by_the_norms_name():
     kind = norms["rmsnorm"]
 
     class Short(kind):
-        def __call__(self, x, acc):
+        def __call__(self, x, context):
             return x.sum(-1)
 
     norm = Short(8, Site("norm_in", "here"), kind.Config())

@@ -11,8 +11,7 @@ from flax import nnx
 import normlab.runs.run
 from normlab.data import load_tokens
 from normlab.model import Context
-from normlab.norms import NormState, norms
-from normlab.numerics import Accumulator
+from normlab.norms import NormContext, NormState, norms
 from normlab.runs.checkpoint import Checkpoints
 from normlab.training.trainer import Trainer, train
 from tests.conftest import same_trees, tiny_model
@@ -51,7 +50,7 @@ def slopes(graphdef, state, x, weight):
 
     def total(x):
         copy = nnx.merge(graphdef, state, copy=True)
-        return jnp.sum(copy.during_training(x, Accumulator(), jnp.float32(0.5)) * weight)
+        return jnp.sum(copy(x, NormContext(progress=jnp.float32(0.5))) * weight)
 
     return jax.grad(total)(x)
 

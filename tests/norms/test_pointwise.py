@@ -10,11 +10,11 @@ from flax import nnx
 
 from normlab.model import Context
 from normlab.norms import norms
-from normlab.numerics import Accumulator
+from normlab.norms.around import around
 from normlab.transforms import DoesNotApply, apply
 from tests.conftest import forward, recorded, tiny_model
 from tests.support.norm_references import parameters
-from tests.support.norm_walk import FINAL, call, jacobian, make, randomized, row, started
+from tests.support.norm_walk import FINAL, call, jacobian, make, randomized, row, started, told
 
 
 def test_derf_is_bounded_and_elementwise():
@@ -101,8 +101,8 @@ def test_fixup_starts_as_its_rules_say():
 
 def test_tfixup_starts_as_its_factors_say():
     """Huang et al. 2020; 0.67·12^(−1/4) = 0.36 for twelve blocks."""
-    kind, config = norms["none"], norms["none"].Config(method="tfixup")
-    assert kind.init_scale(config, "value", 24) == pytest.approx(0.36, abs=5e-4)
+    config = norms["none"].Config(method="tfixup")
+    assert around(config, 32, 24).factor("value") == pytest.approx(0.36, abs=5e-4)
     plain, tfixup = without(branch_gain=1.0), without(method="tfixup")
     factors = {"query": 1, "key": 1, "value": 0.67 * 3**-0.25}
     for name, factor in factors.items():
@@ -138,11 +138,9 @@ def estimated():
     return model
 
 
-def told(block, x, precision="fp32", scale=1.0):
-    """An accumulator as a block that x entered hands it to its MLP's norm."""
-    acc = Accumulator(precision, scale)
-    acc.entered = x, block.attention
-    return acc
+def inside(block, x, precision="fp32", scale=1.0):
+    """What a block that x entered tells its MLP's norm."""
+    return told(precision, scale, entered=(x, block.attention))
 
 
 def test_the_estimate_is_the_sums_mean_square():
@@ -152,7 +150,7 @@ def test_the_estimate_is_the_sums_mean_square():
     @jax.jit
     def both(x):
         summed = block.attention(x, Context())
-        return summed, block.mlp.norm_in(summed, told(block, x))
+        return summed, block.mlp.norm_in(summed, inside(block, x))
 
     summed, y = (np.float64(part) for part in both(x))
     estimate = np.square(0.1 * summed / np.arctanh(y)).mean()  # y = tanh(x / (κ·root))
@@ -164,10 +162,10 @@ def test_an_estimated_statistic_is_not_of_the_row_that_it_divides():
     model = estimated()
     block = model.blocks[0]
     norm, x = block.mlp.norm_in, np.float32(np.random.default_rng(0).normal(size=(4, 32)))
-    slopes = jax.jit(jax.jacobian(lambda v: norm(jnp.tile(v, (4, 1)), told(block, x))[3]))(x[0])
+    slopes = jax.jit(jax.jacobian(lambda v: norm(jnp.tile(v, (4, 1)), inside(block, x))[3]))(x[0])
     assert np.count_nonzero(slopes - np.diag(np.diag(slopes))) == 0
     with pytest.raises(ValueError, match="can't be estimated outside its block"):
-        norm(x, Accumulator())
+        norm(x)
     with pytest.raises(DoesNotApply):
         apply(model, "fold")
 
@@ -186,18 +184,23 @@ def test_the_estimate_reaches_the_model(tokens):
     root = np.sqrt((np.float64(x) ** 2).mean(-1, keepdims=True) + added + 1e-6)
     wanted = np.tanh(0.1 * np.float64(summed) / root)
     for precision, scale, error in (("fp32", 1.0, 1e-5), ("fp16:pairwise", 0.5, 2e-3)):
-        y = block.mlp.norm_in(summed, told(block, x, precision, scale))
+        y = block.mlp.norm_in(summed, inside(block, x, precision, scale))
         np.testing.assert_allclose(y, wanted, rtol=error, atol=1e-7)
     exact = tiny_model("bhyt", spread=0.0, heads=4, kv_heads=2)
     exact.blocks[1].attention.norm_in.lam[...] = jnp.float32(30.0)
     assert not np.allclose(forward(exact, tokens), logits)
 
 
+def gain(config):
+    """The start of the scalar on each of 16 branches."""
+    return around(config, 32, 16).branch_gain
+
+
 def test_each_method_has_its_branch_gain_and_the_config_may_overrule_it():
     config = norms["none"].Config
-    factors = {m: norms["none"].branch_gain(config(method=m), 16) for m in ("rezero", "skipinit")}
+    factors = {m: gain(config(method=m)) for m in ("rezero", "skipinit")}
     assert factors == {"rezero": 0.0, "skipinit": 0.25}
-    assert norms["none"].branch_gain(config(method="skipinit", branch_gain=0.5), 16) == 0.5
+    assert gain(config(method="skipinit", branch_gain=0.5)) == 0.5
 
 
 def test_fixup_folds_to_a_shift():

@@ -9,8 +9,7 @@ from flax import nnx
 import normlab.runs.run
 from normlab.loss import token_nll
 from normlab.model import Context
-from normlab.norms import norms
-from normlab.numerics import Accumulator
+from normlab.norms import NormContext, norms
 from normlab.training.optimizer import OptimizerConfig, make_optimizer
 from normlab.training.step import learned, make_step
 from normlab.training.trainer import train
@@ -70,7 +69,7 @@ def test_the_linear_gain_learns_only_once_the_gate_opens():
     norm = make("tapernorm", 8)
     norm.scaled_square[...], norm.square[...] = jnp.float32(1.0), jnp.float32(3.0)
     graphdef, params, state = nnx.split(norm, nnx.Param, ...)
-    total = lambda p, s: nnx.merge(graphdef, p, s)(row(width=8), Accumulator()).sum()  # noqa: E731
+    total = lambda p, s: nnx.merge(graphdef, p, s)(row(width=8)).sum()  # noqa: E731
     slopes = jax.jit(jax.grad(total))
     for gate, moves in ((1.0, False), (0.5, True)):
         state["gate"][...] = jnp.float32(gate)
@@ -120,7 +119,7 @@ def test_the_anchor_pulls_rows_to_the_size_that_they_had(keep):
 
     def penalty(x):
         inside = nnx.merge(graphdef, state, copy=True)
-        inside.during_training(x, Accumulator(), jnp.float32(0.6))
+        inside(x, NormContext(progress=jnp.float32(0.6)))
         return inside.penalty()
 
     found, slope = jax.jit(jax.value_and_grad(penalty))(2 * x)

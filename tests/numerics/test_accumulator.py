@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from normlab.numerics import Accumulator, Precision, RangeCounts, accumulate
+from normlab.numerics import Accumulator, Precision, RangeCounts, RangeRecorder, accumulate
 from tests.support import numerics_reference as reference
 from tests.support.accumulators import EPS, EVERYTHING, normalize, normed
 from tests.support.numerics_reference import cast, same, squares, summed
@@ -140,9 +140,9 @@ def test_what_a_saturated_sum_became_does_not_hide_it(text, level):
 def test_a_saturated_sum_counts_for_sizes_too():
     @jax.jit
     def overflowed(x):
-        acc = Accumulator("fp16.saturate", observe=True)
+        acc = RangeRecorder("fp16.saturate")
         acc.deviations(x, center=True)
-        return acc.observed.overflowed
+        return acc.counts().overflowed
 
     assert int(overflowed(rows + np.float32(1031))) == 6
     assert int(overflowed(rows)) == 0
@@ -239,13 +239,13 @@ def test_observed_leaves_a_scan_and_adds_up():
 def test_two_norms_on_one_accumulator_are_both_seen():
     @jax.jit
     def seen(x):
-        acc = Accumulator("fp16", observe=True)
+        acc = RangeRecorder("fp16")
         acc.normalize(x, EPS)
         acc.normalize(x * 300, EPS)
-        return acc.observed.rows, acc.observed.overflowed
+        counts = acc.counts()
+        return counts.rows, counts.overflowed
 
     assert [int(n) for n in seen(rows)] == [12, 6]
-    assert Accumulator("fp16").observed is None
 
 
 @pytest.mark.parametrize("text", ["fp16", "fp16.mean", "fp32"])

@@ -27,7 +27,7 @@ NUMBERS = count()
 
 @pytest.fixture
 def registered():
-    """A model whose norm is a function (norm, x, acc), registered for one test."""
+    """A model whose norm is a function (norm, x, context), registered for one test."""
     made = []
 
     def register(called, **fields):
@@ -48,21 +48,25 @@ def registered():
         norms.remove(name)
 
 
-def fourth_powers(norm, x, acc):
+def fourth_powers(norm, x, context):
+    acc = context.acc
     _, fourth = acc.moments(x * x)
     return x * (fourth + norm.config.eps) ** -0.25
 
 
-def unscaled_row(norm, x, acc):
+def unscaled_row(norm, x, context):
+    acc = context.acc
     return x * acc.inverse_rms(acc.moments(x)[1], norm.config.eps)
 
 
-def eps_as_it_is(norm, x, acc):
+def eps_as_it_is(norm, x, context):
+    acc = context.acc
     z, square = acc.moments(x)
     return z / jnp.sqrt(square + norm.config.eps)
 
 
-def infinite(norm, x, acc):
+def infinite(norm, x, context):
+    acc = context.acc
     return acc.normalize(x, 0.0) * jnp.where(jnp.float32(acc.scale) > 1, jnp.nan, 1.0)
 
 
@@ -77,7 +81,7 @@ def test_a_norm_that_depends_on_its_scale_is_refused(registered, called):
 
 
 def test_a_norm_that_cannot_be_called_is_not_taken_for_one_that_moves_by_nothing(registered):
-    def wrong(norm, x, acc):
+    def wrong(norm, x, context):
         raise ValueError("the norm's own words")
 
     model = registered(wrong)
@@ -85,13 +89,14 @@ def test_a_norm_that_cannot_be_called_is_not_taken_for_one_that_moves_by_nothing
         scales(model, "slanc")
 
 
-def fourth_powers_undone(norm, x, acc):
+def fourth_powers_undone(norm, x, context):
+    acc = context.acc
     _, fourth = acc.moments(x * x)
     return x * (fourth * acc.scale**2 + norm.config.eps) ** -0.25
 
 
-def normalized(norm, x, acc):
-    return acc.normalize(x, norm.config.eps)
+def normalized(norm, x, context):
+    return context.acc.normalize(x, norm.config.eps)
 
 
 @pytest.mark.parametrize("called", [fourth_powers_undone, normalized])
@@ -101,5 +106,5 @@ def test_a_norm_that_does_not_is_taken(registered, called):
 
 
 def test_without_a_statistic_there_is_no_scale_to_depend_on(registered):
-    model = registered(lambda norm, x, acc: x / acc.scale, has_statistic=False)
+    model = registered(lambda norm, x, context: x / context.acc.scale, has_statistic=False)
     assert scales(model, "slanc") == {}

@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import arrays
 from normlab.model import placements
 from normlab.model.mlp import FUNCTIONS
 from normlab.norms import Site, norms
-from normlab.numerics import Accumulator
 from normlab.numerics.eps import EpsForm
 from normlab.scaling import scales
 from normlab.scaling.moments import (
@@ -27,6 +26,7 @@ from normlab.scaling.moments import (
 )
 from normlab.scaling.weights import norms_by_site
 from tests.conftest import tiny_model
+from tests.support.norm_walk import told
 from tests.support.scaling_models import (
     GATED,
     KINDS,
@@ -192,9 +192,7 @@ def norm_of(form="under"):
 def both(form):
     """A norm in float32 and in FP16, pairwise, there with a scale."""
     norm = norm_of(form)
-    return jax.jit(
-        lambda x, s: [norm(x, a) for a in (Accumulator("fp32"), Accumulator("fp16:pairwise", s))]
-    )
+    return jax.jit(lambda x, s: [norm(x), norm(x, told("fp16:pairwise", s))])
 
 
 def error(form, x, scale):

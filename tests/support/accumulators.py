@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from normlab.numerics import Accumulator, RangeCounts
+from normlab.numerics import RangeCounts, RangeRecorder
 
 EPS = 1e-5
 D, ROWS = 64, 400
@@ -17,10 +17,10 @@ EVERYTHING = tuple(f.name for f in fields(RangeCounts))
 
 @partial(jax.jit, static_argnames=("precision", "center", "form", "first", "names"))
 def normed(x, precision, scale, eps, center=False, form="under", first=None, names=COUNTS):
-    """(the normalized rows, those fields of what was observed); the rest is not compiled."""
-    acc = Accumulator(precision, scale, observe=True)
-    y = acc.normalize(x, eps, center=center, form=form, first=first)
-    return y, {name: getattr(acc.observed, name) for name in names}
+    """(the normalized rows, those fields of the range counts); the rest is not compiled."""
+    acc = RangeRecorder(precision, scale)
+    y, counts = acc.normalize(x, eps, center=center, form=form, first=first), acc.counts()
+    return y, {name: getattr(counts, name) for name in names}
 
 
 def normalize(x, precision, scale=1.0, eps=EPS, **more):

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from normlab.model import ModelConfig, PlacementConfig, Transformer
-from normlab.norms import NormState, Site, norms
+from normlab.norms import NormContext, NormState, Site, norms, observe
 from normlab.numerics import Accumulator, accumulator
 from tests.conftest import TINY, VOCAB
 
@@ -47,10 +47,14 @@ def row(seed=0, width=WIDTH, shift=0.7, size=3.0, count=5):
     return np.float32(np.random.default_rng(seed).normal(shift, size, (count, width)))
 
 
+def told(precision, scale=1.0, **more):
+    """What a norm is told: a precision and a static scale."""
+    return NormContext(Accumulator(precision, scale), **more)
+
+
 @partial(jax.jit, static_argnames=("graphdef", "precision"))
 def _call(graphdef, state, x, scale, precision):
-    acc = Accumulator(precision, 1.0 if scale is None else scale)
-    return nnx.merge(graphdef, state)(x, acc)
+    return nnx.merge(graphdef, state)(x, told(precision, 1.0 if scale is None else scale))
 
 
 def call(norm, x, precision="fp32", scale=None):
@@ -60,13 +64,12 @@ def call(norm, x, precision="fp32", scale=None):
 
 @partial(jax.jit, static_argnames=("graphdef", "precision", "fields"))
 def _observed(graphdef, state, x, precision, fields):
-    acc = Accumulator(precision, observe=True)
-    y = nnx.merge(graphdef, state)(x, acc)
-    return y, {name: getattr(acc.observed, name) for name in fields}
+    y, counts = observe(nnx.merge(graphdef, state), x, told(precision))
+    return y, {name: getattr(counts, name) for name in fields}
 
 
 def observed(norm, x, precision, *fields):
-    """(the rows, those fields of what the accumulator observed), likewise."""
+    """(the rows, those fields of their range counts), likewise."""
     y, found = jax.device_get(_observed(*nnx.split(norm), x, precision, fields))
     return y, SimpleNamespace(**found)
 
@@ -74,7 +77,7 @@ def observed(norm, x, precision, *fields):
 @partial(jax.jit, static_argnames="graphdef")
 def _in_training(graphdef, state, x, progress):
     norm = nnx.merge(graphdef, state)
-    return norm.during_training(x, Accumulator(), progress), nnx.state(norm)
+    return norm(x, NormContext(progress=progress)), nnx.state(norm)
 
 
 def in_training(norm, x, progress=0.5):
@@ -86,7 +89,7 @@ def in_training(norm, x, progress=0.5):
 
 @partial(jax.jit, static_argnames="graphdef")
 def _jacobian(graphdef, state, x):
-    return jax.jacobian(lambda v: nnx.merge(graphdef, state)(v, Accumulator()))(x)
+    return jax.jacobian(lambda v: nnx.merge(graphdef, state)(v))(x)
 
 
 def jacobian(norm, x):
@@ -122,7 +125,7 @@ WEIGHT[:5] = np.random.default_rng(2).normal(size=PLAIN.shape)
 @partial(jax.jit, static_argnames="graphdef")
 def _everything(graphdef, params, state, rows, scale, weight):
     def wide(params, rows):
-        return nnx.merge(graphdef, params, state)(rows, Accumulator("fp32", scale))
+        return nnx.merge(graphdef, params, state)(rows, told("fp32", scale))
 
     def totalled(z, precision):
         totals.append(true(z, precision))
@@ -131,17 +134,17 @@ def _everything(graphdef, params, state, rows, scale, weight):
     y, pull = jax.vjp(wide, params, rows)
     of_params, of_x = pull(weight)
     true, totals = accumulator.sum_of_squares, []
-    acc = Accumulator("fp16:pairwise", scale, observe=True)
+    norm = nnx.merge(graphdef, params, state)
     with mock.patch.object(accumulator, "sum_of_squares", totalled):
-        half = nnx.merge(graphdef, params, state)(rows, acc)
+        half, counts = observe(norm, rows, told("fp16:pairwise", scale))
     return {
         "wide": y,
         "of_params": of_params,
         "of_x": of_x,
         "half": half,
         "totals": totals,
-        "rows": acc.observed.rows,  # the rest of what was observed is not compiled
-        "overflowed": acc.observed.overflowed,
+        "rows": counts.rows,  # the rest of the counts is not compiled
+        "overflowed": counts.overflowed,
     }
 
 

@@ -35,8 +35,8 @@ class Own(Norm):
         size = np.abs(x).mean(-1, keepdims=True) + TINY
         return params["weight"] * x / size**config.power
 
-    def __call__(self, x, acc):
-        return self.affine(x / divisor(x, self.config.power))  # the whole of it
+    def __call__(self, x, context):
+        return self.affine(x / divisor(x, self.config.power), x, context)  # the whole of it
 
 
 def divisor(x, power):

@@ -48,7 +48,7 @@ def started(where, command, **environment):
     )  # fmt: skip
 
 
-def diagnostics(where, command, *arguments, **environment):
+def watched(where, command, *arguments, **environment):
     """What a command asked of the network by Python's sockets, and how it ended."""
     heard, python = where / "heard", [sys.executable, "-c", WATCHED, command]
     done = started(where, [*python, *arguments], HEARD=str(heard), **environment)

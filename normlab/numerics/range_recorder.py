@@ -1,0 +1,95 @@
+"""Range counts, made beside a norm: an accumulator that also notes what it was asked for."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from normlab.numerics.accumulator import Accumulator, Statistic
+from normlab.numerics.eps import EpsForm
+from normlab.numerics.precision import Precision
+from normlab.numerics.range_counts import RangeCounts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A statistic, by whom it was accumulated, and the ε that joined it, if any yet."""
+
+    acc: Accumulator
+    statistic: Statistic
+    beside: Array | None = None  # ε/s², or (ε/s)²: what stands beside the mean square
+    form: EpsForm = EpsForm.UNDER
+
+
+class RangeRecorder(Accumulator):
+    """An accumulator with the same bits that knows afterwards which rows it was given.
+
+    Make one for one call of a norm, inside the traced function: what it notes are tracers.
+    """
+
+    def __init__(
+        self, precision: str | Precision = "fp32", scale: Float[Array, "..."] | float = 1.0
+    ):
+        super().__init__(precision, scale)
+        self.seen: list[_Seen] = []  # shared with what `scaled_by` makes
+
+    def statistic(
+        self,
+        x: Float[Array, "*batch d"],
+        center: bool = False,
+        first: int | None = None,
+        row: Float[Array, "*batch e"] | None = None,
+        power: int = 2,
+    ) -> Statistic:
+        """As it is, and noted."""
+        found = super().statistic(x, center, first, row, power)
+        self.seen.append(_Seen(self, found))
+        return found
+
+    def inverse_rms(
+        self,
+        mean_square: Float[Array, "*batch 1"],
+        eps: float | Float[Array, "*batch 1"],
+        form: EpsForm = EpsForm.UNDER,
+    ) -> Float[Array, "*batch 1"]:
+        """As it is; ε belongs to the statistic noted last, if that is a sum of squares."""
+        if self.seen and self.seen[-1].beside is None and self.seen[-1].statistic.power == 2:
+            beside = EpsForm(form).beside_mean(eps, self.multiplier(mean_square.dtype))
+            self.seen[-1] = dataclasses.replace(self.seen[-1], beside=beside, form=EpsForm(form))
+        return super().inverse_rms(mean_square, eps, form)
+
+    def counts(self) -> RangeCounts:
+        """Of all rows noted so far."""
+        found = RangeCounts.nothing()
+        for seen in self.seen:
+            found = found + _counts(seen)
+        return found
+
+
+def _counts(seen: _Seen) -> RangeCounts:
+    """Of one statistic.
+
+    A row is not of zeros where float32 tells it from its mean, whatever the unit made of it.
+    """
+    acc, s = seen.acc, seen.statistic
+    x, to, terms = s.x, acc.precision.format, acc.terms(s.x)
+    from_mean = x - jnp.mean(x, axis=-1, keepdims=True) if s.centred else x
+    whole = jnp.sum(jnp.abs(from_mean) ** s.power, axis=-1, keepdims=True)
+    exact = whole * acc.multiplier() ** s.power * (terms / x.shape[-1])
+    size, left = (jnp.max(jnp.abs(r), axis=-1, keepdims=True) for r in (x, from_mean))
+    square = jnp.sum((from_mean if s.row is None else s.row) ** 2, axis=-1, keepdims=True)
+    sums = jnp.concatenate(s.sums, axis=-1)
+    saturated = jnp.abs(sums) >= to.max if to.overflow == "saturate" else False
+    counts = RangeCounts.of_rows(
+        x,
+        square,
+        exact,
+        s.total,
+        lost=jnp.any(~jnp.isfinite(sums) | saturated, axis=-1),
+        filled=left > 2.0**-20 * size,
+        to=to,
+    )
+    if seen.beside is None:
+        return counts
+    return counts.with_eps(exact, terms * seen.beside, x.shape[-1], to, seen.form)
