@@ -115,9 +115,10 @@ lines = [
     "|---|---|---|---|",
 ]
 for r in side_by_side[1:]:
-    delta = f"{r.delta:+.4f} ± {r.delta_stderr:.4f}" if r.delta is not None else "n/a"
-    counts = (r.overflowed_rows, sum(s["underflow_errors"] for s in r.sites.values()))
-    lines.append(f"| {r.scale_rule or 'none'} | {delta} | {counts[0]:,} | {counts[1]:,} |")
+    c, rule = r.comparison, r.provenance.scale_rule or "none"
+    delta = f"{c.delta:+.4f} ± {c.delta_stderr:.4f}" if c.delta is not None else "n/a"
+    counts = r.ranges.overflowed_rows, r.ranges.underflow_error_rows
+    lines.append(f"| {rule} | {delta} | {counts[0]:,} | {counts[1]:,} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]

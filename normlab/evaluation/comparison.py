@@ -1,28 +1,34 @@
 """A record's differences to fp32: over windows, and token by token."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from normlab.evaluation.perplexity import Scores
 from normlab.evaluation.protocols import Windows
-from normlab.results import Record, paired_difference
+from normlab.results import paired_difference
+from normlab.results.fields import Comparison, Result
 
 
-def compared(record: Record, reference: Record) -> Record:
-    """The record with its differences to `reference`, which read the same windows."""
-    nll = np.array(record.window_nll), np.array(reference.window_nll)
-    token = paired_difference(*nll, np.array(record.window_tokens))
-    record = dataclasses.replace(record, delta=token.delta, delta_stderr=token.stderr)
-    if not sum(record.window_words):  # no word begins in what was scored
-        return record
-    word = paired_difference(*nll, np.array(record.window_words))
-    return dataclasses.replace(record, word_delta=word.delta, word_delta_stderr=word.stderr)
+def comparison(result: Result, reference: Result, tokens: Mapping[str, Any]) -> Comparison:
+    """The differences of `result` to `reference`, which read the same windows.
+
+    Args:
+        result: of any column.
+        reference: of fp32.
+        tokens: what `token_measures` gives.
+    """
+    nll = np.array(result.window_nll), np.array(reference.window_nll)
+    token = paired_difference(*nll, np.array(result.window_tokens))
+    if not sum(result.window_words):  # no word begins in what was scored
+        return Comparison(token.delta, token.stderr, **tokens)
+    word = paired_difference(*nll, np.array(result.window_words))
+    return Comparison(*token, *word, **tokens)
 
 
 def token_measures(scores: Scores, windows: Windows) -> dict[str, Any]:
-    """The fields that compare scored tokens with fp32; none where that was not asked for."""
+    """Those fields of `Comparison` that are of tokens; none where that was not asked for."""
     if scores.beside is None:
         return {}
     scored = windows.scored

@@ -1,12 +1,11 @@
 """One model, made ready once, and its scores in any columns."""
 
-import dataclasses
 import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from normlab.data import Tokenizer
 from normlab.evaluation import metadata
 from normlab.evaluation.config import REFERENCE, EvaluateConfig
 from normlab.evaluation.partial_results import PartialResults
 from normlab.evaluation.perplexity import Scaled, Scores, score_columns
-from normlab.evaluation.protocols import Windows, protocols
+from normlab.evaluation.protocols import Protocol, Windows
 from normlab.evaluation.targets import EvalTarget
 from normlab.evaluation.texts import Texts, calibration_tokens
 from normlab.model.language_model import LanguageModel
 from normlab.norms import norms
+from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.progress import Progress, console
 from normlab.results.column import Column
-from normlab.results.record import NOT_APPLICABLE, OK
+from normlab.results.fields import ModelInfo, Provenance, TextInfo
+from normlab.results.record import NOT_APPLICABLE, OK, Record
 from normlab.scaling import RuleDoesNotApply, needs_calibration, scales
 from normlab.transforms import DoesNotApply
 
@@ -56,9 +58,9 @@ class Evaluator:
     @cached_property
     def _made(self) -> tuple[LanguageModel, str]:
         """The model after its transform; where that can't rewrite it, the model and "n/a"."""
-        lm = dataclasses.replace(loaded(self.target.load), name=self.target.name)
+        lm = replace(loaded(self.target.load), name=self.target.name)
         try:
-            return dataclasses.replace(lm, model=self.target.transform(lm.model)), OK
+            return replace(lm, model=self.target.transform(lm.model)), OK
         except DoesNotApply as error:
             console.print(f"{self.target.name}: {error}")
             return lm, NOT_APPLICABLE
@@ -74,23 +76,51 @@ class Evaluator:
         return self.target.status if self.target.status != OK else self._made[1]
 
     @cached_property
+    def model(self) -> ModelInfo:
+        """Which model it is."""
+        if self.target.status != OK:
+            return metadata.of_run(self.target)
+        return metadata.of_model(self.lm, str(self.target.transform))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        """The model's; of a run that can't be evaluated the one that it left, if any."""
+        if self.target.status == OK:
+            return self.lm.tokenizer
+        return self.target.tokenizer and self.target.tokenizer()
+
+    @cached_property
+    def text(self) -> TextInfo:
+        """What is read, and how; nothing of a run without a tokenizer."""
+        if self._tokenizer is None:
+            return TextInfo()
+        return metadata.of_text(self.config, self.target, self.texts, self._tokenizer)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What the numbers of all columns depend on beside these two."""
+        made = metadata.of_process(self.config)
+        if self._tokenizer is None:
+            return made
+        return replace(made, default_order=str(DEFAULT_ORDER), batch=self._batch(self._tokenizer))
+
+    def _batch(self, tokenizer: Tokenizer) -> int:
+        windows = self.texts.windows(self.target, self.config, tokenizer)
+        return metadata.batch(self.config, windows, tokenizer)
+
+    @cached_property
     def windows(self) -> Windows:
         """What is scored."""
         return self.texts.windows(self.target, self.config, self.lm.tokenizer)
 
     @cached_property
-    def known(self) -> dict[str, Any]:
-        """The fields of a record that don't depend on the column."""
-        ready = self.target.status == OK
-        tokenizer = (lambda: self.lm.tokenizer) if ready else self.target.tokenizer
-        known = self._of_model() if ready else metadata.of_run(self.target)
-        known |= {"provenance": known["provenance"] | self.config.mesh.told()}
-        if tokenizer is None:
-            return known
-        return known | metadata.of_text(self.config, self.target, self.texts, tokenizer())
+    def _protocol(self) -> Protocol:
+        return self.target.protocol(self.config.protocol)
 
-    def _of_model(self) -> dict[str, Any]:
-        return metadata.of_model(self.lm, str(self.target.transform))
+    def record(self, column: Column) -> Record:
+        """What a column's record says before anything is computed."""
+        known = self.model, self.status, self.text
+        return Record(self.key(column), str(column), *known, provenance=self.provenance)
 
     @cached_property
     def _sums(self) -> bool:
@@ -115,23 +145,30 @@ class Evaluator:
 
     def key(self, column: Column) -> str:
         """Hash of all that the result depends on; the scales follow from rule, weights and code."""
-        known = {k: v for k, v in self.known.items() if k != "facts"}
+        model, provenance = asdict(self.model), asdict(self.provenance)
+        del model["facts"]
         # The sources say it exactly: a commit may touch only docs, "-dirty" may be anything.
-        known["provenance"] = {k: v for k, v in known["provenance"].items() if k != "code"}
+        provenance["environment"].pop("code", None)
+        known: dict[str, Any] = {
+            "model": model,
+            "text": asdict(self.text),
+            "provenance": provenance,
+        }
         known |= {"precision": str(column), "status": self.status}
         if column.rule and needs_calibration(column.rule):
             known["calibration"] = self.config.calibration_windows
             if self.status == OK and self._sums:
                 text = self.texts.corpus(self.target, self.config)
                 known["calibration_text"] = text.sha256("valid")
-        if self.status == OK and protocols[known["protocol"]].prefixed:
+        if self.status == OK and self._protocol.prefixed:
             known["prefix"] = self.lm.tokenizer.prefix
         told = json.dumps(known, sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:24]
 
     @cached_property
     def _calibration(self) -> tuple[jax.Array, dict[str, Any]]:
-        corpus, window = self.texts.corpus(self.target, self.config), self.known["window"]
+        corpus = self.texts.corpus(self.target, self.config)
+        window = self.target.window(self._protocol, self.config.window)
         tokens, facts = calibration_tokens(
             corpus, self.lm.tokenizer, window, self.config.calibration_windows
         )
@@ -155,7 +192,8 @@ class Evaluator:
 
         The first is the one that the others' tokens are compared with.
         """
-        batch, windows, began = self.known["batch"], self.windows, time.monotonic()
+        batch, windows = self._batch(self.lm.tokenizer), self.windows
+        began = time.monotonic()
         title = f"{self.target.name} {', '.join(map(str, columns))}"
         partial = self._partial(columns)
         start = min(len(partial.done) * batch, len(windows)) if partial else 0

@@ -10,10 +10,10 @@ import jax
 
 from normlab.config import build
 from normlab.evaluation import metadata
-from normlab.evaluation.comparison import compared, token_measures
+from normlab.evaluation.comparison import comparison, token_measures
 from normlab.evaluation.config import REFERENCE, EvaluateConfig, column
 from normlab.evaluation.evaluator import Evaluator, loaded
-from normlab.evaluation.measures import measures
+from normlab.evaluation.measures import ranges, result
 from normlab.evaluation.perplexity import Scores
 from normlab.evaluation.store import RecordStore
 from normlab.evaluation.targets import UNREADABLE, EvalTarget, targets
@@ -47,7 +47,7 @@ def table(**fields: Any) -> tuple[list[Record], "pd.DataFrame"]:
         fields: those of `EvaluateConfig`, groups as dictionaries. Without `out` nothing is kept.
 
     Returns:
-        The records, and a frame with a row for each: its names, settings and numbers.
+        The records, and a frame with a row for each: its single values (`Record.flat`).
 
     Raises:
         ValueError, FileNotFoundError: what can't be evaluated, before anything is loaded.
@@ -56,12 +56,7 @@ def table(**fields: Any) -> tuple[list[Record], "pd.DataFrame"]:
 
     with tempfile.TemporaryDirectory() as nowhere:
         records = evaluate(build(EvaluateConfig, {"out": nowhere} | fields))
-    nested = (dict, list)
-    rows = [
-        {name: value for name, value in vars(r).items() if not isinstance(value, nested)}
-        for r in records
-    ]
-    return records, pd.DataFrame(rows)
+    return records, pd.DataFrame([r.flat() for r in records])
 
 
 def _records(config: EvaluateConfig) -> list[Record]:
@@ -103,15 +98,17 @@ def _of_model(evaluator: Evaluator, store: RecordStore, asked: list[str]) -> dic
             status = NOT_APPLICABLE
         if status != OK:
             left.remove(text)
-            empty = Record(key=keys[text], precision=text, status=status, **evaluator.known)
-            rows[text] = store.add(empty)
+            empty = evaluator.record(columns[text])
+            rows[text] = store.add(dataclasses.replace(empty, status=status))
     for group in _passes(left, evaluator.config.compare):
         scores, seconds = evaluator.scores([columns[text] for text in group])
         for text, one in zip(group, scores, strict=True):
             if text in left:
-                made = _record(evaluator, store, keys[text], columns[text], one, seconds)
+                made = _record(evaluator, store, columns[text], one, seconds)
                 reference = made if text == REFERENCE else rows[REFERENCE]
-                rows[text] = store.add(compared(made, reference))
+                tokens = token_measures(one, evaluator.windows)
+                delta = comparison(made.result, reference.result, tokens)
+                rows[text] = store.add(dataclasses.replace(made, comparison=delta))
     return rows
 
 
@@ -124,28 +121,26 @@ def _passes(left: Sequence[str], compare: bool) -> Iterator[list[str]]:
 
 
 def _record(
-    evaluator: Evaluator,
-    store: RecordStore,
-    key: str,
-    column: Column,
-    scores: Scores,
-    seconds: float | None,
+    evaluator: Evaluator, store: RecordStore, column: Column, scores: Scores, seconds: float | None
 ) -> Record:
     """All that a column's scores say by themselves."""
-    scales, calibration = evaluator.scales(column)
+    blank, (scales, calibration) = evaluator.record(column), evaluator.scales(column)
     precision, windows = column.precision, evaluator.windows
     alone = None if evaluator.config.compare else seconds
-    return Record(
-        key=key,
-        precision=str(column),
-        **evaluator.known,
-        order="native float32" if precision.plain else str(precision.summation),
-        scale_rule=column.rule,
-        scales_sha256=metadata.sha256(jax.tree.leaves(scales)) if column.rule else None,
-        calibration=calibration,
-        seconds=alone,
-        tokens_per_second=float(scores.counts.sum()) / alone if alone else None,
-        token_nll_file=store.keep_tokens(key, scores, windows),
-        **measures(scores, windows, scales),
-        **token_measures(scores, windows),
+    return dataclasses.replace(
+        blank,
+        result=dataclasses.replace(
+            result(scores, windows),
+            seconds=alone,
+            tokens_per_second=float(scores.counts.sum()) / alone if alone else None,
+            token_nll_file=store.keep_tokens(blank.key, scores, windows),
+        ),
+        ranges=ranges(scores, scales),
+        provenance=dataclasses.replace(
+            blank.provenance,
+            order="native float32" if precision.plain else str(precision.summation),
+            scale_rule=column.rule,
+            scales_sha256=metadata.sha256(jax.tree.leaves(scales)) if column.rule else None,
+            calibration=calibration,
+        ),
     )

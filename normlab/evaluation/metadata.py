@@ -13,40 +13,39 @@ from normlab.config import to_dict
 from normlab.data import Tokenizer
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.perplexity import default_batch
+from normlab.evaluation.protocols import Windows
 from normlab.evaluation.targets import EvalTarget
 from normlab.evaluation.texts import Texts
 from normlab.model.language_model import LanguageModel
-from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.parallel.sharding import on_host, padded_rows
 from normlab.pretrained import PACKAGES
+from normlab.results.fields import ModelInfo, Provenance, TextInfo
 from normlab.results.record import GOOD
 from normlab.runs.provenance import provenance
 from normlab.runs.run import parameters
 
 
-def of_model(lm: LanguageModel, transform: str) -> dict[str, Any]:
-    """The fields of a record that tell which model it is, down to its weights' hash.
+def of_model(lm: LanguageModel, transform: str) -> ModelInfo:
+    """Which model it is, down to its weights' hash.
 
     Args:
         lm: the model as it is evaluated, after its transform.
         transform: the transform's text, "none" for a model as it was loaded.
     """
-    weights = jax.tree.leaves(nnx.state(lm.model))
-    return {
-        "model": lm.name,
-        "transform": transform,
-        "note": note(lm.facts),
-        "norm": lm.model.norm.type,
-        "placement": lm.model.placement.type,
-        "weights_sha256": sha256(weights),
-        "parameters": parameters(lm.model),
-        "model_config": to_dict(lm.model.config),
-        "norm_config": to_dict(lm.model.norm),
-        "placement_config": to_dict(lm.model.placement),
-        "seed": lm.facts.get("config", {}).get("seed"),
-        "facts": lm.facts,
-        "provenance": provenance(),
-    }
+    return ModelInfo(
+        name=lm.name,
+        norm=lm.model.norm.type,
+        placement=lm.model.placement.type,
+        transform=transform,
+        note=note(lm.facts),
+        weights_sha256=sha256(jax.tree.leaves(nnx.state(lm.model))),
+        parameters=parameters(lm.model),
+        config=to_dict(lm.model.config),
+        norm_config=to_dict(lm.model.norm),
+        placement_config=to_dict(lm.model.placement),
+        seed=lm.facts.get("config", {}).get("seed"),
+        facts=lm.facts,
+    )
 
 
 def note(of: dict[str, Any]) -> str | None:
@@ -62,49 +61,56 @@ def note(of: dict[str, Any]) -> str | None:
     return "; ".join(said) or None
 
 
-def of_run(target: EvalTarget) -> dict[str, Any]:
+def of_run(target: EvalTarget) -> ModelInfo:
     """The same for a run that has no model to be evaluated."""
     config = target.config
-    return {
-        "model": target.name,
-        "transform": str(target.transform),
-        "norm": config.get("norm", {}).get("type"),
-        "placement": config.get("placement", {}).get("type"),
-        "model_config": config.get("model", {}),
-        "norm_config": config.get("norm", {}),
-        "placement_config": config.get("placement", {}),
-        "seed": config.get("seed"),
-        "facts": {"config": config, "training_provenance": target.trained},
-        "provenance": provenance(),
-    }
+    return ModelInfo(
+        name=target.name,
+        norm=config.get("norm", {}).get("type"),
+        placement=config.get("placement", {}).get("type"),
+        transform=str(target.transform),
+        config=config.get("model", {}),
+        norm_config=config.get("norm", {}),
+        placement_config=config.get("placement", {}),
+        seed=config.get("seed"),
+        facts={"config": config, "training_provenance": target.trained},
+    )
 
 
 def of_text(
     config: EvaluateConfig, target: EvalTarget, texts: Texts, tokenizer: Tokenizer
-) -> dict[str, Any]:
-    """The fields that tell what is read, and how."""
+) -> TextInfo:
+    """What is read, and how."""
     protocol, corpus = target.protocol(config.protocol), texts.corpus(target, config)
     windows = texts.windows(target, config, tokenizer)
-    return {
-        "protocol": protocol.name,
-        "protocol_version": protocol.version,
-        "reported": protocol.reported,
-        "window": target.window(protocol, config.window),
-        "max_windows": config.max_windows,
-        "dataset": corpus.name,
-        "dataset_title": corpus.title,
-        "dataset_revision": corpus.revision,
-        "split": config.split,
-        "text_sha256": corpus.sha256(config.split),
-        "tokenizer": tokenizer.name,
-        "tokenizer_hash": tokenizer.hash,
-        "windows": len(windows),
-        "tokens_scored": int(windows.counts.sum()),
-        "words": int(windows.words.sum()),
-        "bytes": int(windows.bytes.sum()),
-        "batch": padded_rows(config.batch or default_batch(windows, tokenizer.vocab_size)),
-        "default_order": str(DEFAULT_ORDER),
-    }
+    return TextInfo(
+        protocol=protocol.name,
+        protocol_version=protocol.version,
+        reported=protocol.reported,
+        window=target.window(protocol, config.window),
+        max_windows=config.max_windows,
+        windows=len(windows),
+        tokens_scored=int(windows.counts.sum()),
+        words=int(windows.words.sum()),
+        bytes=int(windows.bytes.sum()),
+        dataset=corpus.name,
+        dataset_title=corpus.title,
+        dataset_revision=corpus.revision,
+        split=config.split,
+        sha256=corpus.sha256(config.split),
+        tokenizer=tokenizer.name,
+        tokenizer_hash=tokenizer.hash,
+    )
+
+
+def of_process(config: EvaluateConfig) -> Provenance:
+    """Code, packages and devices."""
+    return Provenance(environment=provenance() | config.mesh.told())
+
+
+def batch(config: EvaluateConfig, windows: Windows, tokenizer: Tokenizer) -> int:
+    """Windows that run together."""
+    return padded_rows(config.batch or default_batch(windows, tokenizer.vocab_size))
 
 
 def sha256(arrays: Iterable[Any]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,13 +10,10 @@ from normlab.evaluation.config import REFERENCE, EvaluateConfig
 from normlab.evaluation.perplexity import Scores
 from normlab.evaluation.protocols import Windows
 from normlab.results import Record, RecordFile
+from normlab.results.fields import Comparison, Result
 from normlab.results.record import OK
 
-WHERE_ASKED = (
-    "token_delta_mean", "token_delta_max", "token_delta_max_at", "top1_agreement", "kl_mean",
-    "kl_max", "token_nll_file", "seconds", "tokens_per_second",
-)  # fmt: skip
-"""Fields of a record that some calls fill and others leave."""
+T = TypeVar("T", Result, Comparison)
 
 
 class RecordStore:
@@ -37,18 +34,18 @@ class RecordStore:
         if record is None or record.status != OK:
             return record
         compares = self._config.compare and record.precision != REFERENCE
-        if compares and record.kl_mean is None:
+        if compares and record.comparison.kl_mean is None:
             return None
-        name = record.token_nll_file
+        name = record.result.token_nll_file
         kept = name is not None and (self._out / name).exists()
         return record if kept or not self._config.per_token else None
 
     def add(self, record: Record) -> Record:
         """Append a record, with what an earlier call kept of the same and this one didn't ask."""
-        earlier = self._by_key.get(record.key)
-        missing = [name for name in WHERE_ASKED if getattr(record, name) is None]
-        kept: dict[str, Any] = {name: getattr(earlier, name, None) for name in missing}
-        record = dataclasses.replace(record, **kept)
+        if earlier := self._by_key.get(record.key):
+            result = _completed(record.result, earlier.result)
+            comparison = _completed(record.comparison, earlier.comparison)
+            record = dataclasses.replace(record, result=result, comparison=comparison)
         self._file.add(record)
         self._by_key[record.key] = record
         return record
@@ -62,3 +59,9 @@ class RecordStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, nll=scores.token_nll[scored], tokens=windows.targets[scored])
         return name
+
+
+def _completed(new: T, earlier: T) -> T:
+    """A group of fields, with those of an earlier record of the same result where it has None."""
+    missing = {k: v for k, v in vars(earlier).items() if getattr(new, k) is None}
+    return dataclasses.replace(new, **missing)

@@ -7,7 +7,7 @@ import numpy as np
 
 from normlab.plots.style import BLUE, GREY, figure
 from normlab.results import Record
-from normlab.results.table import difference
+from normlab.results.table import difference, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,15 +36,14 @@ def delta_figure(records: Sequence[Record]) -> "Figure":
             _said(r), (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8
         )
     ax.set_xlabel("Δ perplexity to fp32 ± its paired standard error (linear around 0)")
-    r = records[0]
-    text = f"{r.dataset_title or r.dataset}, {r.split}, {r.windows} windows of {r.window}"
-    ax.set_title(f"{r.model}: {text}", fontsize=9)
+    model, t = records[0].model, records[0].text
+    text = f"{t.dataset_title or t.dataset}, {t.split}, {t.windows} windows of {t.window}"
+    ax.set_title(f"{model.name}: {text}", fontsize=9)
     return made
 
 
 def _delta(r: Record) -> tuple[float, float | None]:
-    word = r.reported == "word_perplexity"
-    delta, error = (r.word_delta, r.word_delta_stderr) if word else (r.delta, r.delta_stderr)
+    _, delta, error = reported(r)
     return np.nan if delta is None else delta, error
 
 
@@ -66,11 +65,11 @@ def _ticks(limits: tuple[float, float], threshold: float) -> list[float]:
 def _said(r: Record) -> str:
     """The difference in figures, and rows that overflowed or vanished."""
     delta, error = _delta(r)
-    text = difference(delta, error) if np.isfinite(delta) else f"perplexity {r.perplexity}"
-    lost = {"overflow": r.overflowed_rows or 0, "zero": r.zero_rows or 0}
-    return "; ".join([text] + [f"{k} {share(n, r)}" for k, n in lost.items() if n])
+    text = difference(delta, error) if np.isfinite(delta) else f"perplexity {r.result.perplexity}"
+    lost = {"overflow": r.ranges.overflowed_rows or 0, "zero": r.ranges.zero_rows or 0}
+    return "; ".join([text] + [f"{k} {share(n, r.ranges.rows)}" for k, n in lost.items() if n])
 
 
-def share(n: int, r: Record) -> str:
+def share(n: int, rows: int | None) -> str:
     """A number of rows as a part of all."""
-    return f"{n / r.rows:.2%}" if r.rows else f"{n:,}"
+    return f"{n / rows:.2%}" if rows else f"{n:,}"

@@ -37,8 +37,8 @@ def site_norms(norms: Record, scales: Record) -> list[SiteNorms]:
     A dynamic rule leaves no scales, rows that are all NaN no norms.
     """
     found = []
-    for name, site in norms.sites.items():
-        scale = scales.sites.get(name, {}).get("scale")
+    for name, site in norms.ranges.sites.items():
+        scale = scales.ranges.sites.get(name, {}).get("scale")
         if scale is not None and site.get("median_norm"):
             least = 2.0 ** (site["squares"]["first"] / 2)
             given = np.ravel(np.asarray(scale, float))
@@ -79,7 +79,7 @@ def scales_figure(norms: Record, scales: Record) -> "Figure":
     for ax in axes[:, 0]:
         ax.set_ylabel("‖x‖")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    title = f"{scales.model}, {scales.precision}: scale s and norms by site"
+    title = f"{scales.model.name}, {scales.precision}: scale s and norms by site"
     return captioned(made, handles, labels, title, fontsize=8)
 
 

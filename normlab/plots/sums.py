@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def counts(record: Record, name: str) -> Int[np.ndarray, " bins"]:
     """A histogram of all sites together: "squares" (before scaling) or "sums" (after)."""
-    return np.sum([unpacked(site[name]) for site in record.sites.values()], axis=0)
+    return np.sum([unpacked(site[name]) for site in record.ranges.sites.values()], axis=0)
 
 
 def sums_figure(record: Record) -> "Figure":
@@ -28,14 +28,15 @@ def sums_figure(record: Record) -> "Figure":
     be seen beyond the edges too. One panel where what is summed is the row as it is.
     """
     to = Column.parse(record.precision).precision.format
+    scaled = record.provenance.scale_rule is not None
     before, after = counts(record, "squares"), counts(record, "sums")
-    panels = [("before scaling: ‖x‖²" if record.scale_rule else "‖x‖²", before)]
-    if record.scale_rule or (before != after).any():
-        panels += [("after scaling: ‖x‖²/s²" if record.scale_rule else "as summed", after)]
+    panels = [("before scaling: ‖x‖²" if scaled else "‖x‖²", before)]
+    if scaled or (before != after).any():
+        panels += [("after scaling: ‖x‖²/s²" if scaled else "as summed", after)]
     made, axes = figure(len(panels), 1, (6.4, 0.8 + 1.8 * len(panels)), sharex=True, sharey=True)
     for ax, (title, held) in zip(axes[:, 0], panels, strict=True):
         _sums_panel(ax, held, to)
-        ax.set_title(f"{title}   {_outside(held, record.rows, to)}", loc="left", fontsize=9)
+        ax.set_title(f"{title}   {_outside(held, record.ranges.rows, to)}", loc="left", fontsize=9)
         ax.set_ylabel("share of rows")
     low, high = _limits(before + after, to)
     axes[0, 0].set_xlim(low, high)
@@ -43,7 +44,7 @@ def sums_figure(record: Record) -> "Figure":
     ticks = [t for t in range(-600, 601, step) if low <= t <= high]
     axes[-1, 0].set_xticks(ticks, [power(2.0**t) for t in ticks])
     axes[-1, 0].set_xlabel("sum of squares of a row")
-    made.suptitle(f"{record.model}, {record.precision}", fontsize=10)
+    made.suptitle(f"{record.model.name}, {record.precision}", fontsize=10)
     return made
 
 

@@ -13,7 +13,7 @@ from normlab.results.record import NOT_APPLICABLE
 from normlab.results.settings import RATE, of_run
 from normlab.results.spread import LEGEND, Group, best_rates, groups, lines
 from normlab.results.summary import summary
-from normlab.results.table import HEAD
+from normlab.results.table import HEAD, head
 from normlab.results.table import LEGEND as CELLS
 
 SIGNIFICANT = 0.05
@@ -75,7 +75,7 @@ def answers(sources: Sources, labels: Labels) -> list[Answer]:
 
 def _of(table: Table, records: Sequence[Record]) -> list[Record]:
     """The records that a table was made of."""
-    return [r for r in records if all(getattr(r, name) == table.head[name] for name in HEAD)]
+    return [r for r in records if head(r) == table.head]
 
 
 def _of_methods(table: Table, records: Sequence[Record], labels: Labels) -> Answer:

@@ -29,7 +29,7 @@ class Labels:
     @classmethod
     def of(cls, sources: Sources) -> "Labels":
         """The labels of everything in a report; a run that was refused has no say in them."""
-        evaluated = [{"transform": r.transform} for r in sources.records if of_run(r)]
+        evaluated = [{"transform": r.model.transform} for r in sources.records if of_run(r)]
         begun = [run.identity for run in sources.runs if run.state != "refused"]
         return cls([*(begun or [run.identity for run in sources.runs]), *evaluated])
 
@@ -51,11 +51,13 @@ class Labels:
         known: dict[str, str] = {}
         for r in records:
             if config := of_run(r):
-                known[r.model] = self.run(config | {"transform": r.transform})
+                known[r.model.name] = self.run(config | {"transform": r.model.transform})
         again = Counter(known.values())
         labels = {name: said if again[said] == 1 else name for name, said in known.items()}
         return [
-            replace(r, model=labels[r.model], norm=None, placement=None) if r.model in labels else r
+            replace(r, model=replace(r.model, name=labels[r.model.name], norm=None, placement=None))
+            if r.model.name in labels
+            else r
             for r in records
         ]
 

@@ -12,10 +12,10 @@ from normlab.results import Record
 from normlab.results.record import OK
 from normlab.results.settings import flattened, of_run
 
-BULKY = ("sites", "window_nll", "window_tokens", "window_words", "key")
-"""Fields of a record that the page doesn't show as they are."""
-CONFIGS = ("model_config", "norm_config", "placement_config")
-"""Fields of a record that are in its run's config already, if it is of a run."""
+BULKY = {"ranges": ("sites",), "result": ("window_nll", "window_tokens", "window_words")}
+"""Fields of a record that the page doesn't show."""
+CONFIGS = ("config", "norm_config", "placement_config")
+"""Fields of a record's model that are in its run's config already, if it is of a run."""
 PLAIN = r"(?!(?:null|true|false|nan|inf)$)[A-Za-z./][\w./:+-]*"
 """What Hydra takes for a text without quotes."""
 
@@ -44,10 +44,12 @@ def _sessions(provenance: dict[str, Any]) -> dict[str, Any]:
 
 def record_facts(r: Record) -> Facts:
     """What asks for a record's number again, and what it depends on."""
-    left_out = (*BULKY, *CONFIGS) if of_run(r) else BULKY
-    fields = {k: v for k, v in dataclasses.asdict(r).items() if k not in left_out}
-    fields["facts"] = {k: v for k, v in r.facts.items() if not k.startswith(("config", "training"))}
-    return Facts(command(r), _known(fields | {"record": r.key}))
+    fields = dataclasses.asdict(r)
+    facts = {k: v for k, v in r.model.facts.items() if not k.startswith(("config", "training"))}
+    fields["model"]["facts"] = facts
+    for group, names in (BULKY | {"model": CONFIGS if of_run(r) else ()}).items():
+        fields[group] = {k: v for k, v in fields[group].items() if k not in names}
+    return Facts(command(r), _known(fields))
 
 
 def _known(values: dict[str, Any]) -> dict[str, str]:
@@ -56,22 +58,23 @@ def _known(values: dict[str, Any]) -> dict[str, str]:
 
 def command(r: Record) -> str:
     """What asks for a number again, as one types it; "" for what was not evaluated."""
-    if r.protocol is None or (r.status != OK and "source" not in r.facts):
+    text, facts = r.text, r.model.facts
+    if text.protocol is None or (r.status != OK and "source" not in facts):
         return ""
-    mesh = r.provenance.get("mesh", {})
+    mesh = r.provenance.environment.get("mesh", {})
     fields = {
         "precision": f"[{r.precision}]",
-        "transform": f"[{r.transform}]" if r.transform != "none" else None,
-        "data.corpus": r.dataset,
-        "split": r.split,
-        "protocol": r.protocol,
-        "window": r.window,
-        "max_windows": r.max_windows,
-        "calibration_windows": (r.calibration or {}).get("windows"),
+        "transform": f"[{r.model.transform}]" if r.model.transform != "none" else None,
+        "data.corpus": text.dataset,
+        "split": text.split,
+        "protocol": text.protocol,
+        "window": text.window,
+        "max_windows": text.max_windows,
+        "calibration_windows": (r.provenance.calibration or {}).get("windows"),
         **{f"mesh.{name}": mesh.get(name) for name in ("data", "model", "shard_parameters")},
     }
     given = [f"{name}={value}" for name, value in fields.items() if value is not None]
-    return shlex.join(["python", "-m", "evaluate", source(r.facts), *given])
+    return shlex.join(["python", "-m", "evaluate", source(facts), *given])
 
 
 def source(facts: dict[str, Any]) -> str:

@@ -11,19 +11,30 @@ from normlab.report import charts
 from normlab.report.charts import Spec
 from normlab.results import Record
 from normlab.results.column import Column
+from normlab.results.fields import Ranges, TextInfo
 
 
 def seen(records: Sequence[Record]) -> list[Record]:
     """The records that saw norms with a statistic, those with most rows out of range first."""
-    last = {(r.model, r.dataset, r.split, r.protocol, r.window, r.precision): r for r in records}
+    last = {(r.model.name, *_text(r.text), r.precision): r for r in records}
     found = [r for r in last.values() if any(_rows(r))]
-    return sorted(found, key=lambda r: -(r.overflowed_rows or 0) - (r.zero_rows or 0))
+    return sorted(found, key=lambda r: -sum(_lost(r.ranges)))
+
+
+def _text(text: TextInfo) -> tuple[Any, ...]:
+    return text.dataset, text.split, text.protocol, text.window
+
+
+def _lost(seen: Ranges) -> tuple[int, int]:
+    """Rows that overflowed, and that vanished."""
+    return seen.overflowed_rows or 0, seen.zero_rows or 0
 
 
 def title(r: Record) -> str:
     """Which record it is, and how many of its rows left the format's range."""
-    lost = f"{r.overflowed_rows or 0:,} overflowed, {r.zero_rows or 0:,} vanished"
-    return f"{r.model}, {r.precision}: {lost} of {r.rows or 0:,} rows"
+    overflowed, vanished = _lost(r.ranges)
+    lost = f"{overflowed:,} overflowed, {vanished:,} vanished"
+    return f"{r.model.name}, {r.precision}: {lost} of {r.ranges.rows or 0:,} rows"
 
 
 def chart(r: Record) -> Spec:
@@ -33,8 +44,9 @@ def chart(r: Record) -> Spec:
 
 
 def _rows(r: Record) -> list[dict[str, Any]]:
-    return [_row(name, site) for name in in_order(r.sites)
-            if (site := r.sites[name]).get("sums", {}).get("counts")]  # fmt: skip
+    sites = r.ranges.sites
+    return [_row(name, site) for name in in_order(sites)
+            if (site := sites[name]).get("sums", {}).get("counts")]  # fmt: skip
 
 
 def _row(name: str, site: dict[str, Any]) -> dict[str, Any]:

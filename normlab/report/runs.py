@@ -23,7 +23,7 @@ ABOVE_START = 1.25
 def at_best_rates(runs: Sequence[Trained]) -> list[Trained]:
     """Of each method, the runs at its best learning rate."""
     best = best_rates(groups(run.validated for run in runs))
-    names = {r.model for group in best for r in group.records["fp32"]}
+    names = {r.model.name for group in best for r in group.records["fp32"]}
     return [run for run in runs if run.name in names]
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from normlab.results import Record, RecordFile, latest
+from normlab.results.fields import ModelInfo, Result, TextInfo
 from normlab.results.record import GOOD, OK
-from normlab.results.settings import flattened, identity
+from normlab.results.settings import flattened, identity, of_run
 from normlab.runs.run import Run, is_run
 
 RECORDS = "records.jsonl"
@@ -59,13 +60,13 @@ class Trained:
     @classmethod
     def of_record(cls, r: Record) -> "Trained":
         """What an evaluation's record says of the run that it evaluated; no metrics."""
-        told = r.facts.get("training_provenance", {})
-        config, (state, _, reason) = flattened(r.facts["config"]), r.status.partition(": ")
+        facts = r.model.facts
+        config, (state, _, reason) = flattened(facts["config"]), r.status.partition(": ")
         ended = {"state": GOOD[0] if state == OK else state} | (
             {"reason": reason} if reason else {}
         )
-        record = r.facts.get("training", ended)
-        return cls(r.model, config, (), record, (), (), told)
+        record, told = facts.get("training", ended), facts.get("training_provenance", {})
+        return cls(r.model.name, config, (), record, (), (), told)
 
     @property
     def state(self) -> str:
@@ -100,23 +101,25 @@ class Trained:
     def validated(self) -> Record:
         """What training itself measured, as an evaluation would record it."""
         corpus, c = self.provenance.get("corpus", {}), self.config
+        title = corpus.get("title", corpus.get("name", c.get("data.corpus", "a text")))
         loss = self.best_loss
         return Record(
             key=self.name,
-            model=self.name,
-            norm=c.get("norm.type"),
-            placement=c.get("placement.type"),
             precision="fp32",
+            model=ModelInfo(
+                self.name,
+                c.get("norm.type"),
+                c.get("placement.type"),
+                seed=c.get("seed"),
+                facts={
+                    "config": self.config,
+                    "training": self.record,
+                    "training_provenance": self.provenance,
+                },
+            ),
             status=OK if loss is not None else self.state,
-            perplexity=None if loss is None else self.record.get("best_valid_perplexity"),
-            dataset_title=corpus.get("title", corpus.get("name", c.get("data.corpus", "a text"))),
-            split="validation",
-            seed=c.get("seed"),
-            facts={
-                "config": self.config,
-                "training": self.record,
-                "training_provenance": self.provenance,
-            },
+            text=TextInfo(dataset_title=title, split="validation"),
+            result=Result(None if loss is None else self.record.get("best_valid_perplexity")),
         )
 
     def curve(self, column: str) -> list[tuple[float, float]]:
@@ -151,8 +154,8 @@ def read(directories: Sequence[Path]) -> Sources:
         raise FileNotFoundError(f"{', '.join(map(str, directories))}: {RECORDS} is empty")
     known = {run.name: run for run in runs}
     for r in last.values():
-        if "optimizer" in r.facts.get("config", {}) and r.transform == "none":
-            known.setdefault(r.model, Trained.of_record(r))
+        if of_run(r) and r.model.transform == "none":
+            known.setdefault(r.model.name, Trained.of_record(r))
     return Sources(list(known.values()), list(last.values()))
 
 

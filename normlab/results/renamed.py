@@ -4,12 +4,47 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from normlab.registry import choice
+
 CONFIG = {"norm.scale": "norm.use_weight", "watch_every": "diagnostics_every"}
 """Fields of a run's config.yaml."""
 PARTS = {"norm_skip": "post_norm", "norm_inner": "sub_norm", "gain": "weight"}
 """Parts of the dotted name of a site or a parameter."""
 RECORD = {"harmed_rows": "underflow_error_rows", "imprecise_rows": "precision_loss_rows"}
 """Fields of a record."""
+GROUPS: dict[str, tuple[str, ...]] = {
+    "model": (
+        "name", "norm", "placement", "transform", "note", "weights_sha256", "parameters", "config",
+        "norm_config", "placement_config", "seed", "facts",
+    ),
+    "text": (
+        "protocol", "protocol_version", "reported", "window", "max_windows", "windows",
+        "tokens_scored", "words", "bytes", "dataset", "dataset_title", "dataset_revision", "split",
+        "sha256", "tokenizer", "tokenizer_hash",
+    ),
+    "result": (
+        "perplexity", "sum_nll", "word_perplexity", "byte_perplexity", "bits_per_byte",
+        "nonfinite_windows", "window_nll", "window_tokens", "window_words", "seconds",
+        "tokens_per_second", "token_nll_file",
+    ),
+    "comparison": (
+        "delta", "delta_stderr", "word_delta", "word_delta_stderr", "token_delta_mean",
+        "token_delta_max", "token_delta_max_at", "top1_agreement", "kl_mean", "kl_max",
+    ),
+    "ranges": (
+        "rows", "overflowed_rows", "underflowed_rows", "zero_rows", "precision_loss_rows",
+        "underflow_error_rows", "sites",
+    ),
+    "provenance": (
+        "order", "default_order", "scale_rule", "scales_sha256", "calibration", "batch",
+        "environment",
+    ),
+}  # fmt: skip
+"""Where a field of a record stands that had no groups (schema 1)."""
+UNGROUPED = {
+    "name": "model", "config": "model_config", "sha256": "text_sha256", "environment": "provenance",
+}  # fmt: skip
+"""What some of these were called before they were in a group."""
 SITE = {"harmed": "underflow_errors", "imprecise": "precision_loss"}
 """What a record says of one site."""
 
@@ -46,7 +81,15 @@ def precision(text: str) -> str:
 
 
 def record(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with today's fields."""
+    """A record's JSON in today's schema; one that says which it is has today's names.
+
+    Raises:
+        UnknownNameError: a field that no record without groups had.
+    """
+    return dict(values) if "schema" in values else _grouped(_with_todays_names(values))
+
+
+def _with_todays_names(values: Mapping[str, Any]) -> dict[str, Any]:
     made = {RECORD.get(key, key): value for key, value in values.items()}
     for key in {"precision", "order"} & made.keys():
         made[key] = made[key] and precision(made[key])
@@ -61,4 +104,15 @@ def record(values: Mapping[str, Any]) -> dict[str, Any]:
         made["facts"] = facts | {"config": config(facts["config"])}
     if "norm_config" in made:
         made["norm_config"] = config({"norm": made["norm_config"]})["norm"]
+    return made
+
+
+def _grouped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a record without groups, in groups."""
+    places = {UNGROUPED.get(f, f): (group, f) for group, fields in GROUPS.items() for f in fields}
+    whole = ("key", "precision", "status")
+    made: dict[str, Any] = {"schema": 2, **{k: values[k] for k in whole if k in values}}
+    for key in values.keys() - made.keys():
+        group, field = places[choice("field of a record", key, places)]
+        made.setdefault(group, {})[field] = values[key]
     return made

@@ -60,7 +60,7 @@ def digest(config: dict[str, Any], corpus: str | None) -> str:
 
 def of_run(record: Record) -> dict[str, Any]:
     """The config of the training run that a record is of, flat; empty for a pretrained model."""
-    config = record.facts.get("config") or {}
+    config = record.model.facts.get("config") or {}
     return flattened(config) if "optimizer" in config else {}
 
 

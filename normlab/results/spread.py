@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from normlab.results.fields import ModelInfo
 from normlab.results.record import GOOD, NOT_APPLICABLE, OK, Record
 from normlab.results.settings import RATE, differing, identity, shown
-from normlab.results.table import HEAD, Cell, number, tables, with_error
+from normlab.results.table import Cell, by_text, number, tables, with_error
 
 LEGEND = (
     "Mean ± standard deviation over seeds. Δ is the mean over seeds of the difference to fp32. p: "
@@ -37,9 +38,9 @@ class Group:
     rates: tuple[float, ...] = ()
 
     @property
-    def any(self) -> Record:
-        """A record, for what all have in common."""
-        return next(iter(self.records.values()))[0]
+    def model(self) -> ModelInfo:
+        """One of its models, for what all have in common."""
+        return next(iter(self.records.values()))[0].model
 
     @property
     def logs(self) -> list[float]:
@@ -82,7 +83,7 @@ class Group:
         cells = [Cell.of(r) for r in good]
         values = [c.value if precision == "fp32" else c.delta for c in cells]
         parts = [_spread(values, signed=precision != "fp32")] if good else []
-        overflowed = sum(r.overflowed_rows or 0 for r in good)
+        overflowed = sum(r.ranges.overflowed_rows or 0 for r in good)
         parts += [f"overflow {overflowed:,}"] * bool(overflowed)
         return "; ".join(parts + [f"{n} {status}" for status, n in bad.items()])
 
@@ -94,15 +95,15 @@ def groups(records: Iterable[Record]) -> list[Group]:
     """
     found: dict[str, Group] = {}
     for record in records:
-        config = record.facts.get("config")
+        config = record.model.facts.get("config")
         if config is None:
             continue
-        corpus = (record.facts.get("training_provenance") or {}).get("corpus") or {}
-        flat = identity(config, corpus.get("name")) | {"transform": record.transform}
+        corpus = (record.model.facts.get("training_provenance") or {}).get("corpus") or {}
+        flat = identity(config, corpus.get("name")) | {"transform": record.model.transform}
         flat.pop("seed", None)
         group = found.setdefault(json.dumps(flat, sort_keys=True), Group(flat, {}))
         rows = group.records.setdefault(record.precision, [])
-        rows[:] = [r for r in rows if r.seed != record.seed] + [_as_ended(record)]
+        rows[:] = [r for r in rows if r.model.seed != record.model.seed] + [_as_ended(record)]
     return list(found.values())
 
 
@@ -128,10 +129,7 @@ def spreads(
 
     Numbers that don't compare never share a table, as in `normlab.results.table.tables`.
     """
-    by_text: dict[tuple, list[Record]] = {}
-    for record in records:
-        by_text.setdefault(tuple(getattr(record, name) for name in HEAD), []).append(record)
-    found = [(tables(group)[0].title, lines(group, precisions)) for group in by_text.values()]
+    found = [(tables(group)[0].title, lines(group, precisions)) for group in by_text(records)]
     return [(title, made) for title, made in found if made]
 
 
@@ -157,7 +155,7 @@ def lines(records: Iterable[Record], precisions: Sequence[str]) -> list[list[str
         seeds = len(group.records.get("fp32", []))
         told = [group.setting(key) for key in settings]
         cells = [group.cell(p) for p in asked]
-        head = [group.any.norm or "", group.any.placement or "", *told, str(seeds)]
+        head = [group.model.norm or "", group.model.placement or "", *told, str(seeds)]
         made.append([*head, *cells, "*" if group is best else _welch(group, best)])
     return made
 
@@ -192,4 +190,4 @@ def _as_ended(record: Record) -> Record:
 
 
 def _training(record: Record) -> dict[str, Any]:
-    return record.facts.get("training") or {}
+    return record.model.facts.get("training") or {}

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from normlab.results.fields import ModelInfo
 from normlab.results.record import OK, Record, latest
 from normlab.results.settings import decides, differing, of_run, shown
 
@@ -37,12 +38,9 @@ class Cell:
     @classmethod
     def of(cls, r: Record) -> "Cell":
         """What the record's protocol reports."""
-        value, delta, stderr = r.perplexity, r.delta, r.delta_stderr
-        if r.reported == "word_perplexity":
-            value, delta, stderr = r.word_perplexity, r.word_delta, r.word_delta_stderr
-        if r.precision == "fp32":
-            delta, stderr = None, None
-        lost = r.overflowed_rows or 0, r.zero_rows or 0
+        value, *moved = reported(r)
+        delta, stderr = (None, None) if r.precision == "fp32" else moved
+        lost = r.ranges.overflowed_rows or 0, r.ranges.zero_rows or 0
         return cls(value, delta, stderr, *lost, r.status, r.key)
 
     @property
@@ -60,6 +58,14 @@ class Cell:
         """Such as "19.105 (+13.99 ± 0.41; overflow 1,234)"."""
         value, *rest = self.parts
         return f"{value} ({'; '.join(rest)})" if rest else value
+
+
+def reported(r: Record) -> tuple[float | None, float | None, float | None]:
+    """The perplexity that its protocol reports, its difference to fp32 and the error of that."""
+    result, other = r.result, r.comparison
+    if r.text.reported == "word_perplexity":
+        return result.word_perplexity, other.word_delta, other.word_delta_stderr
+    return result.perplexity, other.delta, other.delta_stderr
 
 
 def number(value: float) -> str:
@@ -164,29 +170,40 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
         records: any.
         precisions: the columns and their order; None takes all that there are.
     """
-    groups: dict[tuple, list[Record]] = {}
-    for record in latest(records):
-        groups.setdefault(tuple(getattr(record, name) for name in HEAD), []).append(record)
     made = []
-    for head, group in groups.items():
+    for group in by_text(latest(records)):
         asked = tuple(dict.fromkeys(precisions or (r.precision for r in group)))
         settings = _settings(group)
         rows: dict[tuple[Any, ...], dict[str, Cell]] = {}
         for r in group:
             config = of_run(r)
             told = [shown(config[key]) if key in config else "" for key in settings]
-            subject = (r.model, r.norm or "", _placement(r), *told)
+            subject = (r.model.name, r.model.norm or "", _placement(r.model), *told)
             rows.setdefault(subject, {})[r.precision] = Cell.of(r)
-        notes = {r.model: r.note for r in group if r.note}
-        text = dict(zip(HEAD, head, strict=True))
-        made.append(Table(text, group[0].reported, asked, rows, settings, notes))
+        notes = {r.model.name: r.model.note for r in group if r.model.note}
+        kind = group[0].text.reported
+        made.append(Table(head(group[0]), kind, asked, rows, settings, notes))
     return made
 
 
-def _placement(record: Record) -> str:
+def by_text(records: Iterable[Record]) -> list[list[Record]]:
+    """The records in groups whose numbers compare: of one text that was read in one way."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(head(record).values()), []).append(record)
+    return list(groups.values())
+
+
+def head(record: Record) -> dict[str, Any]:
+    """What all records of one table have in common, the fields `HEAD`."""
+    values = record.flat()
+    return {name: values[name] for name in HEAD}
+
+
+def _placement(model: ModelInfo) -> str:
     """The placement, and the sites that were added to it: "peri + norm_embed"."""
-    added = [site for site in ADDED if record.placement_config.get(site)]
-    return " + ".join([record.placement or "", *added])
+    added = [site for site in ADDED if model.placement_config.get(site)]
+    return " + ".join([model.placement or "", *added])
 
 
 def _settings(records: Iterable[Record]) -> tuple[str, ...]:

@@ -54,11 +54,11 @@ def test_a_damaged_or_half_made_run_is_a_row_and_the_others_go_on(tmp_path):
     asked = EvaluateConfig(runs=str(tmp_path / "runs"), **few)
     perplexities(asked)
     records = RecordFile(tmp_path / "out" / "records.jsonl").read()
-    found = {record.model: record for record in records}
+    found = {record.model.name: record for record in records}
     assert found["whole"].status == "ok"
     for name, (_, said) in BAD.items():
         assert re.match(said, found[name].status), found[name].status
-        assert (found[name].norm, found[name].perplexity) == ("rmsnorm", None)
+        assert (found[name].model.norm, found[name].result.perplexity) == ("rmsnorm", None)
     assert {r.key for r in evaluate(asked)} == {r.key for r in records}
     with pytest.raises(ValueError, match="can't be read"):
         evaluate(EvaluateConfig(run=str(tmp_path / "runs" / "emptied"), **few))

@@ -1,6 +1,5 @@
 """`python -m evaluate` from end to end, on a tiny run of the embedded text."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from normlab.commands.evaluate import perplexities
 from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
 from normlab.progress import Progress
+from normlab.results import RecordFile
 from normlab.runs.run import Run
 from normlab.training.trainer import train
 from tests.support.runs import tiny_config
@@ -40,30 +40,30 @@ def ask(out, **fields):
 
 def test_a_directory_of_runs_becomes_a_table(runs, tmp_path):
     perplexities(ask(tmp_path, runs=str(runs)))
-    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    found = {(r["model"], r["precision"]): r for r in records}
+    records = RecordFile(tmp_path / "records.jsonl").read()
+    found = {(r.model.name, r.precision): r for r in records}
     assert len(found) == len(records) == 2 * len(COLUMNS)
-    assert {r["status"] for r in records if r["model"] == "c"} == {"diverged"}
+    assert {r.status for r in records if r.model.name == "c"} == {"diverged"}
     wide, low, slanc, calibrated = (found["a", text] for text in COLUMNS)
-    assert low["delta"] == low["perplexity"] - wide["perplexity"] != 0
-    assert low["tokens_scored"] == 6 * 15 == sum(low["window_tokens"])
-    assert low["rows"] == 6 * 15 * 5
-    assert len({slanc["scales_sha256"], calibrated["scales_sha256"], None}) == 3
-    assert calibrated["calibration"]["split"] == "valid"
-    assert (calibrated["calibration"]["windows"], calibrated["calibration"]["length"]) == (8, 15)
-    assert calibrated["overflowed_rows"] == 0
-    assert (low["protocol"], low["window"], low["dataset"]) == ("window", 16, "embedded")
+    assert low.comparison.delta == low.result.perplexity - wide.result.perplexity != 0
+    assert low.text.tokens_scored == 6 * 15 == sum(low.result.window_tokens)
+    assert low.ranges.rows == 6 * 15 * 5
+    assert len({slanc.provenance.scales_sha256, calibrated.provenance.scales_sha256, None}) == 3
+    seen = calibrated.provenance.calibration
+    assert (seen["split"], seen["windows"], seen["length"]) == ("valid", 8, 15)
+    assert calibrated.ranges.overflowed_rows == 0
+    assert (low.text.protocol, low.text.window, low.text.dataset) == ("window", 16, "embedded")
     done = evaluate(ask(tmp_path, run=str(runs / "c"), precision=("fp32",)))
-    assert [r.note for r in done] == [f"step {done[0].facts['step']} of 2, diverged"]
-    assert done[0].perplexity == wide["perplexity"]
+    assert [r.model.note for r in done] == [f"step {done[0].model.facts['step']} of 2, diverged"]
+    assert done[0].result.perplexity == wide.result.perplexity
 
 
 @pytest.mark.parametrize("protocol", ["gptq", "llamacpp", "lm-eval", "stride"])
 def test_the_other_protocols(runs, tmp_path, protocol):
     asked = {"protocol": protocol, "window": 20, "precision": ("fp32",)}
     (record,) = evaluate(ask(tmp_path, run=str(runs / "a"), **asked))
-    assert (record.protocol, record.windows) == (protocol, 6)
-    assert record.word_perplexity > record.perplexity > 1
+    assert (record.text.protocol, record.text.windows) == (protocol, 6)
+    assert record.result.word_perplexity > record.result.perplexity > 1
 
 
 def test_an_evaluation_that_was_cut_off_goes_on(runs, tmp_path, monkeypatch, capsys):

@@ -24,21 +24,22 @@ from tests.support.unscored import CORPUS, TEXTS, made_run, untrained
 def check_record(record, out, windows, nll, wide, kl):
     """One column against float64: a sum of halves now and then falls to the other side."""
     off = 2e-5 if record.precision == "fp32" else 5e-3
-    with np.load(out / record.token_nll_file) as file:
+    with np.load(out / record.result.token_nll_file) as file:
         wrong = np.abs(file["nll"] - nll[windows.scored])
         assert file["tokens"].tolist() == windows.targets[windows.scored].tolist()
     assert (wrong.max() < off, np.median(wrong) < 2e-5) == (True, True)
     close = partial(pytest.approx, rel=off / 2, abs=off / 20)
     total, delta = nll.sum(), (nll - wide)[windows.scored]
-    assert record.window_nll == close(nll.sum(1).tolist())
-    assert record.sum_nll == pytest.approx(sum(record.window_nll), rel=1e-12)
-    assert record.perplexity == close(math.exp(total / windows.counts.sum()))
-    assert record.word_perplexity == close(math.exp(total / windows.words.sum()))
-    assert record.bits_per_byte == close(total / windows.bytes.sum() / math.log(2))
+    result, comparison = record.result, record.comparison
+    assert result.window_nll == close(nll.sum(1).tolist())
+    assert result.sum_nll == pytest.approx(sum(result.window_nll), rel=1e-12)
+    assert result.perplexity == close(math.exp(total / windows.counts.sum()))
+    assert result.word_perplexity == close(math.exp(total / windows.words.sum()))
+    assert result.bits_per_byte == close(total / windows.bytes.sum() / math.log(2))
     if record.precision != "fp32":
-        assert record.token_delta_mean == close(np.abs(delta).mean())
-        assert record.token_delta_max == close(np.abs(delta).max())
-        assert (record.kl_mean, record.kl_max) == (close(kl.mean()), close(kl.max()))
+        assert comparison.token_delta_mean == close(np.abs(delta).mean())
+        assert comparison.token_delta_max == close(np.abs(delta).max())
+        assert (comparison.kl_mean, comparison.kl_max) == (close(kl.mean()), close(kl.max()))
 
 
 def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
@@ -59,9 +60,9 @@ def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
     assert not (out / "spread.md").exists()
     assert (out / "table.md").read_text() in capsys.readouterr().out
     records = RecordFile(out / "records.jsonl").read()
-    assert [(r.precision, r.protocol) for r in records] == [(text, "word") for text in columns]
+    assert [(r.precision, r.text.protocol) for r in records] == [(text, "word") for text in columns]
     windows = protocols["word"].windows(TEXTS["test"], lm.tokenizer, LENGTH + 1, 8)
-    scales = {site: seen["scale"] for site, seen in records[2].sites.items()}
+    scales = {site: seen["scale"] for site, seen in records[2].ranges.sites.items()}
     low = [HalfReference(model, "sequential"), HalfReference(model, "pairwise", scales)]
     wide, logp = expected(Reference(model), windows)
     for record, reference in zip(records, [Reference(model), *low], strict=True):
@@ -69,10 +70,11 @@ def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
         kl = (np.exp(logp) * (logp - other)).sum(-1)[windows.scored]
         check_record(record, out, windows, nll, wide, kl)
         seen = getattr(reference, "overflowed", 0)
-        assert record.overflowed_rows == seen == sum(s["overflowed"] for s in record.sites.values())
-        assert record.delta == record.perplexity - records[0].perplexity
-    assert records[1].overflowed_rows > 0 == records[2].overflowed_rows
-    assert abs(records[2].delta) < 0.1 < abs(records[1].delta)
+        sites = record.ranges.sites.values()
+        assert record.ranges.overflowed_rows == seen == sum(s["overflowed"] for s in sites)
+        assert record.comparison.delta == record.result.perplexity - records[0].result.perplexity
+    assert records[1].ranges.overflowed_rows > 0 == records[2].ranges.overflowed_rows
+    assert abs(records[2].comparison.delta) < 0.1 < abs(records[1].comparison.delta)
 
 
 # --- what is kept, reused and told apart; nothing is computed
@@ -88,8 +90,9 @@ def test_a_second_call_computes_nothing_and_a_new_column_only_itself(run, made_u
     first = evaluate(asked("fp16", "fp16:sequential"))
     assert [r.precision for r in first] == ["fp16", "fp16:sequential"]
     assert made_up.calls == [["fp32"], ["fp16"], ["fp16:sequential"]]  # Δ refers to the first
-    assert all(math.isfinite(r.delta_stderr) for r in first)
-    assert first[0].delta == first[0].perplexity - evaluate(asked())[0].perplexity
+    assert all(math.isfinite(r.comparison.delta_stderr) for r in first)
+    wide = evaluate(asked())[0].result
+    assert first[0].comparison.delta == first[0].result.perplexity - wide.perplexity
     file = tmp_path / "out" / "records.jsonl"
     written = file.read_text()
     again = evaluate(asked("fp16", "fp16:sequential"))
@@ -108,7 +111,7 @@ def test_a_table_in_memory_is_that_of_the_command(run, made_up, tmp_path, monkey
     )
     kept = evaluate(asked)
     assert [r.key for r in records] == [r.key for r in kept]
-    assert frame["perplexity"].tolist() == [r.perplexity for r in kept]
+    assert frame["perplexity"].tolist() == [r.result.perplexity for r in kept]
     assert frame["precision"].tolist() == ["fp32", "fp16"]
     assert not (tmp_path / "results").exists()
     with pytest.raises(ValueError, match="unknown key .* 'precison'. Did you mean 'precision'"):
@@ -142,7 +145,7 @@ def test_another_prefix_makes_another_record_where_pages_begin_with_it(run, tmp_
         for protocol in ("lm-eval", "window"):
             found += evaluate(ask(run, tmp_path / "out", protocol=protocol))
     paged, plain, again, same = found
-    assert paged.tokenizer_hash == again.tokenizer_hash
+    assert paged.text.tokenizer_hash == again.text.tokenizer_hash
     assert (again.key != paged.key, same.key) == (True, plain.key)
 
 
@@ -155,9 +158,9 @@ def test_the_text_to_calibrate_on_is_the_validation_splits_and_cut_once(run, tmp
     )
     rules = ("fp16+calibrated", "fp16+calibrated_max.pow2", "fp16+slanc")
     first = evaluate(ask(run, tmp_path / "out", *rules, calibration_windows=3))
-    assert first[0].calibration == first[1].calibration
+    assert first[0].provenance.calibration == first[1].provenance.calibration
     kept = {"split": "valid", "windows": 3, "length": 31, "text_sha256": CORPUS.sha256("valid")}
-    assert (first[0].calibration, first[2].calibration) == (kept, None)
+    assert (first[0].provenance.calibration, first[2].provenance.calibration) == (kept, None)
     cut = protocols["window"].windows(TEXTS["valid"], untrained(run.directory).tokenizer, 32, 3)
     np.testing.assert_array_equal(given[0], cut.inputs)
     assert given[1] is given[0]
@@ -169,21 +172,24 @@ def test_the_text_to_calibrate_on_is_the_validation_splits_and_cut_once(run, tmp
 def test_what_an_earlier_call_kept_stays(run, made_up, tmp_path):
     asked = partial(ask, run, precision=("fp32", "fp16"))
     plain = evaluate(asked(tmp_path / "a"))[1]
-    assert (plain.kl_mean, plain.token_nll_file) == (None, None)
-    assert plain.tokens_per_second == pytest.approx(plain.tokens_scored / plain.seconds)
+    assert (plain.comparison.kl_mean, plain.result.token_nll_file) == (None, None)
+    rate = plain.text.tokens_scored / plain.result.seconds
+    assert plain.result.tokens_per_second == pytest.approx(rate)
     wide, compared = evaluate(asked(tmp_path / "a", compare=True))
     assert made_up.calls == [["fp32"], ["fp16"], ["fp32", "fp16"]]
-    assert (wide.kl_mean, compared.key, compared.seconds) == (None, plain.key, plain.seconds)
+    assert (wide.comparison.kl_mean, compared.key) == (None, plain.key)
+    assert compared.result.seconds == plain.result.seconds
     both = evaluate(asked(tmp_path / "a", per_token=True))[1]
     for name in ("token_delta_mean", "token_delta_max_at", "top1_agreement", "kl_mean", "kl_max"):
-        assert getattr(both, name) == getattr(compared, name) is not None
+        assert getattr(both.comparison, name) == getattr(compared.comparison, name) is not None
     calls = len(made_up.calls)
     again = evaluate(asked(tmp_path / "a", compare=True, per_token=True))[1]
     assert (again, len(made_up.calls)) == (both, calls)
     evaluate(asked(tmp_path / "b", per_token=True))
     other = evaluate(asked(tmp_path / "b", compare=True))[1]
-    assert (other.token_nll_file, other.kl_mean) == (both.token_nll_file, both.kl_mean)
-    file = tmp_path / "b" / str(other.token_nll_file)
+    assert other.result.token_nll_file == both.result.token_nll_file
+    assert other.comparison.kl_mean == both.comparison.kl_mean
+    file = tmp_path / "b" / str(other.result.token_nll_file)
     file.unlink()  # what is gone is made again
     evaluate(asked(tmp_path / "b", per_token=True))
     assert file.exists()
@@ -193,7 +199,7 @@ def test_the_batch_is_the_one_that_is_run(run, tmp_path, monkeypatch):
     """On two devices of a mesh a batch of 3 is one of 4."""
     monkeypatch.setattr("normlab.evaluation.metadata.padded_rows", lambda size: size + size % 2)
     (record,) = evaluate(ask(run, tmp_path / "out", batch=3))
-    assert record.batch == 4
+    assert record.provenance.batch == 4
 
 
 def test_other_columns_do_not_go_on(run, tmp_path, monkeypatch):
@@ -214,10 +220,11 @@ def test_each_protocol_reads_its_own_windows(run, tmp_path, protocol):
     (record,) = evaluate(ask(run, tmp_path / "out", protocol=protocol, window=20))
     tokenizer = untrained(run.directory).tokenizer
     windows = protocols[protocol].windows(TEXTS["test"], tokenizer, 20, 6)
-    assert (record.protocol, record.reported) == (protocol, protocols[protocol].reported)
-    assert (record.windows, record.window_tokens) == (len(windows), windows.counts.tolist())
-    assert record.words == windows.words.sum()
-    assert record.word_perplexity > record.perplexity > 1
+    assert (record.text.protocol, record.text.reported) == (protocol, protocols[protocol].reported)
+    assert record.text.windows == len(windows)
+    assert record.result.window_tokens == windows.counts.tolist()
+    assert record.text.words == windows.words.sum()
+    assert record.result.word_perplexity > record.result.perplexity > 1
 
 
 def test_a_directory_of_runs_is_a_table_whatever_became_of_them(run, tmp_path):
@@ -228,11 +235,11 @@ def test_a_directory_of_runs_is_a_table_whatever_became_of_them(run, tmp_path):
     made_run(runs / "e", state="failed", reason="refused")
     asked, out = ("fp32", "fp16:sequential"), tmp_path / "out"
     perplexities(EvaluateConfig(runs=str(runs), precision=asked, max_windows=6, out=str(out)))
-    found = {(r.model, r.precision): r for r in RecordFile(out / "records.jsonl").read()}
+    found = {(r.model.name, r.precision): r for r in RecordFile(out / "records.jsonl").read()}
     statuses = ["ok", "n/a", "diverged", "unfinished", "failed: refused"]
     assert [found[m, asked[1]].status for m in "abcde"] == statuses
     assert [found[m, "fp32"].status for m in "ab"] == ["ok", "ok"]
-    texts = {r.facts["training_provenance"]["corpus"]["name"] for r in found.values()}
+    texts = {r.model.facts["training_provenance"]["corpus"]["name"] for r in found.values()}
     assert (len(found), texts) == (10, {"embedded"})  # seeds stay together
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [r["model"] for r in rows] == list("abcde")
@@ -246,7 +253,7 @@ def test_what_must_be_said_beside_a_models_name(run, tmp_path):
     said = "step 2 of 12, unfinished"
     perplexities(ask(run, tmp_path / "out"))
     (record,) = RecordFile(tmp_path / "out" / "records.jsonl").read()
-    assert (record.status, record.note) == ("ok", said)
+    assert (record.status, record.model.note) == ("ok", said)
     assert f"a: {said}." in (tmp_path / "out" / "table.md").read_text()
     training = {"step": 2, "config": {"steps": 12}, "training": {"state": "diverged"}}
     assert facts.note(training) == "step 2 of 12, diverged"

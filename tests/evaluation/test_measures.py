@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 
-from normlab.evaluation.comparison import compared, token_measures
-from normlab.evaluation.measures import measures
+from normlab.evaluation.comparison import comparison, token_measures
+from normlab.evaluation.measures import ranges, result
 from normlab.evaluation.perplexity import Scores, TokenComparison
 from normlab.evaluation.protocols.windows import Windows
 from normlab.evaluation.range_stats import RangeStats
-from normlab.results import Record
+from normlab.results.fields import Ranges, Result
 
 SCORED = np.array([[False, True, True], [True, True, False]])
 
@@ -48,9 +48,8 @@ def test_nothing_is_said_where_nothing_was_compared():
 
 def test_where_no_word_begins_in_what_is_scored_words_differ_by_nothing_known():
     """As in two short windows of one very long word."""
-    sums = {"window_nll": [2.0, 3.0], "window_tokens": [1, 2], "window_words": [0, 0]}
-    record = Record("k", "m", "rmsnorm", "pre", "fp32", **sums)
-    found = compared(record, record)
+    same = Result(window_nll=[2.0, 3.0], window_tokens=[1, 2], window_words=[0, 0])
+    found = comparison(same, same, {})
     assert (found.delta, found.delta_stderr) == (0.0, 0.0)
     assert (found.word_delta, found.word_delta_stderr) == (None, None)
 
@@ -70,14 +69,14 @@ def test_sums_of_windows_and_sites():
         "b": site(overflowed=5, zero=1, precision_loss=6),
     }
     scores = Scores(np.array([3.0, 1.0]), np.float32(tokens), windows.counts, seen)
-    found = measures(scores, windows, {"b": np.float32(2), "c": np.float32(3), "a": lambda x: x})
-    assert (found["sum_nll"], found["perplexity"]) == (4.0, math.exp(4 / 4))
-    assert found["word_perplexity"] == math.exp(4 / 3)
-    assert found["byte_perplexity"] == math.exp(4 / 10)
-    assert found["bits_per_byte"] == 0.4 / math.log(2)
-    counted = ("rows", "overflowed_rows", "underflowed_rows", "zero_rows", "precision_loss_rows")
-    assert [found[name] for name in (*counted, "underflow_error_rows")] == [20, 5, 4, 3, 6, 4]
-    assert [found["sites"][name].get("scale") for name in "ab"] == [None, 2.0]
+    found = result(scores, windows)
+    assert (found.sum_nll, found.perplexity) == (4.0, math.exp(4 / 4))
+    assert found.word_perplexity == math.exp(4 / 3)
+    assert found.byte_perplexity == math.exp(4 / 10)
+    assert found.bits_per_byte == 0.4 / math.log(2)
     wordless = dataclasses.replace(windows, words=0 * windows.words, bytes=0 * windows.bytes)
-    found = measures(scores, wordless, {})
-    assert found["word_perplexity"] is found["bits_per_byte"] is found["byte_perplexity"] is None
+    found = result(scores, wordless)
+    assert found.word_perplexity is found.bits_per_byte is found.byte_perplexity is None
+    held = ranges(scores, {"b": np.float32(2), "c": np.float32(3), "a": lambda x: x})
+    assert held == Ranges(20, 5, 4, 3, 6, 4, held.sites)
+    assert [held.sites[name].get("scale") for name in "ab"] == [None, 2.0]

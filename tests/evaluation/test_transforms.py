@@ -1,7 +1,6 @@
 """`python -m evaluate transform=[…]`: rows of their own, and what can't be done says n/a."""
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -38,21 +37,22 @@ def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
     perplexities(ask(spec, tmp_path))
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     records = [Record.from_json(line) for line in lines]
-    found = {(r.transform, r.precision): r for r in records}
+    found = {(r.model.transform, r.precision): r for r in records}
     assert len(found) == len(records) == len(ASKED)
     plain = found["none", "fp32"]
     for text in ASKED[1:]:
-        assert found[text, "fp32"].model == f"{plain.model} ({text})"
+        assert found[text, "fp32"].model.name == f"{plain.model.name} ({text})"
         assert found[text, "fp32"].key != plain.key
     small, swapped = found["rescale:0.25", "fp32"], found["doubled", "fp32"]
-    assert small.perplexity == plain.perplexity
-    assert small.weights_sha256 != plain.weights_sha256
-    assert small.sites["norm_final"]["max_abs"] == plain.sites["norm_final"]["max_abs"] / 4
-    assert swapped.norm == "doubled"
-    assert swapped.perplexity == pytest.approx(plain.perplexity, rel=1e-5)
+    assert small.result.perplexity == plain.result.perplexity
+    assert small.model.weights_sha256 != plain.model.weights_sha256
+    largest = [r.ranges.sites["norm_final"]["max_abs"] for r in (small, plain)]
+    assert largest[0] == largest[1] / 4
+    assert swapped.model.norm == "doubled"
+    assert swapped.result.perplexity == pytest.approx(plain.result.perplexity, rel=1e-5)
     assert found["recentre", "fp32"].status == NOT_APPLICABLE
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    names = [plain.model, *(f"{plain.model} ({text})" for text in ASKED[1:])]
+    names = [plain.model.name, *(f"{plain.model.name} ({text})" for text in ASKED[1:])]
     assert [row["model"] for row in rows] == names
     for name in ("table.md", "table.tex"):
         assert "(rescale:0.25)" in (tmp_path / name).read_text()
@@ -81,10 +81,3 @@ def test_a_rule_that_does_not_apply_is_no_end_of_the_table(spec, tmp_path, capsy
     said = " ".join("".join(capsys.readouterr()).split())
     assert said.count("doesn't promise; take another") == 1
     assert [r.to_json() for r in evaluate(config)] == [r.to_json() for r in records]
-
-
-def test_records_from_before_transforms_are_still_read():
-    record = Record(key="k", model="m", norm=None, placement=None, precision="fp32")
-    values = json.loads(record.to_json())
-    del values["transform"]
-    assert Record.from_json(json.dumps(values)).transform == "none"

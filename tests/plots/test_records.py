@@ -1,7 +1,7 @@
 """Figures: files that are there, and pictures that show what the records say."""
 
 import builtins
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from normlab.numerics.histogram import BINS, edges, packed
 from normlab.plots import delta_figure, record_figures, records, save, scales_figure, sums_figure
 from normlab.plots.scales import SiteNorms, panels
 from normlab.plots.sums import above, counts
-from normlab.results import Record, RecordFile
+from normlab.results import RecordFile
+from tests.support.records import grouped
 
 pytest.importorskip("matplotlib")
 RNG = np.random.default_rng(0)
@@ -40,10 +41,10 @@ def record(precision, delta=0.0, scales=(None, None, None)):
     rows = [RNG.uniform(1, 900, (2, 50)), RNG.uniform(20, 30, (2, 50)), RNG.uniform(4, 9, (2, 50))]
     names = ("blocks.0.attention.norm_in", "blocks.1.attention.norm_in", "norm_final")
     sites = {n: site(r, s) for n, r, s in zip(names, rows, scales, strict=True)}
-    return Record(
-        precision, "m", "rmsnorm", "pre", precision, dataset="d", split="valid", protocol="window",
-        window=8, windows=3, perplexity=20 + delta, delta=delta, delta_stderr=abs(delta) / 4,
-        rows=300, overflowed_rows=30 if delta > 1 else 0, sites=sites,
+    return grouped(
+        precision, "m", precision, norm="rmsnorm", placement="pre", dataset="d", split="valid",
+        protocol="window", window=8, windows=3, perplexity=20 + delta, delta=delta,
+        delta_stderr=abs(delta) / 4, rows=300, overflowed_rows=30 if delta > 1 else 0, sites=sites,
         scale_rule="slanc" if scales[0] else None,
     )  # fmt: skip
 
@@ -54,7 +55,7 @@ RECORDS = [
     record("fp16:pairwise+slanc", -0.002, (5.0, [[2.0], [8.0]], 1.0)),
     record("fp16+slanc", float("nan"), (5.0, 3.0, 1.0)),
 ]
-NOTHING = dataclasses.replace(RECORDS[0], key="n", model="n", status="n/a", perplexity=None)
+NOTHING = grouped("n", "n", status="n/a")
 FIGURES = {
     "delta",
     *("fp16-pairwise-sums", "fp16-pairwise-slanc-sums", "fp16-pairwise-slanc-scales"),
@@ -109,7 +110,7 @@ def test_each_column_of_each_model_has_its_figures(names):
 def test_scales_and_norms_are_those_of_the_records(scales):
     blocks, others = scales.axes
     lines = {line.get_label(): line.get_ydata() for line in blocks.get_lines()}
-    seen = [RECORDS[0].sites[f"blocks.{i}.attention.norm_in"] for i in range(2)]
+    seen = [RECORDS[0].ranges.sites[f"blocks.{i}.attention.norm_in"] for i in range(2)]
     np.testing.assert_allclose(lines["largest ‖x‖"], [s["max_norm"] for s in seen])
     np.testing.assert_allclose(lines["scale s"], [5.0, 4.0])  # of two heads the geometric mean
     (median,) = (y for name, y in lines.items() if name.startswith("median"))
@@ -154,7 +155,7 @@ def test_histograms_are_those_of_the_records_one_without_a_scale():
 
 @pytest.mark.parametrize("precision", ["fp16:pairwise", "bf16:pairwise", "fp32", "e4m3"])
 def test_what_is_written_at_the_edges_is_inside(precision):
-    made = sums_figure(dataclasses.replace(RECORDS[1], precision=precision))
+    made = sums_figure(replace(RECORDS[1], precision=precision))
     made.draw_without_rendering()
     (ax,) = made.axes
     box = ax.get_window_extent()
@@ -199,16 +200,16 @@ def test_a_record_whose_rows_are_all_nan_is_drawn_empty(names):
     """As where a low-precision model gives no number from the first norm on."""
     none = {"first": 0.0, "counts": []}
     rows = {"median_norm": None, "max_norm": float("nan"), "squares": none, "sums": none}
-    sites = {name: rows | {"scale": 2.0} for name in RECORDS[3].sites}
-    lost = dataclasses.replace(RECORDS[3], sites=sites)
+    sites = {name: rows | {"scale": 2.0} for name in RECORDS[3].ranges.sites}
+    lost = replace(RECORDS[3], ranges=replace(RECORDS[3].ranges, sites=sites))
     assert set(names([lost])) == {f"{BASE}-delta", f"{BASE}-fp16-slanc-sums"}
     sums_figure(lost).draw_without_rendering()
 
 
-@pytest.mark.parametrize("field", ["text_sha256", "tokenizer_hash", "protocol_version"])
+@pytest.mark.parametrize("field", ["sha256", "tokenizer_hash", "protocol_version"])
 def test_what_does_not_compare_shares_no_figure(names, field):
-    one, other = (dataclasses.replace(RECORDS[1], precision=p) for p in ("fp16", "bf16"))
-    found = names([one, dataclasses.replace(other, **{field: 2}), one])
+    one, other = (replace(RECORDS[1], precision=p) for p in ("fp16", "bf16"))
+    found = names([one, replace(other, text=replace(other.text, **{field: 2})), one])
     assert found == [
         f"{BASE}-delta", f"{BASE}-fp16-sums", f"{BASE}-2-delta", f"{BASE}-2-bf16-sums"
     ]  # fmt: skip

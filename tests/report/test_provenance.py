@@ -50,7 +50,7 @@ def test_a_command_names_text_protocol_calibration_and_mesh():
     mesh = {"data": 2, "model": 1, "shard_parameters": True, "processes": 1}
     asked = typed(command(record(
         "a", "fp16:lanes8+calibrated", calibration={"split": "valid", "windows": 32},
-        provenance={"mesh": mesh}, transform="fold",
+        environment={"mesh": mesh}, transform="fold",
     )))  # fmt: skip
     assert asked == {
         "run": "runs/a", "precision": ["fp16:lanes8+calibrated"], "transform": ["fold"],

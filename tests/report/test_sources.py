@@ -28,7 +28,7 @@ def test_a_record_of_a_refused_run_tells_the_reason(tmp_path):
 def test_of_two_records_of_one_thing_the_later_one_counts(tmp_path):
     write_records(tmp_path, record("a", perplexity=1.0), record("a", perplexity=2.0))
     (found,) = read([tmp_path]).records
-    assert found.perplexity == 2.0
+    assert found.result.perplexity == 2.0
 
 
 def test_of_a_run_that_went_on_the_page_has_what_was_evaluated_last(tmp_path):
@@ -39,7 +39,7 @@ def test_of_a_run_that_went_on_the_page_has_what_was_evaluated_last(tmp_path):
     early = [told("fp32", "100", "running"), told("fp16", "100", "running")]
     write_records(tmp_path, *early, told("fp32", "200", "finished"))
     found = read([tmp_path])
-    assert [r.weights_sha256 for r in found.records] == ["200"]
+    assert [r.model.weights_sha256 for r in found.records] == ["200"]
     assert [run.state for run in found.runs] == ["finished"]
 
 

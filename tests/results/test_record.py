@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import math
+from dataclasses import is_dataclass
+from pathlib import Path
 
 import pytest
 
 from normlab.results import Record, RecordFile
+from normlab.results.fields import ModelInfo
+from tests.support.records import grouped
 
-FULL = Record(
+FULL = grouped(
     key="k1",
-    model="m",
     norm="rmsnorm",
     placement="pre",
     precision="fp16:lanes8+slanc",
@@ -27,26 +30,53 @@ FULL = Record(
     window_tokens=[3, 4],
     facts={"config": {"seed": 3}, "text": "größer"},
 )
+UNGROUPED = Path(__file__).parent.parent / "support" / "records_schema1.jsonl"
+"""What 6c9fef6 wrote of tiny runs, sites cut to one: in two precisions, diverged."""
 
 
-PROMISED = {
-    *("model", "norm", "placement", "precision", "protocol", "dataset", "split", "perplexity"),
-    *("sum_nll", "tokens_scored", "windows", "overflowed_rows", "underflowed_rows"),
-    *("delta", "delta_stderr"),
-}
-"""By the contract of the command line."""
-
-DESIGNED = {
-    *("bytes", "words", "word_perplexity", "bits_per_byte", "nonfinite_windows", "sites"),
-    *("protocol_version", "dataset_revision", "text_sha256", "tokenizer_hash", "model_config"),
-    *("norm_config", "placement_config", "scales_sha256", "seed", "provenance", "default_order"),
-    *("token_delta_mean", "token_delta_max", "token_delta_max_at", "top1_agreement"),
-    *("kl_mean", "kl_max", "precision_loss_rows", "underflow_error_rows"),
-}
+def test_no_name_is_in_two_groups_and_a_table_has_every_single_value():
+    names = [name for value in vars(FULL).values() if is_dataclass(value) for name in vars(value)]
+    assert len(set(names)) == len(names)
+    assert not set(names) & {f.name for f in dataclasses.fields(Record)}
+    nested = {"model", "text", "result", "comparison", "ranges", "provenance"}
+    lists = {f"window_{what}" for what in ("nll", "tokens", "words")} | {"token_delta_max_at"}
+    dicts = {"config", "norm_config", "placement_config", "facts", "sites", "environment"}
+    own = {*("key", "precision", "status"), *names} - lists - dicts - nested
+    assert FULL.flat().keys() == own - {"name", "sha256"} | {"model", "text_sha256"}
 
 
-def test_the_fields_that_are_promised():
-    assert set(json.loads(FULL.to_json())) >= PROMISED | DESIGNED
+def leaves(values):
+    """Field → value of JSON in groups."""
+    groups = ("model", "text", "result", "comparison", "ranges", "provenance")
+    inside = [values[group] for group in groups if group in values]
+    rest = {k: v for k, v in values.items() if k not in (*groups, "schema")}
+    return {k: v for group in [rest, *inside] for k, v in group.items()}
+
+
+def test_an_old_file_without_groups_and_the_same_in_groups_are_the_same_records(tmp_path):
+    lines = UNGROUPED.read_text().splitlines()
+    records = RecordFile(UNGROUPED).read()
+    assert len(records) == len(lines) > 2
+    again = RecordFile(tmp_path / "records.jsonl")
+    for line, record in zip(lines, records, strict=True):
+        again.add(record)
+        found, old = leaves(json.loads(record.to_json())), json.loads(line)
+        renamed = {"model": "name", "model_config": "config", "provenance": "environment"}
+        renamed |= {"text_sha256": "sha256"}
+        assert found == {renamed.get(name, name): value for name, value in old.items()}
+    written = again.path.read_text()
+    assert [json.loads(line)["schema"] for line in written.splitlines()] == [2] * len(lines)
+    assert [r.to_json() for r in again.read()] == [r.to_json() for r in records]
+    assert (
+        records[1].comparison.delta == records[1].result.perplexity - records[0].result.perplexity
+    )
+    least = {"key": "k", "model": "m", "precision": "fp32"}  # from before there were transforms
+    assert Record.from_json(json.dumps(least)) == Record("k", "fp32", ModelInfo("m"))
+
+
+def test_a_later_versions_record_is_refused():
+    with pytest.raises(ValueError, match="a record of schema 3: expected at most 2"):
+        Record.from_json(json.dumps(json.loads(FULL.to_json()) | {"schema": 3}))
 
 
 def test_json_is_standard_and_gives_back_the_record():
@@ -54,19 +84,20 @@ def test_json_is_standard_and_gives_back_the_record():
         raise AssertionError(f"{constant} is no JSON")
 
     values = json.loads(FULL.to_json(), parse_constant=refuse)
-    assert values["perplexity"] == "inf"
-    assert float(values["sum_nll"]) != float(values["sum_nll"])
+    assert values["result"]["perplexity"] == "inf"
+    assert values["result"]["sum_nll"] == "nan"
     again = Record.from_json(FULL.to_json())
     assert again.to_json() == FULL.to_json()
-    assert again.perplexity == again.token_delta_max == math.inf
-    assert again.token_delta_max_at == [1, 3]
-    assert math.isnan(again.window_nll[1])
-    assert again.sites == FULL.sites
+    assert again.result.perplexity == again.comparison.token_delta_max == math.inf
+    assert again.comparison.token_delta_max_at == [1, 3]
+    assert math.isnan(again.result.window_nll[1])
+    assert again.ranges == FULL.ranges
 
 
-def test_an_unknown_field_is_refused():
+@pytest.mark.parametrize("given", [{"perplexty": 3}, {"schema": 2, "result": {"perplexty": 3}}])
+def test_an_unknown_field_is_refused(given):
     with pytest.raises(ValueError, match="Did you mean 'perplexity'"):
-        Record.from_json(json.dumps({"key": "k", "perplexty": 3}))
+        Record.from_json(json.dumps({"key": "k"} | given))
 
 
 def test_a_file_keeps_records_in_order_and_drops_a_half_line(tmp_path):

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from normlab.results import Record
 from normlab.results.spread import LEGEND, best_rates, groups, lines, spreads
+from tests.support.records import grouped
 
 
 def record(norm, seed, perplexity, precision="fp32", lr=1e-3, status="ok", valid=None, **more):
     config = {"seed": seed, "norm": {"type": norm}, "placement": {"type": "pre"}, "run": str(seed)}
     config |= {"optimizer": {"lr": lr}}
     loss = math.log(perplexity) if valid is None and perplexity else valid
-    return Record(
+    return grouped(
         key="", model=f"{norm}-{lr}-{seed}", norm=norm, placement="pre", precision=precision,
         status=status, perplexity=perplexity, seed=seed, facts={"config": config, "training":
         {"best_valid_loss": loss}}, **more,
@@ -103,7 +103,7 @@ def test_a_diverged_seed_is_in_the_row_and_its_rate_is_not_chosen():
 @pytest.mark.parametrize(("state", "said"), [("diverged", "diverged"), ("running", "unfinished")])
 def test_a_run_that_did_not_end_well_is_no_seed_though_it_has_a_number(state, said):
     records = [record("rmsnorm", s, 50.0 + s) for s in (0, 1, 2)]
-    records[1].facts["training"]["state"] = state
+    records[1].model.facts["training"]["state"] = state
     records += [record("dyt", s, 90.0 + s) for s in (0, 1)]
     first, second = by_head(lines(records, []))
     assert first["fp32"] == f"51.0 ± 1.4; 1 {said}"
@@ -114,13 +114,16 @@ def test_a_run_that_did_not_end_well_is_no_seed_though_it_has_a_number(state, sa
 def test_where_and_on_what_a_run_was_trained_is_no_setting_and_its_text_is():
     records = [record("rmsnorm", s, 90.0 + s) for s in range(4)]
     for r in records:
-        r.facts["config"] |= {"hosts": {"coordinator": f"here:{r.seed}"}, "mesh": {"data": r.seed}}
-        r.facts["config"]["data"] = {"corpus": "auto" if r.seed % 2 else "wikitext2"}
-        r.facts["training_provenance"] = {"corpus": {"name": "wikitext2"}}
+        r.model.facts["config"] |= {
+            "hosts": {"coordinator": f"here:{r.model.seed}"},
+            "mesh": {"data": r.model.seed},
+        }
+        r.model.facts["config"]["data"] = {"corpus": "auto" if r.model.seed % 2 else "wikitext2"}
+        r.model.facts["training_provenance"] = {"corpus": {"name": "wikitext2"}}
     (row,) = by_head(lines(records, []))
     assert (row["seeds"], "hosts.coordinator" in row) == ("4", False)
     for r in records[2:]:
-        r.facts["training_provenance"] = {"corpus": {"name": "embedded"}}
+        r.model.facts["training_provenance"] = {"corpus": {"name": "embedded"}}
     rows = by_head(lines(records, []))
     assert [(row["data.corpus"], row["seeds"]) for row in rows] == [
         ("wikitext2", "2"),
@@ -140,10 +143,10 @@ def test_low_precision_columns_give_the_mean_difference_and_all_overflows():
 def test_settings_that_differ_are_columns_and_a_record_made_again_counts_once():
     records = [record("rmsnorm", s, 90.0 + s) for s in (0, 1)] * 2
     for r in records:
-        r.facts["config"]["norm"]["eps"] = 1e-5
+        r.model.facts["config"]["norm"]["eps"] = 1e-5
     other = [record("rmsnorm", s, 80.0 + s) for s in (0, 1)]
     for r in other:
-        r.facts["config"]["norm"]["eps"] = 1e-3
+        r.model.facts["config"]["norm"]["eps"] = 1e-3
     rows = by_head(lines(records + other, []))
     assert [r["norm.eps"] for r in rows] == ["1e-05", "0.001"]
     assert rows[0]["seeds"] == "2"
@@ -168,5 +171,5 @@ def test_what_the_protocol_reports_is_what_is_spread():
 
 def test_a_seed_that_was_run_twice_counts_once():
     records = [record("rmsnorm", 0, 90.0), record("rmsnorm", 0, 90.0)]
-    object.__setattr__(records[1], "model", "elsewhere")
+    object.__setattr__(records[1].model, "name", "elsewhere")
     assert lines(records, []) == []

@@ -65,8 +65,8 @@ def test_names_of_sites_parameters_and_columns_are_todays():
         "norm_config": {"type": "rmsnorm", "scale": True},
     }  # fmt: skip
     record = Record.from_json(json.dumps(line))
-    assert (record.underflow_error_rows, record.precision_loss_rows) == (2, 3)
-    assert (record.precision, record.order) == ("fp16:lanes8+slanc", "exact_then_round")
-    assert record.norm_config == {"type": "rmsnorm", "use_weight": True}
-    seen = record.sites["blocks.0.mlp.post_norm"]
+    assert (record.ranges.underflow_error_rows, record.ranges.precision_loss_rows) == (2, 3)
+    assert (record.precision, record.provenance.order) == ("fp16:lanes8+slanc", "exact_then_round")
+    assert record.model.norm_config == {"type": "rmsnorm", "use_weight": True}
+    seen = record.ranges.sites["blocks.0.mlp.post_norm"]
     assert seen == {"underflow_errors": 1, "precision_loss": 2, "max_norm": 1.0}

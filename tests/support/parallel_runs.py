@@ -158,9 +158,12 @@ def evaluated(model, out, **fields):
         "compare": True,
     }
     records = evaluate(build(EvaluateConfig, values | fields))
-    kept = ("perplexity", "overflowed_rows", "rows", "weights_sha256", "window_nll", "sites")
-    kept += ("kl_mean", "top1_agreement")
-    return {r.precision: {name: getattr(r, name) for name in kept} for r in records}
+    kept = ("perplexity", "overflowed_rows", "rows", "weights_sha256", "kl_mean", "top1_agreement")
+    return {
+        r.precision: {name: r.flat()[name] for name in kept}
+        | {"window_nll": r.result.window_nll, "sites": r.ranges.sites}
+        for r in records
+    }
 
 
 def normed(kind, width):

@@ -2,8 +2,9 @@
 
 import json
 
-from normlab.results import Record, RecordFile
+from normlab.results import RecordFile
 from normlab.runs.run import Run
+from tests.support.records import grouped
 
 HOSTILE = '<script>alert("x")</script> & <b>'
 """What must never reach a page as it is."""
@@ -74,12 +75,12 @@ def record(model, precision="fp32", perplexity=20.0, status="ok", **more):
     fields = {
         "norm": "rmsnorm", "placement": "pre", "protocol": "window", "protocol_version": 1,
         "window": 32, "dataset": "embedded", "dataset_title": "A text", "split": "test",
-        "text_sha256": "f" * 64, "tokens_scored": 33, "windows": 2, "default_order": "pairwise",
-        "weights_sha256": "e" * 64, "provenance": PROVENANCE, "seed": 0,
+        "sha256": "f" * 64, "tokens_scored": 33, "windows": 2, "default_order": "pairwise",
+        "weights_sha256": "e" * 64, "environment": PROVENANCE, "seed": 0,
         "facts": {"source": f"runs/{model}"},
     }  # fmt: skip
     told |= {"key": f"{model}-{precision}"}
-    return Record(model=model, precision=precision, status=status, **(fields | told | more))
+    return grouped(model=model, precision=precision, status=status, **(fields | told | more))
 
 
 def run_record(run, precision="fp32", perplexity=20.0, **more):

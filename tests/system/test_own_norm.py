@@ -1,12 +1,12 @@
 """A norm in a file of one's own, on both commands."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from normlab.results import RecordFile
 from tests.support.own_norm import OWN
 
 pytestmark = pytest.mark.system
@@ -45,5 +45,5 @@ def test_it_is_swept_evaluated_and_refused_once_it_is_edited(tmp_path):
     assert "the source of norm=own: not what" in edited.stderr
     allowed = run("evaluate", mine, f"run={own}", out, "max_windows=2", "allow_changed_source=true")
     assert allowed.returncode == 0, allowed.stderr
-    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
-    assert "the source of norm=own has changed since" in json.loads(lines[-1])["note"]
+    *_, last = RecordFile(tmp_path / "out" / "records.jsonl").read()
+    assert "the source of norm=own has changed since" in last.model.note

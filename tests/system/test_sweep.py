@@ -3,7 +3,6 @@
 And it is the same sweep when it is repeated after being cut off, and under Hydra's launchers.
 """
 
-import json
 import os
 import pickle
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from normlab.commands.errors import RunFailed, one_of_several
+from normlab.results import RecordFile
 from normlab.runs.run import Run
 
 TINY = [
@@ -130,8 +130,8 @@ def test_what_diverges_and_what_fails_in_a_sweep_is_tabulated(tmp_path):
     assert done.returncode == 2
     command = [sys.executable, "-m", "evaluate", f"runs={runs}", f"out={out}", "max_windows=2"]
     subprocess.run([*command, "precision=[fp32]"], cwd=ROOT, check=True, capture_output=True)
-    records = map(json.loads, (out / "records.jsonl").read_text().splitlines())
-    said = sorted((r["model"], r["status"].split(" ")[0]) for r in records)
+    records = RecordFile(out / "records.jsonl").read()
+    said = sorted((r.model.name, r.status.split(" ")[0]) for r in records)
     states = sorted((run.directory.name, run.record["state"]) for run in by_seed(runs))
     assert sorted(state for _, state in states) == ["diverged", "failed", "failed", "finished"]
     kinds = {"finished": "ok", "failed": "failed:"}
