@@ -11,7 +11,7 @@ from normlab.report.table import PageTable
 from normlab.results import Record, Table, tables
 from normlab.results.record import NOT_APPLICABLE
 from normlab.results.settings import RATE, of_run
-from normlab.results.spread import LEGEND, Group, best_rates, groups, lines
+from normlab.results.spread import LEGEND, Group, best_rates, groups, tests
 from normlab.results.summary import summary
 from normlab.results.table import HEAD, head
 from normlab.results.table import LEGEND as CELLS
@@ -47,11 +47,6 @@ class Method(NamedTuple):
         return self.group.cell("fp32")
 
     @property
-    def ranked(self) -> bool:
-        """Whether it can be compared: several seeds, all of which ended well."""
-        return self.group.sound and len(self.group.logs) > 1
-
-    @property
     def mean(self) -> float:
         """Its mean log-perplexity; infinite without a number."""
         known = [log for log in self.group.logs if not math.isnan(log)]
@@ -80,9 +75,9 @@ def _of(table: Table, records: Sequence[Record]) -> list[Record]:
 
 def _of_methods(table: Table, records: Sequence[Record], labels: Labels) -> Answer:
     found = best_rates(groups(records))
-    tests = [row[-1] for row in lines(records, [])[1:]] or [""] * len(found)
-    methods = [Method(labels.method(g.config), g, p) for g, p in zip(found, tests, strict=True)]
-    methods.sort(key=lambda m: (not m.ranked, m.mean))
+    made = zip(found, tests(found), strict=True)
+    methods = [Method(labels.method(group.config), group, p) for group, p in made]
+    methods.sort(key=lambda m: (not m.group.ranked, m.mean))
     title = table.title
     if table.head["protocol"] is None:  # no evaluation, but training's own
         title = f"Best perplexity in validation on {table.head['dataset_title']}; none evaluated."
@@ -96,18 +91,18 @@ def _sentences(methods: Sequence[Method], table: Table) -> list[str]:
     kind = f"{table.head['split']} {table.reported.replace('_', ' ')}"
     if best.mean == math.inf:
         return ["No method has a run that ended well."]
-    if not best.ranked:
+    if not best.group.ranked:
         return [f"{best.label} has the lowest {kind}: {best.value}.", "No method has two seeds "
                 "that ended well, so how much of a difference is chance is unknown."]  # fmt: skip
     seeds = f"mean ± standard deviation over {len(best.group.logs)} seeds"
     if not others:
         return [f"{best.label} has a {kind} of {best.value} ({seeds}).", summary(table)]
     first = f"{best.label} has the lowest {kind}: {best.value} ({seeds})."
-    if not others[0].ranked:
+    if not others[0].group.ranked:
         return [first, "No other method has two seeds that ended well to compare it with."]
-    lower = [f"{m.label} ({m.value})" for m in others if not m.ranked and m.mean < best.mean]
+    lower = [f"{m.label} ({m.value})" for m in others if not m.group.ranked and m.mean < best.mean]
     few = f" Lower, but with too few seeds that ended well: {', '.join(lower)}." if lower else ""
-    test = _test(others[0].p, sum(m.ranked for m in methods))
+    test = _test(others[0].p, sum(m.group.ranked for m in methods))
     return [first, f"The next, {others[0].label}, has {others[0].value}; {test}.{few}"]
 
 

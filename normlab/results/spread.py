@@ -55,6 +55,11 @@ class Group:
         return all(r.status == OK for r in records) and bool(np.isfinite(self.logs).all())
 
     @property
+    def ranked(self) -> bool:
+        """Whether it can be compared: several seeds, all of which ended well."""
+        return self.sound and len(self.logs) > 1
+
+    @property
     def valid_loss(self) -> float:
         """Mean best validation loss over seeds; infinite where a seed has none or diverged."""
         found = [_training(r).get("best_valid_loss") for r in self.records.get("fp32", [])]
@@ -148,16 +153,21 @@ def lines(records: Iterable[Record], precisions: Sequence[str]) -> list[list[str
     settings += [RATE] * (RATE not in settings and any(len(g.rates) > 1 for g in found))
     columns = ["norm", "placement", *settings, "seeds", *asked[:1]]
     columns += [f"{p} (Δ)" for p in asked[1:]] + ["p"]
-    ranked = [g for g in found if g.sound and len(g.logs) > 1]
-    best = min(ranked, key=lambda g: float(np.mean(g.logs)), default=None)
     made = [columns]
-    for group in found:
+    for group, p in zip(found, tests(found), strict=True):
         seeds = len(group.records.get("fp32", []))
         told = [group.setting(key) for key in settings]
         cells = [group.cell(p) for p in asked]
         head = [group.model.norm or "", group.model.placement or "", *told, str(seeds)]
-        made.append([*head, *cells, "*" if group is best else _welch(group, best)])
+        made.append([*head, *cells, p])
     return made
+
+
+def tests(found: Sequence[Group]) -> list[str]:
+    """For each group the p of the test against the best one; "*" for that, "" without a test."""
+    ranked = [g for g in found if g.ranked]
+    best = min(ranked, key=lambda g: float(np.mean(g.logs)), default=None)
+    return ["*" if group is best else _welch(group, best) for group in found]
 
 
 def _welch(group: Group, best: Group | None) -> str:
