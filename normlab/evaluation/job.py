@@ -88,8 +88,7 @@ def _readable(target: EvalTarget, config: EvaluateConfig) -> EvalTarget:
 def _of_model(evaluator: Evaluator, store: RecordStore, asked: list[str]) -> dict[str, Record]:
     """The record of each column of one model, found or made."""
     columns = {text: Column.parse(text) for text in asked}
-    keys = {text: evaluator.key(column) for text, column in columns.items()}
-    found = {text: store.find(key) for text, key in keys.items()}
+    found = {text: store.find(evaluator.key(column)) for text, column in columns.items()}
     rows = {text: record for text, record in found.items() if record is not None}
     left = [text for text in columns if text not in rows]
     for text in list(left):
