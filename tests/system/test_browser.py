@@ -38,7 +38,7 @@ def address(tmp_path_factory):
             write_records(folder, run_record(run, "fp16+calibrated_mean.pow2", 900.0 + i))
     write_watch(run)
     write_run(folder / "runs", "bad", lr=1e-1, state="diverged", norm=HOSTILE)
-    sites = {f"blocks.{i}.mlp.norm_in": record("x").sites["norm_final"] for i in range(40)}
+    sites = {f"blocks.{i}.mlp.norm_in": record("x").ranges.sites["norm_final"] for i in range(40)}
     write_records(folder, record("m" * 90, perplexity=19.0, sites=sites, overflowed=9))
     file = folder / "page.html"
     file.write_text(page(read([folder, folder / "runs"]), f"A page {HOSTILE}"), encoding="utf-8")
