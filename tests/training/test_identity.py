@@ -132,11 +132,11 @@ def test_what_failed_and_what_was_refused_are_rows(tmp_path, monkeypatch):
     wrong["model"]["layers"] = -1
     refuse(wrong, ["norm=none"], ValueError("model.layers = -1: expected more"))
     found = evaluate(EvaluateConfig(runs=str(runs), precision=("fp32",), out=str(tmp_path / "out")))
-    said = sorted((r.norm, r.status) for r in found)
+    said = sorted((r.model.norm, r.status) for r in found)
     failed = "failed: RuntimeError: out of memory"
     refused = "refused: ValueError: model.layers = -1: expected more"
     assert said == [("none", refused), ("rmsnorm", failed), ("rmsnorm", failed)]
-    (head, row) = lines([r for r in found if r.norm == "rmsnorm"], ["fp32"])
+    (head, row) = lines([r for r in found if r.model.norm == "rmsnorm"], ["fp32"])
     assert row[head.index("fp32")] == f"2 {failed}"
 
 
