@@ -132,6 +132,7 @@ def test_float64_rows_stay_in_float64(name):
             np.testing.assert_allclose(y, wanted, rtol=2e-7 if name in ROOTS else 1e-12, atol=1e-13)
 
 
+@pytest.mark.system
 def test_a_low_precision_gives_the_same_bits_without_jit():
     """Of every norm that accumulates, weight and bias included; 1/3.7 is no float32.
 
