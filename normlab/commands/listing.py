@@ -14,6 +14,7 @@ from normlab.commands.groups import CONFIGS
 from normlab.evaluation.protocols import protocols
 from normlab.model import placements
 from normlab.norms import norms
+from normlab.numerics import datapaths
 from normlab.numerics.formats import FORMAT_OPTIONS, FORMATS, FloatFormat
 from normlab.numerics.orders import ALL_ORDERS, SUMS
 from normlab.pretrained import PACKAGES
@@ -133,6 +134,10 @@ KINDS = {
     "pretrained": Kind("python -m evaluate pretrained=NAME", _pretrained),
     "formats": Kind("python -m evaluate … precision=[FORMAT,…]", _formats),
     "orders": Kind("python -m evaluate … precision=[FORMAT:ORDER,…]", _orders),
+    "datapaths": Kind(
+        "python -m evaluate … precision=[DATAPATH,…]",
+        lambda: [(name, datapaths[name].source) for name in datapaths],
+    ),
     "rules": Kind(
         "python -m evaluate … precision=[FORMAT+RULE,…]", lambda: _registered(scale_rules)
     ),

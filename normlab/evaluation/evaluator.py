@@ -120,7 +120,8 @@ class Evaluator:
     def record(self, column: Column) -> Record:
         """What a column's record says before anything is computed."""
         known = self.model, self.status, self.text
-        return Record(self.key(column), str(column), *known, provenance=self.provenance)
+        provenance = replace(self.provenance, datapath=column.datapath)
+        return Record(self.key(column), str(column), *known, provenance=provenance)
 
     @cached_property
     def _sums(self) -> bool:
@@ -154,7 +155,7 @@ class Evaluator:
             "text": asdict(self.text),
             "provenance": provenance,
         }
-        known |= {"precision": str(column), "status": self.status}
+        known |= {"precision": str(column), "status": self.status, "datapath": column.datapath}
         if column.rule and needs_calibration(column.rule):
             known["calibration"] = self.config.calibration_windows
             if self.status == OK and self._sums:

@@ -19,7 +19,7 @@ from normlab.evaluation.range_stats import RangeStats
 from normlab.loss import token_nll
 from normlab.model import Context, Transformer
 from normlab.norms import Norm, all_norms
-from normlab.numerics import Precision, RangeCounts
+from normlab.numerics import Arithmetic, RangeCounts, arithmetic
 from normlab.parallel.sharding import padded_rows, replicate, shard_batch
 from normlab.progress import announced
 
@@ -37,7 +37,7 @@ Tensor = Any
 class Scaled(NamedTuple):
     """A precision and the static scales by site; a site that is missing has scale 1."""
 
-    precision: Precision
+    precision: Arithmetic
     scales: Mapping[str, Any] | None = None
 
 
@@ -112,7 +112,7 @@ def unit_scales(model: Transformer) -> dict[str, Float[Array, ""]]:
 def score(
     model: Transformer,
     windows: Windows,
-    precision: str | Precision,
+    precision: str | Arithmetic,
     scales: Mapping[str, Any] | None = None,
     *,
     batch: int | None = None,
@@ -132,7 +132,7 @@ def score(
         batch: windows in a batch; None takes `default_batch`.
         on_batch: told, after each batch, how many windows are done.
     """
-    scaled = Scaled(Precision.parse(precision), scales)
+    scaled = Scaled(arithmetic(precision), scales)
     return score_columns(model, windows, [scaled], batch=batch, on_batch=on_batch)[0]
 
 
@@ -176,7 +176,9 @@ def score_columns(
     return found
 
 
-def _told(model: Transformer, params: Any, column: Scaled) -> tuple[Precision, Any, dict[str, Any]]:
+def _told(
+    model: Transformer, params: Any, column: Scaled
+) -> tuple[Arithmetic, Any, dict[str, Any]]:
     """What `_batch_nll` is told of the precision, the weights and the scales."""
     precision, scales = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
@@ -254,7 +256,7 @@ Passed = tuple[Float[Array, "b l"], dict[str, RangeCounts], Any]
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="keep")
 def _batch_nll(
     graphdef: nnx.GraphDef,
-    precision: Precision,
+    precision: Arithmetic,
     params: Any,
     scales: dict[str, Any],
     inputs: Int[Array, "b l"],
@@ -302,7 +304,7 @@ class _RealRows(Context):
     rows neither overflow nor count as underflowed; `_merged` takes them off the number of rows.
     """
 
-    def __init__(self, precision: Precision, scales: dict[str, Any], real: Bool[Array, "b l"]):
+    def __init__(self, precision: Arithmetic, scales: dict[str, Any], real: Bool[Array, "b l"]):
         super().__init__(precision, scales, observe=True)
         self._real = real
 

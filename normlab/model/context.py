@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from normlab.config import require
 from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm, NormContext, observe
-from normlab.numerics import Accumulator, Precision, RangeCounts
+from normlab.numerics import Accumulator, Arithmetic, RangeCounts, arithmetic
 from normlab.parallel.sharding import whole_rows
 
 
@@ -37,7 +37,7 @@ class Context:
 
     def __init__(
         self,
-        precision: str | Precision | None = None,
+        precision: str | Arithmetic | None = None,
         scales: Mapping[str, Any] | None = None,
         *,
         observe: bool = False,
@@ -52,7 +52,7 @@ class Context:
         self.progress = progress
         self.compute = compute or ComputeConfig()
         told = self.compute.precision if precision is None else precision
-        self.precision = Precision.parse(told)
+        self.precision = arithmetic(told)
         self.observed: dict[str, RangeCounts] = {}
         self.inputs: dict[str, Array] = {}
         self.entered: Any = None  # the rows that entered the block, and its attention

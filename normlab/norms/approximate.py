@@ -69,7 +69,7 @@ class L1LayerNorm(LayerNorm):
         c, acc = self.config, context.acc
         z, mean_abs = acc.deviations(x, c.center)
         square = (math.pi / 2) * (mean_abs * mean_abs)
-        return self.affine(z * acc.inverse_rms(square, c.eps), x, context)
+        return self.affine(acc.over_rms(z, square, c.eps), x, context)
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ class DroppedMean(LayerNorm):
         """Shape and dtype of `x`."""
         acc = context.acc
         z, mean_square = acc.moments(x)
-        inverse = acc.inverse_rms(mean_square, self.config.eps)
         centred = acc.held(z - acc.mean(z)) if self.config.center else z
-        return self.affine(centred * inverse, x, context)
+        return self.affine(acc.over_rms(centred, mean_square, self.config.eps), x, context)
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,10 @@ class MaxRescale(LayerNorm):
 
     y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m; with a
     power of two the division rounds nothing that the mean is then taken from. Σ ≤ d, centred or
-    not (16 times that for |x| above 2^126, where m stays: 1/m would be subnormal). That is how LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over
-    the row, and ε has to follow: apple/coremltools#2821 left it as it was. ε/m² is
-    at least float32's smallest normal value, so that a constant row comes out as 0.
+    not (16 times that for |x| above 2^126, where m stays: 1/m would be subnormal). That is how
+    LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over the row, and ε has to
+    follow: apple/coremltools#2821 left it as it was. ε/m² is at least float32's smallest normal
+    value, so that a constant row comes out as 0.
     """
 
     Config: ClassVar[type[NormConfig]] = MaxRescaleConfig
@@ -160,8 +160,7 @@ class MaxRescale(LayerNorm):
         # ε/m² is formed here: m² alone could leave float32
         eps = jnp.square(math.sqrt(c.eps) / m)
         eps = jnp.maximum(eps, jnp.finfo(eps.dtype).tiny) if c.eps else eps
-        inverse = acc.scaled_by(1.0).inverse_rms(mean_square, eps)
-        return self.affine(z * inverse, x, context)
+        return self.affine(acc.scaled_by(1.0).over_rms(z, mean_square, eps), x, context)
 
 
 @dataclass(frozen=True)

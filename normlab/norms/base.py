@@ -202,7 +202,7 @@ def observe(
     norm: Norm, x: Float[Array, "*batch d"], context: NormContext
 ) -> tuple[Float[Array, "*batch d"], RangeCounts]:
     """The norm's rows, the same bits as without, and what its precision made of their sums."""
-    recorder = RangeRecorder(context.acc.precision, context.acc.scale)
+    recorder = RangeRecorder(context.acc.datapath, context.acc.scale)
     y = norm(x, dataclasses.replace(context, acc=recorder))
     return y, norm.counted(recorder.counts())
 

@@ -267,7 +267,7 @@ class EstimatedBHyT(BHyT):
         _, mean_square = acc.moments(rows)
         scaled = acc.held(acc.widened(x) / acc.scale)
         estimate = mean_square + self._added(attention, x.shape[-2]) / acc.scale**2
-        y = self._bounded(scaled * acc.inverse_rms(estimate, self.config.eps))
+        y = self._bounded(acc.over_rms(scaled, estimate, self.config.eps))
         return self.affine(y, x, context)
 
     def _added(self, attention: Any, tokens: int) -> Float[Array, ""]:

@@ -1,6 +1,7 @@
 """The accumulator: what a norm is handed at call time, so that it obeys a precision."""
 
 import copy
+import functools
 from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ from jax import Array
 from jaxtyping import DTypeLike, Float
 
 from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
+from normlab.numerics.datapath import Datapath
 from normlab.numerics.eps import EpsForm
-from normlab.numerics.exact import no_contract, order_after
+from normlab.numerics.exact import divided, no_contract, order_after
 from normlab.numerics.formats import round_to
-from normlab.numerics.precision import Precision
+from normlab.numerics.output import Output
+from normlab.numerics.presets import Arithmetic, arithmetic
 
 
 class Statistic(NamedTuple):
@@ -49,15 +52,17 @@ class Accumulator:
     or, where it needs more, from `acc.moments`. It knows nothing of formats, orders and options.
 
     Args:
-        precision: a precision or its string.
+        precision: a precision, or a datapath; or what names it.
         scale: s, by which the row is divided; broadcasts against x: a number, a number for each
             row [*batch, 1], for each head [heads, 1] against [*batch, heads, head_dim].
     """
 
     def __init__(
-        self, precision: str | Precision = "fp32", scale: Float[Array, "..."] | float = 1.0
+        self, precision: str | Arithmetic = "fp32", scale: Float[Array, "..."] | float = 1.0
     ):
-        self.precision = Precision.parse(precision)
+        given = arithmetic(precision)
+        self.datapath = given if isinstance(given, Datapath) else Datapath(sum=str(given))
+        self.precision = self.datapath.precision
         self.scale = scale
 
     def scaled_by(self, scale: Float[Array, "..."] | float) -> Self:
@@ -68,7 +73,7 @@ class Accumulator:
 
     def widened(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """`x` in float32; in plain fp32 float64 stays what it is."""
-        return widened(x, self.precision)
+        return widened(x, self.datapath.plain)
 
     def normalize(
         self,
@@ -79,9 +84,9 @@ class Accumulator:
         form: EpsForm = EpsForm.UNDER,
         row: Float[Array, "*batch e"] | None = None,
     ) -> Float[Array, "*batch d"]:
-        """The normalized row: z · `inverse_rms`, with z and ms as `moments` gives them."""
+        """The normalized row: `over_rms` of z and ms as `moments` gives them."""
         z, mean_square = self.moments(x, center, first, row)
-        return z * self.inverse_rms(mean_square, eps, form)
+        return self.over_rms(z, mean_square, eps, form)
 
     def normalize_groups(
         self, x: Float[Array, "*batch d"], groups: int, eps: float
@@ -103,8 +108,32 @@ class Accumulator:
 
         It is 0 where the sum overflowed, and nothing hides that. For the other forms see `EpsForm`.
         """
-        multiplier = self.multiplier(mean_square.dtype)
-        return EpsForm(form).inverse(mean_square, eps, multiplier, self.apart)
+        return self._root(mean_square, eps, form)
+
+    def over_rms(
+        self,
+        z: Float[Array, "*batch d"],
+        mean_square: Float[Array, "*batch 1"],
+        eps: float | Float[Array, "*batch 1"],
+        form: EpsForm = EpsForm.UNDER,
+    ) -> Float[Array, "*batch d"]:
+        """Z · `inverse_rms`, or z / rms where the unit divides."""
+        divides = self.datapath.root.kind == "divide"
+        root = self._root(mean_square, eps, form, divides)
+        return self._held(divided(z, root) if divides else z * root, self.datapath.product)
+
+    def _root(
+        self, mean_square: Array, eps: float | Array, form: EpsForm, divides: bool = False
+    ) -> Array:
+        """1/rms, or rms where the unit divides by it."""
+        path, over = self.datapath, self.multiplier(mean_square.dtype)
+        held = functools.partial(self._held, to=path.eps)
+        mean_square = self.apart(mean_square)  # which may be a product
+        return EpsForm(form).inverse(mean_square, eps, over, held, path.root, divides)
+
+    def _held(self, x: Array, to: str | None) -> Array:
+        """A stage's result, in its format; in float32 a step of its own."""
+        return self.apart(x) if to is None else round_to(x, to)
 
     def affine(
         self,
@@ -114,10 +143,15 @@ class Accumulator:
         dtype: DTypeLike,
     ) -> Float[Array, "*batch d"]:
         """γ ⊙ y + β, each where there is one, in `dtype`; float32 where that holds integers."""
+        path = self.datapath
+        leaves = Output(path.output) if path.output else self.apart
+        if path.cast_first:
+            y = leaves(y)
         if weight is not None:
-            y = self.apart(y * weight) if bias is not None else y * weight
+            y = self._held(y * self._held(weight, path.weight), path.weight)
         if bias is not None:
-            y = y + bias
+            y = self._held(y + self._held(bias, path.bias), path.bias)
+        y = leaves(y)
         return y.astype(dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
 
     def moments(
@@ -201,10 +235,13 @@ class Accumulator:
         return self._total(z) * (z.shape[-1] // self.terms(z))
 
     def _total(self, z: Array) -> Array:
-        return sum_of_squares(z, self.precision)[..., None]
+        path = self.datapath
+        if path.square is None:
+            return sum_of_squares(z, self.precision, path.tree)[..., None]
+        return self._added(round_to(self.apart(z * z), path.square))
 
     def _added(self, z: Array, held: bool = False) -> Array:
-        return accumulate(z, self.precision, held)[..., None]
+        return accumulate(z, self.precision, held, self.datapath.tree)[..., None]
 
     def terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""
@@ -212,22 +249,24 @@ class Accumulator:
 
     def _share(self, total: Array, z: Array) -> Array:
         """A total over its terms. XLA makes a product of the division anyway, so let it be seen."""
-        terms = self.terms(z)
-        return total / terms if self.precision.plain else self.apart(total * (1.0 / terms))
+        terms, mean = self.terms(z), self.datapath.mean
+        if self.datapath.plain:
+            return total / terms
+        return self._held(mean.of(total, terms), mean.format)
 
     def _scaled(self, x: Array) -> Array:
-        x = self.held(x)
+        x = self.held(self._held(x, self.datapath.input))
         if isinstance(self.scale, int | float) and self.scale == 1:
             return self.apart(x)
         return self.held(self.apart(x * self.multiplier(x.dtype)))
 
     def _after(self, known: Array, x: Array) -> Array:
         """Have x once more rather than store what was made of it; XLA sees to plain fp32."""
-        return x if self.precision.plain else order_after(known, x)
+        return x if self.datapath.plain else order_after(known, x)
 
     def apart(self, x: Array) -> Array:
         """Keep a step from being contracted with the next; plain fp32 is as XLA has it."""
-        return x if self.precision.plain else no_contract(x)
+        return x if self.datapath.plain else no_contract(x)
 
     def multiplier(self, dtype: Any = jnp.float32) -> Array:
         """1/s. XLA makes it of a division by s anyway, so let it be seen."""

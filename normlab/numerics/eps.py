@@ -9,9 +9,11 @@ from enum import StrEnum
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float
 
+from normlab.config import require
+from normlab.numerics.root import GUESSED, NATIVE, Root
 from normlab.registry import unknown
 
 Step = Callable[[Array], Array]
@@ -72,20 +74,37 @@ class EpsForm(StrEnum):
         mean_square: Float[Array, "*batch 1"],
         eps: Float[Array, "*batch 1"] | float,
         over: Float[Array, "..."],
-        apart: Step,
+        held: Step,
+        root: Root = NATIVE,
+        divides: bool = False,
     ) -> Float[Array, "*batch 1"]:
-        """What the row x·`over` is multiplied by; 0 where its mean square is infinite."""
-        mean_square = apart(mean_square)  # it may be a product
+        """What the row x·`over` is multiplied by; 0 where its mean square is infinite.
+
+        Args:
+            mean_square: of the row x·`over`.
+            eps: ε.
+            over: 1/s.
+            held: what ε, and its sum with the mean square, are held as; keeps steps apart.
+            root: how 1/√ is made.
+            divides: give what the row is divided by instead.
+        """
         if self is EpsForm.UNDER:
-            return lax.rsqrt(mean_square + apart(self.beside_mean(eps, over)))
+            square = held(mean_square + held(self.beside_mean(eps, over)))
+            return root.whole(square) if divides else root.inverse(square)
+        require(
+            root.kind not in GUESSED,
+            f"root.kind = {root.kind!r}: makes 1/√(m + ε), but the norm has ε outside the root "
+            f"(eps_form = {str(self)!r}); expected eps_form = 'under', or another kind of root",
+        )
         zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0
-        root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
-        least = apart(eps * over)
+        size = jnp.where(zero, 0.0, root.whole(jnp.where(zero, 1.0, mean_square)))
+        least = held(eps * over)
         match self:
             case EpsForm.ADDED:
-                return 1.0 / (root + least)
+                divisor = held(size + least)
             case EpsForm.FLOOR:
-                return 1.0 / jnp.maximum(root, least)
+                divisor = jnp.maximum(size, least)
+        return divisor if divides else root.reciprocal(divisor)
 
     def loses(
         self,

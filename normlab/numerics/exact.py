@@ -12,6 +12,11 @@ def no_contract(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), jnp.nan, x)
 
 
+def divided(a: Array, b: Array | float) -> Array:
+    """A / b. XLA makes of a division by a constant, or by one number a row, a product with 1/b."""
+    return a / jnp.where(jnp.isnan(a), a, b)
+
+
 def order_after(known: Array, x: Array) -> Array:
     """`x`, but not before `known`: what is made of it then is made anew, not stored till then.
 

@@ -1,6 +1,7 @@
 """Orders of summation: which rounded adds a sum over the last axis is made of."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -25,10 +26,10 @@ _LANES = 64  # accumulators of an exact sum, whose order cannot be seen
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """An order of summation: sequential, pairwise, lanesK, blocksK or exact_then_round."""
+    """An order of summation: sequential, pairwise, lanesK, blocksK, cascadeK, exact_then_round."""
 
     name: str
-    width: int | None = None  # the k of lanesK and blocksK
+    width: int | None = None  # the k of lanesK, blocksK and cascadeK
 
     def __post_init__(self):
         """Refuse an unknown name, a missing width and one too many."""
@@ -54,8 +55,13 @@ class Order:
         """The string that `parse` reads."""
         return self.name if self.width is None else f"{self.name}{self.width}"
 
-    def sum(self, terms: Array, to: FloatFormat) -> Array:
-        """Sum float32 values of the format over the last axis, in this order, in float32."""
+    def sum(self, terms: Array, to: FloatFormat, tree: FloatFormat | None = None) -> Array:
+        """Sum float32 values of the format over the last axis, in this order, in float32.
+
+        The sums of `lanesK` are added in the format `tree`, where it is another one.
+        """
+        if tree not in (None, to):
+            return _pairwise(_strided(terms, to, self.width or 1), tree)
 
         def add(terms: Array, to: FloatFormat) -> Array:
             return SUMS[self.name](terms, to, self.width or 1)
@@ -123,15 +129,50 @@ def _lifted(add: Callable[[Array, FloatFormat], Array], terms: Array, to: FloatF
     return lax.cond(jnp.any(small), both, lambda terms: add(terms, to), terms)
 
 
+def _cascade(terms: Array, to: FloatFormat, k: int) -> Array:
+    """PyTorch's on a CPU: vectors of k in four accumulators, in levels of 16, then lane by lane.
+
+    As `cascade_sum` of aten/src/ATen/native/cpu/SumKernel.cpp, with k = 8 for float32 on x86.
+    """
+    count = terms.shape[-1] // k
+    cut = [4 * k * (count // 4), k * count]
+    levels, vectors, tail = (p for p in jnp.split(terms, cut, axis=-1))
+    four = _levels(levels, to, 4 * k)
+    accumulators = [four[..., i * k : (i + 1) * k] for i in range(4)]
+    for i in range(count % 4):
+        accumulators[0] = rounded_sum(accumulators[0], vectors[..., i * k : (i + 1) * k], to)
+    lanes = functools.reduce(lambda a, b: rounded_sum(a, b, to), accumulators)
+    start = _cascade(tail, to, 1) if tail.shape[-1] else jnp.zeros_like(lanes[..., 0])
+    return functools.reduce(lambda a, i: rounded_sum(a, lanes[..., i], to), range(k), start)
+
+
+def _levels(terms: Array, to: FloatFormat, k: int, step: int = 16, levels: int = 4) -> Array:
+    """The k strided sums, left to right in blocks of 16 pieces, in blocks of 16 of those, and on.
+
+    What fills no block stays on its level; at the end the levels are added, the lowest first.
+    """
+    left = [jnp.zeros((*terms.shape[:-1], k), jnp.float32)]
+    for level in range(levels):
+        full = terms.shape[-1] // (k * step) if level < levels - 1 else 0
+        if (rest := terms[..., full * k * step :]).shape[-1]:
+            left.append(_strided(rest, to, k))
+        if not full:
+            break
+        blocks = terms[..., : full * k * step].reshape(*terms.shape[:-1], full, k * step)
+        terms = _strided(blocks, to, k).reshape(*terms.shape[:-1], full * k)
+    return functools.reduce(lambda a, b: rounded_sum(a, b, to), left)
+
+
 SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {
     "sequential": _sequential,
     "pairwise": _pairwise,
     "lanes": _lanes,
     "blocks": _blocks,
+    "cascade": _cascade,
     "exact_then_round": _exact_then_round,
 }
 """Each order of summation by name: (terms, format, width) → their sum."""
-_WIDE = ("lanes", "blocks")
+_WIDE = ("lanes", "blocks", "cascade")
 ALL_ORDERS = tuple(f"{name}K" if name in _WIDE else name for name in SUMS)
 
 

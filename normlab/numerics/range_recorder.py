@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from normlab.numerics.accumulator import Accumulator, Statistic
 from normlab.numerics.eps import EpsForm
-from normlab.numerics.precision import Precision
+from normlab.numerics.presets import Arithmetic
 from normlab.numerics.range_counts import RangeCounts
 
 
@@ -29,7 +29,7 @@ class RangeRecorder(Accumulator):
     """
 
     def __init__(
-        self, precision: str | Precision = "fp32", scale: Float[Array, "..."] | float = 1.0
+        self, precision: str | Arithmetic = "fp32", scale: Float[Array, "..."] | float = 1.0
     ):
         super().__init__(precision, scale)
         self.seen: list[_Seen] = []  # shared with what `scaled_by` makes
@@ -47,17 +47,14 @@ class RangeRecorder(Accumulator):
         self.seen.append(_Seen(self, found))
         return found
 
-    def inverse_rms(
-        self,
-        mean_square: Float[Array, "*batch 1"],
-        eps: float | Float[Array, "*batch 1"],
-        form: EpsForm = EpsForm.UNDER,
-    ) -> Float[Array, "*batch 1"]:
+    def _root(
+        self, mean_square: Array, eps: float | Array, form: EpsForm, divides: bool = False
+    ) -> Array:
         """As it is; ε belongs to the statistic noted last, if that is a sum of squares."""
         if self.seen and self.seen[-1].beside is None and self.seen[-1].statistic.power == 2:
             beside = EpsForm(form).beside_mean(eps, self.multiplier(mean_square.dtype))
             self.seen[-1] = dataclasses.replace(self.seen[-1], beside=beside, form=EpsForm(form))
-        return super().inverse_rms(mean_square, eps, form)
+        return super()._root(mean_square, eps, form, divides)
 
     def counts(self) -> RangeCounts:
         """Of all rows noted so far."""

@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
+from typing import Any
 
 from normlab.config import require
-from normlab.numerics import Precision
+from normlab.numerics import Arithmetic, Datapath, Precision, arithmetic
 from normlab.registry import choice
 
 _RULE = re.compile(r"[a-z][a-z0-9_-]*")
@@ -15,12 +16,12 @@ class Column:
     """`PRECISION[+RULE[.pow2]]`, such as `fp16:lanes8+slanc`. `Column.parse(str(c)) == c`.
 
     Args:
-        precision: how a norm accumulates.
+        precision: how a norm accumulates; or a datapath, by whose name it is written.
         rule: the scale rule, by its registered name (`normlab.scaling`); None: no scales.
         pow2: the rule's scales rounded to powers of two.
     """
 
-    precision: Precision = Precision()
+    precision: Arithmetic = Precision()
     rule: str | None = None
     pow2: bool = False
 
@@ -43,7 +44,7 @@ class Column:
             ValueError: naming the part that cannot be read, what was expected and the nearest.
         """
         written, plus, scaling = text.partition("+")
-        precision = Precision.parse(written)
+        precision = arithmetic(written)
         rule, *options = scaling.split(".")
         try:
             for option in options:
@@ -51,6 +52,12 @@ class Column:
             return cls(precision, rule if plus else None, bool(options))
         except ValueError as error:
             raise ValueError(f"precision {text!r}: {error}") from None
+
+    @property
+    def datapath(self) -> dict[str, Any] | None:
+        """Every stage, where the precision is a datapath's name."""
+        named = isinstance(self.precision, Datapath)
+        return dataclasses.asdict(self.precision) if named else None
 
     def __str__(self) -> str:
         """The text that `parse` reads, with options in their canonical order."""

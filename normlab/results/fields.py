@@ -177,6 +177,7 @@ class Provenance:
     Args:
         order: the order of summation, the default written out.
         default_order: that of precisions which name none.
+        datapath: every stage of it, where the precision is the name of one.
         scale_rule: by its registered name.
         scales_sha256: of the scales that it gave.
         calibration: the text that a rule looked at.
@@ -186,6 +187,7 @@ class Provenance:
 
     order: str | None = None
     default_order: str | None = None
+    datapath: dict[str, Any] | None = None
     scale_rule: str | None = None
     scales_sha256: str | None = None
     calibration: dict[str, Any] | None = None

@@ -53,6 +53,7 @@ FURTHER = {
     "lanes64": ("fp16.flush", "e8m21"),
     "blocks4": ("fp8_e4m3", "e5m12"),
     "blocks100": ("fp8_e4m3.saturate", "e3m2"),
+    "cascade8": ("fp16.flush", "e5m12"),
     "exact_then_round": ("fp16.flush", "e5m14"),
 }
 """Formats of one order, beside those of all. A sum of more than 10 bits is no float32."""

@@ -27,6 +27,7 @@ ORDERS = (
     "lanes64",
     "blocks4",
     "blocks100",
+    "cascade8",
     "exact_then_round",
 )
 
@@ -111,9 +112,46 @@ def summed(terms, precision: Precision) -> np.ndarray:
         return tree(terms)
     if order.name == "exact_then_round":
         return rounded(terms.sum(-1), to)
+    if order.name == "cascade":
+        return cascaded(np.moveaxis(terms, -1, 0), k, to)
     padded = np.pad(terms, [(0, 0)] * (terms.ndim - 1) + [(0, -terms.shape[-1] % k)])
     pieces = np.moveaxis(padded.reshape(*terms.shape[:-1], -1, k), -2, 0)
     return tree(left_to_right(pieces)) if order.name == "lanes" else left_to_right(pieces.sum(-1))
+
+
+def cascaded(terms, k, to):
+    """The loops of `cascade_sum` in PyTorch's SumKernel.cpp over the first axis, vectors of k."""
+
+    def add(a, b):
+        with np.errstate(all="ignore"):
+            return rounded(a + b, to)
+
+    def row_sum(pieces):  # [n, …]: four accumulators with levels of 16
+        levels = np.zeros((4, 4, *pieces.shape[1:]))
+        rows, i = len(pieces) // 4, 0
+        while i + 16 <= rows:
+            for _ in range(16):
+                levels[0] = add(levels[0], pieces[4 * i : 4 * i + 4])
+                i += 1
+            for j in range(1, 4):
+                levels[j], levels[j - 1] = add(levels[j], levels[j - 1]), 0
+                if i & (15 << (4 * j)):
+                    break
+        for r in range(i, rows):
+            levels[0] = add(levels[0], pieces[4 * r : 4 * r + 4])
+        four = levels[0]
+        for j in range(1, 4):
+            four = add(four, levels[j])
+        for piece in pieces[4 * rows :]:
+            four[0] = add(four[0], piece)
+        return add(add(add(four[0], four[1]), four[2]), four[3])
+
+    count = len(terms) // k
+    lanes = row_sum(terms[: count * k].reshape(count, k, *terms.shape[1:]))
+    total = row_sum(terms[count * k :])
+    for lane in lanes:
+        total = add(total, lane)
+    return total
 
 
 def squares(x, to: FloatFormat) -> np.ndarray:

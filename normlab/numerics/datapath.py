@@ -1,0 +1,114 @@
+"""Datapath: every stage of a norm unit, and the format of each (docs/datapath.md)."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax.numpy as jnp
+from jax import Array
+
+from normlab.config import field, require
+from normlab.numerics.exact import divided
+from normlab.numerics.formats import FloatFormat, as_format, round_to
+from normlab.numerics.orders import Order
+from normlab.numerics.output import Output
+from normlab.numerics.precision import Precision
+from normlab.numerics.root import Root
+from normlab.registry import choice
+
+MEANS = ("reciprocal", "divide", "shift")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """How a sum becomes a mean: Σ · round(1/d), Σ / d, or Σ shifted by log₂ d."""
+
+    kind: str = field("reciprocal", f"one of {', '.join(MEANS)}")
+    format: str | None = field(None, "of 1/d and of the mean; null: float32")
+
+    def __post_init__(self) -> None:
+        choice("kind of mean", self.kind, MEANS)
+        as_format(self.format or "fp32")
+
+    def of(self, total: Array, terms: int) -> Array:
+        """A total over its terms, before it is held in the format."""
+        match self.kind:
+            case "divide":
+                return divided(total, terms)
+            case "shift":
+                require(
+                    terms & (terms - 1) == 0,
+                    f"mean.kind = 'shift' on rows of {terms}: expected a power of two",
+                )
+        share = 1.0 / terms
+        return total * (share if self.format is None else round_to(jnp.float32(share), self.format))
+
+
+@dataclass(frozen=True)
+class Datapath:
+    """What a norm unit does to a row, stage by stage; a stage that isn't named is float32.
+
+    The row is rounded to `input`; divided by the static scale; squared, each square rounded to
+    `square`; summed as the precision `sum` says, the tree of `lanesK` in the format `tree`; made a
+    mean; ε joins it, rounded to `eps`, the sum of both rounded; its root is taken; the row times it
+    is rounded to `product`, multiplied by γ, rounded to `weight`, added to β, rounded to `bias`,
+    and leaves in `output`. A static scale and ε/s² apply to each. `sum` alone is a precision.
+    """
+
+    sum: str = field("fp32", "a precision string: format, order, options")
+    input: str | None = field(None, "format of the row as it comes")
+    square: str | None = field(None, "format of x², before it enters the adder")
+    tree: str | None = field(None, "of `lanesK`: the format in which the K sums are added")
+    mean: Mean = field(Mean(), "how Σ becomes its mean")
+    eps: str | None = field(None, "format of ε and of mean + ε")
+    root: Root = field(Root(), "how 1/√ is made")
+    product: str | None = field(None, "format of x · 1/rms")
+    weight: str | None = field(None, "format of γ (of 1 + w) and of the product with it")
+    cast_first: bool = field(False, "the row is cast to `output` before γ, too (Llama's code)")
+    bias: str | None = field(None, "format of β and of the sum with it")
+    output: str | None = field(None, "what leaves: a format, int8.row, fp8_e4m3.block32, …")
+    source: str = field("", "where it is from, and what could not be confirmed")
+    name: str = field("", "what it is registered as")
+
+    def __post_init__(self) -> None:
+        """Refuse a stage that can't be read, before anything is computed."""
+        for stage in ("input", "square", "tree", "eps", "product", "weight", "bias"):
+            as_format(getattr(self, stage) or "fp32")
+        Output(self.output or "fp32")
+        order = self.precision.summation
+        require(
+            self.tree is None or order.name == "lanes",
+            f"tree = {self.tree!r} beside the order {order}: expected an order lanesK, whose sums "
+            "a tree adds",
+        )
+
+    @cached_property
+    def precision(self) -> Precision:
+        """How the statistic is accumulated."""
+        return Precision.parse(self.sum)
+
+    @property
+    def format(self) -> FloatFormat:
+        """Of the sum: the edges that range counts ask for."""
+        return self.precision.format
+
+    @property
+    def summation(self) -> Order:
+        """The order of the sum."""
+        return self.precision.summation
+
+    @property
+    def plain(self) -> bool:
+        """Whether every stage is float32 as XLA has it."""
+        return self.precision.plain and not self.stages
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that are named, but for the sum."""
+        apart = ("sum", "source", "name")
+        named = (f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
+        return tuple(f.name for f in named if f.name not in apart)
+
+    def __str__(self) -> str:
+        """Its name, by which `arithmetic` finds it; that of the precision where it has none."""
+        return self.name or self.sum

@@ -1,0 +1,61 @@
+"""What leaves a norm unit: a float format, or 8-bit numbers with a scale of their own."""
+
+import re
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from normlab.config import require
+from normlab.numerics.exact import divided, no_contract
+from normlab.numerics.formats import FORMATS, as_format, round_to
+from normlab.registry import unknown
+
+_WRITTEN = re.compile(r"(?P<code>int8|fp8_e4m3|fp8_e5m2)\.(?P<per>tensor|row|block(?P<size>\d+))")
+
+
+@dataclass(frozen=True)
+class Output:
+    """`FORMAT`, or `int8.row`, `fp8_e4m3.block32`, `int8.tensor`: 8 bits and a scale for each part.
+
+    The scale is the part's largest |y| over the largest code (127, 448, 57,344), in float32; 1 for
+    a part of zeros. A tensor is all rows of one call: then a row's result depends on the others.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be read."""
+        if not self._scaled:
+            head = self.text.split(".")[0]
+            if head == "int8":
+                known = [*FORMATS, "int8.tensor", "int8.row", "int8.blockN"]
+                raise unknown("output", self.text, known)
+            as_format(self.text)
+
+    @property
+    def _scaled(self) -> "re.Match[str] | None":
+        return _WRITTEN.fullmatch(self.text)
+
+    def __call__(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """The values that the codes stand for, in float32."""
+        written = self._scaled
+        if written is None:
+            return round_to(y, self.text)
+        size, d = int(written["size"] or 0), y.shape[-1]
+        require(
+            not size or d % size == 0,
+            f"output {self.text!r}: blocks of {size} don't divide the width {d}",
+        )
+        parts = y.reshape(*y.shape[:-1], -1, size) if size else y
+        over = None if written["per"] == "tensor" else -1
+        top = jnp.max(jnp.abs(parts), axis=over, keepdims=True)
+        most = 127.0 if written["code"] == "int8" else as_format(written["code"]).max
+        scale = jnp.where(top > 0, top * (1.0 / most), 1.0)
+        codes = divided(parts, scale)
+        if written["code"] == "int8":
+            codes = jnp.clip(jnp.round(codes), -most, most)
+        else:
+            codes = round_to(codes, f"{written['code']}.saturate")
+        return no_contract(codes * scale).reshape(y.shape)

@@ -1,0 +1,166 @@
+"""Datapaths: every stage of a norm unit against loops in NumPy, bit for bit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from normlab.config import build
+from normlab.numerics import Accumulator, Datapath, Mean, Root, arithmetic, datapaths
+from normlab.registry import UnknownNameError
+from normlab.results.column import Column
+from tests.support import datapath_reference as reference
+from tests.support.numerics_reference import extreme_rows, same
+
+D = 48
+ROOTS = {
+    "sqrt": Root("sqrt"),
+    "sqrt in bf16": Root("sqrt", "bf16"),
+    "divide in fp16": Root("divide", "fp16"),
+    "table": Root("table", entries=64),
+    "table in fp16, Newton": Root("table", "fp16", 64, newton=1),
+    "line": Root("table", "bf16", 32, interpolate=True),
+    "magic": Root("magic", newton=2),
+}
+STAGES = {
+    "input": {"input": "bf16"},
+    "square": {"square": "fp16"},
+    "tree": {"sum": "fp16:lanes4", "tree": "fp32"},
+    "lanes": {"sum": "fp16:lanes16"},
+    "divided": {"mean": Mean("divide", "fp16")},
+    "reciprocal": {"mean": Mean("reciprocal", "bf16")},
+    "eps": {"eps": "fp16"},
+    "product": {"product": "bf16"},
+    "weight": {"weight": "bf16"},
+    "bias": {"bias": "fp16"},
+    "output": {"output": "fp16"},
+    "cast first": {"output": "bf16", "weight": "bf16", "cast_first": True},
+    "int8 by row": {"output": "int8.row"},
+    "int8 by tensor": {"output": "int8.tensor"},
+    "fp8 by block": {"output": "fp8_e4m3.block16"},
+}
+ALONE = STAGES | {name: {"root": root} for name, root in ROOTS.items()}
+
+
+def rows(d=D):
+    """Rows of many sizes; zeros, subnormal and overflowing sums, constant rows."""
+    x = extreme_rows(0, d, 2.0)
+    edges = np.outer([0, 1e-20, 1e-4, 3e4, 1.5, 1e-8], np.ones(d))
+    return np.concatenate([x, np.float32(edges)])
+
+
+WEIGHT = np.float32(np.random.default_rng(1).normal(1, 0.5, D))
+BIAS = np.float32(np.random.default_rng(2).normal(0, 0.5, D))
+
+
+def paths():
+    """Each stage alone, and every preset; a sum in XLA's own order is given a written one."""
+    base = {"sum": "fp32:sequential", "root": Root("sqrt")}
+    given = {name: Datapath(**base | said) for name, said in ALONE.items()}
+    presets = {name: datapaths[name] for name in datapaths}
+    return given | {
+        name: dataclasses.replace(path, sum="fp32:lanes8") if path.sum == "fp32" else path
+        for name, path in presets.items()
+    }
+
+
+def normed(path, x, weight=WEIGHT, bias=BIAS, scale=1.0, eps=1e-5, center=False):
+    """As a norm calls it."""
+    acc = Accumulator(path, scale)
+    y = acc.normalize(x, eps, center=center)
+    return acc.affine(y, weight, bias, np.float32)
+
+
+def compare(made, x, **more):
+    """Each path's rows with those of the loops."""
+    for (name, path), y in zip(paths().items(), made, strict=True):
+        wrong = ~same(y, reference.unit(x, path, WEIGHT[: x.shape[1]], BIAS[: x.shape[1]], **more))
+        assert not wrong.any(), (name, sorted(set(np.argwhere(wrong)[:, 0])))
+
+
+def test_every_stage_alone_and_every_preset_against_loops():
+    """One program for all; 1/3.7 is no float32."""
+    x = rows()
+    compare(jax.jit(lambda x: [normed(p, x, scale=3.7) for p in paths().values()])(x), x, scale=3.7)
+
+
+@pytest.mark.system
+def test_a_mean_goes_through_the_same_stages():
+    x = rows() + np.float32(0.5)
+    made = jax.jit(lambda x: [normed(p, x, center=True) for p in paths().values()])(x)
+    compare(made, x, center=True)
+
+
+@pytest.mark.system
+def test_stages_without_jit():
+    compare([normed(p, rows()) for p in paths().values()], rows())
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("d", [1, 5, 576, 4096])
+def test_stages_at_other_widths(d):
+    x = rows(d)
+    weight, bias = np.ones(d, np.float32), np.zeros(d, np.float32)
+    for name, path in paths().items():
+        if d % 16 and "block" in (path.output or ""):
+            continue
+        y = jax.jit(lambda x, p=path: normed(p, x, weight, bias))(x)
+        assert same(y, reference.unit(x, path, weight, bias)).all(), name
+
+
+def test_a_sum_alone_is_its_precision():
+    x = rows()
+    texts = ("fp32", "fp16", "fp16.input:lanes8", "bf16:blocks16")
+    both = lambda x: [[normed(p, x) for p in (t, Datapath(sum=t))] for t in texts]  # noqa: E731
+    for text, (one, other) in zip(texts, jax.jit(both)(x), strict=True):
+        assert same(one, other).all(), text
+
+
+def test_a_columns_name_may_be_a_datapaths():
+    column = Column.parse("simd16-table64+random_tokens.pow2")
+    assert (str(column), column.rule) == ("simd16-table64+random_tokens.pow2", "random_tokens")
+    assert column.precision.format.name == "fp16"
+    with pytest.raises(UnknownNameError, match="datapath 'simd16-table'. Did you mean 'simd16-t"):
+        arithmetic("simd16-table")
+    assert all(datapaths[name].source for name in datapaths)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"inputs": "fp16"}, "unknown key of the config 'inputs'. Did you mean 'input'"),
+        ({"product": "fp61"}, "unknown float format 'fp61'. Did you mean 'fp16'"),
+        ({"output": "int8"}, "unknown output 'int8'. Did you mean 'int8.row'"),
+        ({"root": {"kind": "tables"}}, "unknown kind of root 'tables'. Did you mean 'table'"),
+        ({"root": {"kind": "sqrt", "newton": 1}}, "root.newton = 1: expected 0 for kind 'sqrt'"),
+        ({"sum": "fp16", "tree": "fp32"}, "tree = 'fp32' beside the order pairwise: expected"),
+    ],
+)
+def test_a_stage_that_cannot_be_read_is_named(said, message):
+    with pytest.raises(ValueError, match=message):
+        build(Datapath, said)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("d", [5, 576, 4096])
+@pytest.mark.parametrize("form", ["bf16", "fp16"])
+def test_pytorchs_norms_bit_for_bit(form, d):
+    """Their own modules' arithmetic on a CPU of x86; elsewhere the sum's order is another."""
+    torch = pytest.importorskip("torch")
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[form]
+    rng = np.random.default_rng(d)
+    x, weight = (
+        rng.normal(size=(300, d)) * rng.choice([1e-3, 1, 30], (300, 1)),
+        rng.normal(1, 0.3, d),
+    )
+    x, weight = (torch.from_numpy(np.float32(part)).to(kind) for part in (x, weight))
+    row = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    expected = {
+        f"hf-llama-{form}": weight * row.to(kind),
+        f"hf-olmo2-{form}": torch.nn.functional.rms_norm(x, (d,), weight, 1e-6),
+    }
+    assert torch.equal(expected[f"hf-olmo2-{form}"], (weight * row).to(kind))
+    for name, want in expected.items():
+        run = jax.jit(lambda x, w, n=name: normed(n, x, w, None, eps=1e-6))
+        assert same(run(x.float().numpy(), weight.float().numpy()), want.float().numpy()).all()

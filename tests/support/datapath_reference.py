@@ -1,0 +1,122 @@
+"""A norm unit in NumPy, stage by stage, from its description alone; independent of JAX."""
+
+import math
+
+import ml_dtypes  # noqa: F401  (registers the dtypes that NumPy casts to)
+import numpy as np
+
+from normlab.numerics import FloatFormat, Precision
+from tests.support.numerics_reference import rounded, squares, summed
+
+FP32 = FloatFormat.parse("fp32")
+
+
+def unit(x, path, weight=None, bias=None, eps=1e-5, scale=1.0, center=False):
+    """The rows [n, d] that leave the unit, in float32; of what isn't named as float32 has it."""
+    precision, f = Precision.parse(path.sum), np.float32
+    to = precision.format
+
+    def held(value, name):
+        with np.errstate(all="ignore"):
+            return f(value) if name is None else f(rounded(f(value), FloatFormat.parse(name)))
+
+    def total(terms):
+        if precision.plain or path.tree:
+            return plain_sum(terms, precision, path.tree)
+        return f(summed(terms, precision))[:, None]
+
+    def share(value):
+        d = x.shape[-1]
+        if path.mean.kind == "divide":
+            return held(value / f(d), path.mean.format)
+        return held(value * held(f(1 / d), path.mean.format), path.mean.format)
+
+    def of_squares(rows):
+        q = held(rows * rows, path.square) if path.square else f(rows)
+        return total(f(rounded(q, to)) if path.square else f(squares(rows, to)))
+
+    with np.errstate(all="ignore"):
+        z = held(f(x), path.input) * (f(1) / f(scale))
+        if center:
+            z = z - share(total(f(rounded(z, to))))
+        beside = held(f(eps) * (f(1) / f(scale)) ** 2, path.eps)
+        v = held(share(of_squares(z)) + beside, path.eps)
+        if path.root.kind == "divide":
+            y = held(z / held(np.sqrt(v), path.root.format), path.product)
+        else:
+            y = held(z * root(v, path.root, held), path.product)
+        if path.cast_first:
+            y = left(y, path.output, held)
+        if weight is not None:
+            y = held(y * held(weight, path.weight), path.weight)
+        if bias is not None:
+            y = held(y + held(bias, path.bias), path.bias)
+        return left(y, path.output, held)
+
+
+def plain_sum(terms, precision, tree):
+    """A sum in float32, whose order doesn't matter where the test's rows add up exactly; or lanes.
+
+    The sums of `lanesK` in their format, their tree in another one.
+    """
+    if tree is None:
+        return np.float32(np.float64(terms).sum(-1, keepdims=True))
+    k = precision.summation.width
+    padded = np.pad(terms, [(0, 0), (0, -terms.shape[-1] % k)])
+    sequential = Precision.parse(f"{precision.format}:sequential")
+    lanes = [summed(padded[:, i::k], sequential) for i in range(k)]
+    return np.float32(summed(np.stack(lanes, -1), Precision.parse(f"{tree}:pairwise")))[:, None]
+
+
+def root(v, given, held):
+    """1/√v of each kind, one number at a time."""
+    return np.array([[_root(np.float32(value), given, held)] for value in v[:, 0]], np.float32)
+
+
+def _root(v, given, held):
+    f, to = np.float32, given.format
+    if not (np.isfinite(v) and v > 0):
+        return f(0) if v == np.inf else f(np.inf) if v == 0 else f(np.nan)
+    if given.kind in ("rsqrt", "sqrt"):
+        return (
+            held(f(1) / held(np.sqrt(v), to), to)
+            if given.kind == "sqrt"
+            else held(f(1 / math.sqrt(float(v))), to)
+        )
+    if given.kind == "magic":
+        a = (np.uint32(0x5F3759DF) - (v.view(np.uint32) >> np.uint32(1))).view(f)
+    else:
+        power = math.floor(math.log2(float(v)) / 2)
+        m, half = float(v) / 4.0**power, given.entries // 2
+        octave = 1 if m < 2 else 2
+        cell = math.floor((m / octave - 1) * half)
+        low, high = (octave * (1 + (cell + i) / half) for i in (0, 1))
+        if given.interpolate:
+            ends = [held(f(end**-0.5), to) for end in (low, high)]
+            where = f((m / octave - 1) * half - cell)
+            a = held(ends[0] + (ends[1] - ends[0]) * where, to)
+        else:
+            a = held(f(((low + high) / 2) ** -0.5), to)
+        a = f(np.ldexp(a, -power))
+    a = held(a, to)
+    for _ in range(given.newton):
+        spent = held(held(f(0.5) * v, to) * held(a * a, to), to)
+        a = held(a * held(f(1.5) - spent, to), to)
+    return a
+
+
+def left(y, output, held):
+    """In the output's format, or in 8 bits with a scale for each part."""
+    if output is None or "." not in output:
+        return held(y, output)
+    code, part = output.split(".")
+    f, most = np.float32, {"int8": 127, "fp8_e4m3": 448, "fp8_e5m2": 57344}[code]
+    size = int(part[5:]) if part.startswith("block") else y.shape[-1]
+    parts = y.reshape(len(y), -1, size)
+    top = np.abs(parts).max(None if part == "tensor" else -1, keepdims=True)
+    scale = np.where(top > 0, top * (f(1) / f(most)), f(1))
+    codes = parts / scale
+    codes = (
+        np.clip(np.rint(codes), -most, most) if code == "int8" else held(codes, f"{code}.saturate")
+    )
+    return f(f(codes) * scale).reshape(y.shape)
