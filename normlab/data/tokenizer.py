@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -35,6 +36,21 @@ class Encoding(NamedTuple):
     ends: Int64[np.ndarray, " tokens"]
 
 
+@contextmanager
+def library_errors(what: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """What the tokenizers package raises, as a `kind` that says of what.
+
+    The package raises no narrower type than `Exception`, and its panics are not even that.
+    """
+    try:
+        yield
+    except BaseException as error:
+        known = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if type(error) is kind or not known:
+            raise
+        raise kind(f"{what}: {error}") from error
+
+
 class TokenizerDamagedError(ValueError):
     """A stored tokenizer that isn't the one that was saved."""
 
@@ -49,6 +65,7 @@ class Tokenizer(ABC):
         prefix: BOS, or what takes its place where a protocol needs some token before a text.
         hash: SHA-256 of all that defines it. Two tokenizers of one hash encode alike.
         definition: what `file` holds in the folder of a saved one.
+        note: what was changed of its definition as it was read, for a record; empty: nothing.
     """
 
     kind: ClassVar[str]
@@ -59,6 +76,7 @@ class Tokenizer(ABC):
     bos: int | None
     prefix: int | None = None
     hash: str
+    note: str = ""
 
     @abstractmethod
     def encode(self, text: str) -> Encoding:
@@ -205,13 +223,15 @@ class PretrainedTokenizer(Tokenizer):
 
     def encode(self, text: str) -> Encoding:
         """The text as one string, as perplexities of pretrained models take it."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with library_errors(f"the tokenizer of {self.name} can't read the text"):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ends = np.array([end for _, end in encoding.offsets], np.int64)
         return Encoding(np.array(encoding.ids, np.int32), ends)
 
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
         """The text of `ids`, special tokens included."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        with library_errors(f"the tokenizer of {self.name} can't write the text"):
+            return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     @classmethod
     def restore(cls, definition: str, name: str, bos: int | None) -> "PretrainedTokenizer":

@@ -4,7 +4,9 @@ The header is read here, because the `gguf` package's reader makes an array of e
 vocabulary (seconds); tensor types and dequantization are that package's.
 """
 
+import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from normlab.pretrained.families import GGUF_TYPES, Keys
+from normlab.pretrained.families import GGUF_TYPES
+from normlab.pretrained.keys import Keys
 from normlab.pretrained.source import CheckpointError
-from normlab.registry import choice
 
 _SCALARS = "BbHhIif?"  # value types 0 … 7
 _WIDE = {10: "Q", 11: "q", 12: "d"}
@@ -60,8 +62,8 @@ class _Header:
             return self.string()
         if kind == _ARRAY:
             kind, count = self.number("I"), self.number("Q")
-            if kind in (_STRING, _ARRAY):
-                return [self.value(kind) for _ in range(count)]
+            if kind == _STRING:
+                return [self.string() for _ in range(count)]
             return list(self.numbers(_code(kind), count))
         return self.number(_code(kind))
 
@@ -103,20 +105,31 @@ class GGUF:
             raise CheckpointError(f"{self.path} is of GGUF version {version}: expected 2 or 3")
         for _ in range(values):
             key, kind = header.string(), header.number("I")
+            self._refuse_twice("the key", key, self.metadata)
             self.metadata[key] = header.value(kind)
         table = [self._read_entry(header) for _ in range(tensors)]
-        align = self.metadata.get("general.alignment", 32)
-        if align < 1:
-            raise CheckpointError(f"{self.path}: general.alignment = {align}: expected 32")
+        align = Keys(self.metadata, str(self.path)).count("general.alignment", 32)
         begin = -(-header.at // align) * align
+        end = 0  # of the tensors so far, padded: as llama.cpp reads them, without a gap
         for name, shape, kind, offset in table:
-            tensor = self._placed(name, shape, kind, begin + offset)
-            if (end := tensor.start + tensor.size) > len(data):
+            self._refuse_twice("the tensor", name, self.tensors)
+            if offset != end:
                 raise CheckpointError(
-                    f"{self.path} is cut short: {name} should end at byte {end}, the file at "
+                    f"{self.path}: {name} begins at byte {offset} of the tensors: expected {end}, "
+                    "where the one before it ends"
+                )
+            tensor = self._placed(name, shape, kind, begin + offset)
+            if (last := tensor.start + tensor.size) > len(data):
+                raise CheckpointError(
+                    f"{self.path} is cut short: {name} should end at byte {last}, the file at "
                     f"{len(data)}"
                 )
             self.tensors[name] = tensor
+            end += -(-tensor.size // align) * align
+
+    def _refuse_twice(self, what: str, name: str, there: Mapping[str, Any]) -> None:
+        if name in there:
+            raise CheckpointError(f"{self.path} has {what} {name!r} twice: expected it once")
 
     @staticmethod
     def _read_entry(header: _Header) -> tuple[str, tuple[int, ...], int, int]:
@@ -134,7 +147,13 @@ class GGUF:
                 f"{self.path}: {name} is of tensor type {kind}, which the installed gguf package "
                 "doesn't know"
             ) from error
-        return _Tensor(shape, kind, start, int(np.prod(shape)) // per_block * bytes_per_block)
+        row = shape[-1] if shape else 1
+        if row % per_block:
+            raise CheckpointError(
+                f"{self.path}: {name} has rows of {row}: expected a multiple of {per_block}, the "
+                f"block of {GGMLQuantizationType(kind).name}"
+            )
+        return _Tensor(shape, kind, start, math.prod(shape) // per_block * bytes_per_block)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -217,25 +236,21 @@ def gguf_config(file: GGUF) -> dict[str, Any]:
         CheckpointError: an architecture without a family here, or something that isn't supported.
     """
     m = file.metadata
-    arch = str(m.get("general.architecture", "none"))
-    try:
-        choice("architecture", arch, GGUF_TYPES)
-    except ValueError as error:
-        raise CheckpointError(f"{file.path}: {error}") from error
     said = Keys(m, str(file.path))
+    arch = said.word("general.architecture", GGUF_TYPES, "none")
     said.require(f"{arch}.attention.causal", True)
     said.require(f"{arch}.rope.scaling.attn_factor", 1.0)  # llama.cpp multiplies q and k by it
-    if (parts := said.get("split.count", 0)) > 1:
+    if (parts := said.get("split.count", 0)) not in (0, 1):
         raise CheckpointError(
-            f"{file.path} is one of {parts} parts: expected one file, as llama-gguf-split --merge "
-            "makes of them"
+            f"{file.path} is one of split.count = {parts!r} parts: expected one file, as "
+            "llama-gguf-split --merge makes of them"
         )
     named = {key: f"{arch}.{name}" for key, name in _GGUF_KEYS.items()}
     config = {key: m[name] for key, name in named.items() if name in m}
     config |= {
         "model_type": GGUF_TYPES[arch],
         "tie_word_embeddings": "output.weight" not in file.shapes,
-        "vocab_size": file.shapes.get("token_embd.weight", (None,))[0],
+        "vocab_size": (*file.shapes.get("token_embd.weight", ()), None)[0],
         "hidden_act": "gelu_pytorch_tanh" if arch.startswith("gemma") else "silu",
         "attention_bias": "blk.0.attn_output.bias" in file.shapes,
         "mlp_bias": "blk.0.ffn_down.bias" in file.shapes,
@@ -262,15 +277,11 @@ def _gguf_gpt2(config: dict[str, Any]) -> dict[str, Any]:
 
 def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]:
     """The head size, which may go unsaid, and Gemma's factor on queries, which always does."""
-    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if not isinstance(width, int) or not isinstance(heads, int):
-        raise CheckpointError(
-            f"{file.path}: {arch}.embedding_length = {width!r} and {arch}.attention.head_count = "
-            f"{heads!r}: expected one number each"
-        )
-    size = config.get("head_dim") or width // heads
-    turned = file.metadata.get(f"{arch}.rope.dimension_count", size)
-    if turned != size:
+    said = Keys(file.metadata, str(file.path))
+    width = said.count(f"{arch}.embedding_length")
+    heads = said.count(f"{arch}.attention.head_count")
+    size = said.count(f"{arch}.attention.key_length", width // heads)
+    if (turned := said.count(f"{arch}.rope.dimension_count", size)) != size:
         raise CheckpointError(f"{file.path}: rotary positions on {turned} of {size} elements")
     # llama.cpp's rule: the head size, but in the 27B models the width shared out over the heads.
     large = config.get("num_hidden_layers") == _27B_LAYERS.get(arch)
@@ -279,9 +290,10 @@ def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]
 
 def _gguf_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:
     """As llama.cpp reads it: linear where no type is given, by a factor that has two names."""
-    m, rope = file.metadata, f"{arch}.rope"
-    kind = m.get(f"{rope}.scaling.type", "linear")
-    factor = m.get(f"{rope}.scaling.factor", m.get(f"{rope}.scale_linear", 0.0))
+    said, rope = Keys(file.metadata, str(file.path)), f"{arch}.rope"
+    kind = said.get(f"{rope}.scaling.type", "linear")
+    older = said.number(f"{rope}.scale_linear", 0.0, zero=True)
+    factor = said.number(f"{rope}.scaling.factor", older, zero=True)
     unscaled = kind == "none" or (kind == "linear" and factor in (0.0, 1.0))
     if "rope_freqs.weight" not in file.shapes:
         return None if unscaled else {"rope_type": kind, "factor": factor}
@@ -290,4 +302,5 @@ def _gguf_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:
             f"{file.path} has rope_freqs.weight and {kind} rope scaling by {factor}: expected one "
             "of the two"
         )
-    return {"rope_type": "listed", "divisors": file.read("rope_freqs.weight").tolist()}
+    file.check("rope_freqs.weight")
+    return {"rope_type": "listed", "divisors": file.read("rope_freqs.weight").ravel().tolist()}

@@ -14,20 +14,39 @@ from normlab.pretrained.source import CheckpointError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")
+LARGEST_HEADER = 100_000_000  # safetensors' own bound
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is none, or an object in it has a key twice.
+        RecursionError: it is nested too deeply.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise ValueError(f"it has the key {twice!r} twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it holds no JSON object.
+        CheckpointError: there is none, it holds no JSON object, or a key of it stands twice.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object")
@@ -46,10 +65,11 @@ class Safetensors:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if (folder / SINGLE).exists():  # before an index, as transformers does
+        if (folder / SINGLE).is_file():  # before an index, as transformers does
             with self._open(SINGLE) as file:
                 self._file_of: dict[str, str] = dict.fromkeys(file.keys(), SINGLE)
-        elif (folder / INDEX).exists():
+            self._refuse_stray()
+        elif (folder / INDEX).is_file():
             self._file_of = self._indexed()
         else:
             raise CheckpointError(self._why_none())
@@ -67,6 +87,14 @@ class Safetensors:
                     f"{self.folder / INDEX} names {name!r}: expected a safetensors file beside it"
                 )
         return weights
+
+    def _refuse_stray(self) -> None:
+        """Of a single file beside an index, one is left from something else."""
+        if (self.folder / INDEX).is_file() and self._indexed().keys() != self._file_of.keys():
+            raise CheckpointError(
+                f"{self.folder} holds {SINGLE} and {INDEX}, and the two have different tensors: "
+                "expected one of them; take the stray one out"
+            )
 
     def _why_none(self) -> str:
         pickles = sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern))
@@ -94,18 +122,25 @@ class Safetensors:
     @cached_property
     def _headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Every tensor's shape and type, of those too that the index forgets."""
-        found = {}
+        found: dict[str, tuple[tuple[int, ...], str]] = {}
+        holds: dict[str, str] = {}
         for shard in sorted(set(self._file_of.values())):
             with self._open(shard) as file:
+                _refuse_twice(self.folder / shard)
                 for name in file.keys():  # noqa: SIM118 (no dictionary)
-                    if self._file_of.setdefault(name, shard) == shard:
-                        tensor = file.get_slice(name)
-                        found[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
+                    if (other := holds.setdefault(name, shard)) != shard:
+                        raise CheckpointError(
+                            f"{self.folder}: {other} and {shard} both hold {name}: expected it in "
+                            "one of them"
+                        )
+                    tensor = file.get_slice(name)
+                    found[name] = (tuple(tensor.get_shape()), tensor.get_dtype())
         for name, shard in self._file_of.items():
-            if name not in found:
+            if holds.get(name) != shard:
                 raise CheckpointError(
                     f"{self.folder / shard} lacks {name}, which {INDEX} puts there"
                 )
+        self._file_of = holds
         return found
 
     @cached_property
@@ -136,3 +171,17 @@ class Safetensors:
 
         with self._open(self._file_of[name]) as file:
             return file.get_tensor(name).astype(np.float32, copy=False)
+
+
+def _refuse_twice(path: Path) -> None:
+    """Refuse a safetensors file whose header names a tensor twice, of which the library takes one.
+
+    What else is wrong with a header the library finds itself: no gap, no overlap, no bytes left.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, LARGEST_HEADER))
+    try:
+        parse_json(header)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short: {error}") from None

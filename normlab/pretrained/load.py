@@ -65,6 +65,7 @@ class Checkpoint:
         """
         tokens = self.tokenizer()
         c = self.configs
+        self._refuse_layers()
         empty = nnx.eval_shape(partial(Transformer, c.model, c.norm, c.placement, c.vocab_size))
         graphdef, state = nnx.split(empty)
         paths, structure = jax.tree_util.tree_flatten_with_path(state)
@@ -77,7 +78,16 @@ class Checkpoint:
             weights[path] = jax.block_until_ready(put(path, self._weight(plan[path])))
             jax.device_put(0)  # only in its next call does JAX let go of what it has copied
         state = jax.tree.unflatten(structure, [weights[path] for path in shapes])
-        return LanguageModel(self.name, nnx.merge(graphdef, state), tokens, self.facts())
+        facts = self.facts() | ({"tokenizer": tokens.note} if tokens.note else {})
+        return LanguageModel(self.name, nnx.merge(graphdef, state), tokens, facts)
+
+    def _refuse_layers(self) -> None:
+        """Refuse more layers than tensors, before a model of so many is laid out."""
+        layers, tensors = self.configs.model.layers, len(self.source.shapes)
+        if layers > tensors:
+            raise CheckpointError(
+                f"{self._where} holds {tensors} tensors, its config says {layers} layers"
+            )
 
     def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
         """Where each weight is to be read from: every name, shape and type is right."""
@@ -108,6 +118,8 @@ class Checkpoint:
         if embed.name not in there:
             plan["embed.embedding"] = replace(embed, name=HEAD)
             return
+        for name in (HEAD, embed.name):
+            self._shape(name, there)
         head, table = (self.source.read(there[name]) for name in (HEAD, embed.name))
         if not np.array_equal(head, table):
             raise CheckpointError(

@@ -1,19 +1,28 @@
 """Tokenizers of pretrained checkpoints: from a GGUF file's metadata, or a tokenizer.json."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normlab.data.tokenizer import PretrainedTokenizer
+from normlab.data.tokenizer import PretrainedTokenizer, library_errors
 from normlab.pretrained.huggingface import read_json
+from normlab.pretrained.keys import Keys
 from normlab.pretrained.source import CheckpointError
-from normlab.registry import choice
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
+log = logging.getLogger(__name__)
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+TYPES = set(range(7))
+"""Of `tokenizer.ggml.token_type`."""
+UNSIGNED_NONE = 2**32 - 1
+"""An id of −1 in a GGUF file's unsigned numbers."""
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "padding_token_id", "unknown_token_id")
+"""Ids that a config.json or a GGUF file names; each must be one, though not each is used."""
 
 # How a text is cut before anything is merged, by the name in tokenizer.ggml.pre.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -42,28 +51,44 @@ def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
     Raises:
         CheckpointError: it describes none, or one of an unknown kind.
     """
-    m = {k.removeprefix("tokenizer.ggml."): v for k, v in metadata.items()}
+    prefix = "tokenizer.ggml."
+    m = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
+    unset = {key: -1 for key in _IDS if m.get(key) == UNSIGNED_NONE}
+    said = Keys(m | unset, f"tokenizer.ggml of {name}")
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
-    try:
-        kind = choice("tokenizer (tokenizer.ggml.model)", m.get("model", "none"), builders)
-        tokenizer = builders[kind](m)
-    except Exception as error:  # the tokenizers package raises nothing narrower
+    kind = said.word("model", builders, "none")
+    tokens = _listed(said, "tokens", str)
+    named = {key: _id(said, key, len(tokens)) for key in _IDS}
+    with library_errors(f"{name}: no tokenizer can be made of its metadata", CheckpointError):
+        tokenizer = builders[kind](said)
+        _add_tokens(tokenizer, said)
+        adds_bos = said.flag("add_bos_token", kind == "llama" or said["pre"] in _OF_LLAMA3)
+        bos = named["bos_token_id"]
+        begins = _first(bos, named["eos_token_id"])
+        return PretrainedTokenizer(tokenizer.to_str(), name, bos if adds_bos else None, begins)
+
+
+def _listed(said: Keys, key: str, kind: type, size: int | None = None) -> list[Any]:
+    """A list of so many values of one type."""
+    values = said[key]
+    if (
+        not isinstance(values, list)
+        or len(values) != (size or len(values))
+        or any(type(value) is not kind or value != value for value in values)
+    ):
         raise CheckpointError(
-            f"{name}: no tokenizer can be made of its metadata: {error}"
-        ) from error
-    _add_tokens(tokenizer, m)
-    adds_bos = m.get("add_bos_token", kind == "llama" or m["pre"] in _OF_LLAMA3)
-    bos, eos = m.get("bos_token_id"), m.get("eos_token_id")
-    prefix = eos if bos is None else bos
-    return PretrainedTokenizer(tokenizer.to_str(), name, bos if adds_bos else None, prefix)
+            f"{said.where}: expected {key} to be a list of {kind.__name__}"
+            + (f", one for each of {size} tokens" if size else "")
+        )
+    return values
 
 
-def _byte_level(m: dict[str, Any]) -> "Tokenizer":
+def _byte_level(m: Keys) -> "Tokenizer":
     """GPT-2's byte-level BPE, cut as `tokenizer.ggml.pre` says."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    cut = CUTS[choice("cutting rule (tokenizer.ggml.pre)", m.get("pre", "none"), CUTS)]
-    merges = [tuple(merge.split(" ", 1)) for merge in m["merges"]]
+    cut = CUTS[m.word("pre", CUTS, "none")]
+    merges = [tuple(merge.split(" ", 1)) for merge in _listed(m, "merges", str)]
     model = models.BPE(_vocabulary(m["tokens"]), merges, ignore_merges=m["pre"] in _OF_LLAMA3)
     tokenizer = Tokenizer(model)
     first: list[pre_tokenizers.PreTokenizer] = []
@@ -79,28 +104,38 @@ def _byte_level(m: dict[str, Any]) -> "Tokenizer":
     return tokenizer
 
 
-def _sentencepiece(m: dict[str, Any]) -> "Tokenizer":
+def _sentencepiece(m: Keys) -> "Tokenizer":
     """SentencePiece's BPE: blanks written ▁, unknown characters as bytes, merges by the scores."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens = [t.replace(" ", "▁") if not t.strip(" ") else t for t in m["tokens"]]
     vocabulary = _vocabulary(tokens)
-    kinds = m.get("token_type", [1] * len(tokens))
-    rank = {
-        token: (kinds[i] != USER_DEFINED, -m["scores"][i], i) for token, i in vocabulary.items()
-    }
-    unknown = tokens[m["unknown_token_id"]] if "unknown_token_id" in m else None
+    kinds, scores = _kinds(m), _listed(m, "scores", float, len(tokens))
+    rank = {token: (kinds[i] != USER_DEFINED, -scores[i], i) for token, i in vocabulary.items()}
+    place = m.get("unknown_token_id", -1)
+    unknown = None if place == -1 else tokens[place]
     model = models.BPE(
         vocabulary, _merges(rank), unk_token=unknown, fuse_unk=True, byte_fallback=True
     )
     tokenizer = Tokenizer(model)
-    prefix = [normalizers.Prepend("▁")] if m.get("add_space_prefix", True) else []
+    prefix = [normalizers.Prepend("▁")] if m.flag("add_space_prefix", True) else []
     tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence(
         [*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])]
     )
     return tokenizer
+
+
+def _kinds(m: Keys) -> list[int]:
+    """`token_type`, one for each token: all are normal where it is missing."""
+    tokens = m["tokens"]
+    if m.get("token_type") is None:
+        return [NORMAL] * len(tokens)
+    kinds = _listed(m, "token_type", int, len(tokens))
+    if unknown := set(kinds) - TYPES:
+        raise CheckpointError(f"{m.where} has token_type = {min(unknown)}: expected 0 to 6")
+    return kinds
 
 
 def _merges(rank: dict[str, tuple[bool, float, int]]) -> list[tuple[str, str]]:
@@ -120,11 +155,11 @@ def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
     return {token: i for i, token in reversed(list(enumerate(tokens)))}
 
 
-def _add_tokens(tokenizer: "Tokenizer", m: dict[str, Any]) -> None:
+def _add_tokens(tokenizer: "Tokenizer", m: Keys) -> None:
     """Tokens that are found in the text before anything else."""
     from tokenizers import AddedToken
 
-    for token, kind in zip(m["tokens"], m.get("token_type", ()), strict=False):
+    for token, kind in zip(m["tokens"], _kinds(m), strict=True):
         if kind in (CONTROL, USER_DEFINED) and tokenizer.token_to_id(token) is not None:
             added = AddedToken(token, normalized=False, special=kind == CONTROL)
             tokenizer.add_tokens([added])
@@ -145,21 +180,38 @@ def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> Pretraine
         raise CheckpointError(f"{folder} has no tokenizer.json")
     from tokenizers import Tokenizer
 
-    try:
-        definition = path.read_text(encoding="utf-8")
+    rows, file = config.get("vocab_size"), folder / "tokenizer_config.json"
+    settings = Keys(read_json(file) if file.exists() else {}, str(file))
+    said = Keys(config, str(folder / "config.json"))
+    listed = {key: _id(said, key, rows) for key in _IDS}
+    with library_errors(f"{path} can't be read", CheckpointError):
+        definition, note = _without_chance(path)
         tokenizer = Tokenizer.from_str(definition)
-    except Exception as error:  # the package raises no narrower type
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    file = folder / "tokenizer_config.json"
-    settings = read_json(file) if file.exists() else {}
-    asked, bos = settings.get("add_bos_token"), _put_before(tokenizer)
-    named = {kind: _named(kind, tokenizer, settings, file) for kind in ("bos", "eos")}
-    listed = {kind: _listed(kind, config) for kind in ("bos", "eos")}
-    if asked is True and bos is None:
-        bos = _first(named["bos"], listed["bos"])
-    prefix = _first(named["bos"], named["eos"], listed["bos"], listed["eos"])
-    definition = _without_rowless(definition, tokenizer, config.get("vocab_size"))
-    return PretrainedTokenizer(definition, name, None if asked is False else bos, prefix)
+        bos = _put_before(tokenizer)
+        named = {kind: _named(kind, tokenizer, settings) for kind in ("bos", "eos")}
+        adds = settings.flag("add_bos_token", bos is not None)
+        if adds and bos is None:
+            bos = _first(named["bos"], listed["bos_token_id"])
+        prefix = _first(named["bos"], named["eos"], listed["bos_token_id"], listed["eos_token_id"])
+        definition = _without_rowless(definition, tokenizer, rows)
+        made = PretrainedTokenizer(definition, name, bos if adds else None, prefix)
+    made.note = note
+    return made
+
+
+def _without_chance(path: Path) -> tuple[str, str]:
+    """A definition that encodes a text alike each time, and what was switched off for that.
+
+    BPE's dropout leaves merges out at random, in training; no other part draws random numbers.
+    """
+    content, definition = read_json(path), path.read_text(encoding="utf-8")
+    model = Keys(content, str(path)).part("model").values
+    dropout = model.get("dropout") or 0
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 < dropout <= 1:
+        return definition, ""  # none, or one that the package refuses
+    note = f"BPE dropout = {dropout}, switched off"
+    log.warning("%s has %s: it is random, and meant for training.", path, note)
+    return json.dumps(content | {"model": {**model, "dropout": None}}, ensure_ascii=False), note
 
 
 def _put_before(tokenizer: "Tokenizer") -> int | None:
@@ -184,22 +236,33 @@ def _without_rowless(definition: str, tokenizer: "Tokenizer", rows: int | None) 
     return json.dumps(content, ensure_ascii=False)
 
 
-def _named(
-    kind: str, tokenizer: "Tokenizer", settings: Mapping[str, Any], file: Path
-) -> int | None:
+def _named(kind: str, tokenizer: "Tokenizer", settings: Keys) -> int | None:
     """The id of BOS or EOS as tokenizer_config.json names it: by its text."""
     token = settings.get(f"{kind}_token")
     text = token.get("content") if isinstance(token, dict) else token
     if token is not None and not isinstance(text, str):
-        raise CheckpointError(f"{file}: {kind}_token = {token!r}: expected a token's text")
+        raise CheckpointError(
+            f"{settings.where}: {kind}_token = {token!r}: expected a token's text"
+        )
     return None if text is None else tokenizer.token_to_id(text)
 
 
-def _listed(kind: str, config: Mapping[str, Any]) -> int | None:
-    """The id of BOS or EOS in config.json, the first where there are several."""
-    given = config.get(f"{kind}_token_id")
+def _id(said: Keys, key: str, rows: int | None) -> int | None:
+    """A special token's id, the first where there are several; −1 is written for none.
+
+    Args:
+        said: where it is listed.
+        key: as what.
+        rows: ids are less than that; None: not known.
+    """
+    given = said.get(key, [])
     ids = given if isinstance(given, list) else [given]
-    return _first(*(i for i in ids if i is not None and i >= 0))  # −1 is written for none
+    if any(type(i) is not int or i < -1 or (rows is not None and i >= rows) for i in ids):
+        last = "" if rows is None else f" to {rows - 1}"
+        raise CheckpointError(
+            f"{said.where} has {key} = {given!r}: expected a token's id, 0{last}, or -1 for none"
+        )
+    return _first(*(i for i in ids if i >= 0))
 
 
 def _first(*ids: int | None) -> int | None:

@@ -9,7 +9,7 @@ from normlab.norms import norms
 from normlab.pretrained.families import FAMILIES, GGUF_TYPES, configs, text_config
 from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.source import CheckpointError
-from tests.support.small_checkpoints import CONFIGS, EPS, HEAD, WIDTH, write_gguf
+from tests.support.small_checkpoints import ALL, CONFIGS, EPS, HEAD, WIDTH, write_gguf
 
 
 def read(family, **changes):
@@ -113,12 +113,6 @@ def test_the_text_part_of_a_gemma3_that_sees():
     assert text_config(CONFIGS["gemma3"]) is CONFIGS["gemma3"]
 
 
-def test_a_pattern_of_blocks_is_a_number(tmp_path):
-    _, said = in_gguf(tmp_path, "gemma3")
-    with pytest.raises(CheckpointError, match=r"sliding_window_pattern = \[True\]: expected n ≥ 1"):
-        configs({**said(), "sliding_window_pattern": [True]}, "m.gguf")
-
-
 @pytest.mark.parametrize(("family", "expected"), [("gemma2", (4096, 2)), ("gemma3", (None, None))])
 def test_a_gguf_file_that_names_no_window_has_llama_cpps(family, expected, tmp_path):
     bare = without(family, "sliding_window", "sliding_window_pattern")
@@ -129,7 +123,9 @@ def test_a_gguf_file_that_names_no_window_has_llama_cpps(family, expected, tmp_p
 
 def test_a_part_of_a_gguf_file_says_so(tmp_path):
     _, said = in_gguf(tmp_path, "llama", **{"split.count": 2})
-    with pytest.raises(CheckpointError, match=r"m\.gguf is one of 2 parts: expected one file"):
+    with pytest.raises(
+        CheckpointError, match=r"m\.gguf is one of split\.count = 2 parts: expected"
+    ):
         said()
 
 
@@ -142,14 +138,17 @@ def test_local_and_global_blocks():
     types = ["sliding_attention", "sliding_attention", "full_attention"]
 
     def every(*types):
-        return model("gemma3", num_hidden_layers=3, layer_types=list(types))
+        own = {"sliding_window_pattern": None, "layer_types": list(types)}
+        return model("gemma3", num_hidden_layers=3, **own)
 
     assert every(*types).global_every == 3
     assert every(*["full_attention"] * 3).window is None
     assert every(*["sliding_attention"] * 3).global_every is None
     with pytest.raises(CheckpointError, match="not every n-th layer global"):
         every("full_attention", *types[:2])
-    with pytest.raises(CheckpointError, match=r"layer type in .* 'local'.*full_attention, sliding"):
+    with pytest.raises(
+        CheckpointError, match=r"unknown word in layer_types 'local'.*full_attention, s"
+    ):
         every("local", *types[:2])
     with pytest.raises(CheckpointError, match="layer_types has 2 entries: expected 3"):
         every(*types[:2])
@@ -194,6 +193,73 @@ def test_linear_scaling_and_what_means_nothing():
     assert model("llama", pretraining_tp=2) == model("llama")  # products sharded in training
 
 
+# --- every value has its type and its bounds
+
+SOME = {  # of each family, a config in which every key is there that is read
+    "llama": {
+        "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen2": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "qwen3": {"layer_types": ["full_attention"] * 2},
+    "gemma2": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8.0,
+    },
+    "gemma3": {
+        "query_pre_attn_scalar": 8.0,
+        "partial_rotary_factor": 1.0,
+        "rope_parameters": {"sliding_attention": {"rope_theta": 50.0}},
+    },
+    "gpt2": {"n_inner": 50, "activation_function": "gelu_new"},
+    "bert": {"position_embedding_type": "absolute"},
+}  # fmt: skip
+WRONG = [
+    True, False, 0, -1, 0.5, -0.5, 260.5, 2**40, 10**400, math.nan, math.inf, -math.inf, "", "x",
+    "24", [], [1], [[]], {}, {"a": 1}, [None, None],
+]  # fmt: skip
+
+
+def leaves(values, path=()):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        yield (*path, key), value
+
+
+def replaced(values, path, value):
+    inner = values[path[0]]
+    return {**values, path[0]: replaced(inner, path[1:], value) if path[1:] else value}
+
+
+def accepted(value, wrong):
+    """Whether one may stand for the other: another word, number or flag of its kind and bounds."""
+    if isinstance(value, bool):
+        return isinstance(wrong, bool)
+    if isinstance(value, int):
+        return False
+    number = isinstance(wrong, (int, float)) and not isinstance(wrong, bool)
+    return isinstance(value, float) and number and 0 <= wrong < math.inf
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_a_value_of_another_type_or_out_of_bounds_is_refused_by_name(family):
+    """Whatever stands in the place of a number, a word, a flag, a list: no traceback, no guess."""
+    whole = {key: v for key, v in {**ALL[family], **SOME[family]}.items() if v is not None}
+    assert configs(whole, "config.json")
+    for path, value in leaves(whole):
+        name = "architecture" if path[-1] == "model_type" else path[-1].replace("_", ".")
+        for wrong in WRONG:
+            if accepted(value, wrong) or (isinstance(value, dict) and isinstance(wrong, dict)):
+                continue
+            given = replaced(whole, path, wrong)
+            with pytest.raises(CheckpointError, match=name):
+                pytest.fail(f"{path} = {wrong!r} was read: {configs(given, 'config.json')}")
+
+
 def local_rope(**fields):
     return {"rope_parameters": {"sliding_attention": fields}}
 
@@ -204,14 +270,14 @@ def local_rope(**fields):
         ("llama", {"model_type": "lama"}, "unknown architecture 'lama'. Did you mean 'llama'"),
         ("llama", {"model_type": None}, "unknown architecture"),
         ("llama", {"hidden_size": None}, "config.json has no 'hidden_size'"),
-        ("llama", {"hidden_size": "24"}, "model.width = '24': expected int, got str"),
-        ("llama", {"hidden_act": "gelu_nw"}, "unknown activation .*'gelu_new'"),
+        ("llama", {"hidden_size": "24"}, "hidden_size = '24': expected a whole number, 1 to"),
+        ("llama", {"hidden_act": "gelu_nw"}, "unknown hidden_act 'gelu_nw'. .*'gelu_new'"),
         ("llama", {"attention_bias": True, "mlp_bias": False}, "mlp_bias = False"),
         ("llama", {"attention_bias": True}, "attention_bias = True and mlp_bias = False"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq: expected"),
         ("llama", {"model_type": "llava", "text_config": {"a": 1}}, "multimodal .*gemma3_text"),
-        ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type .* 'yarn'"),
+        ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type 'yarn'"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}},
@@ -221,6 +287,25 @@ def local_rope(**fields):
             "llama",
             {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}},
             "rope_theta = 10000.0 in config, 20000.0 in rope_parameters",
+        ),
+        (
+            "gemma3",
+            {"rope_parameters": {"sliding_attention": {"rope_theta": 60.0}}},
+            "rope_theta = 50.0 in rope_local_base_freq, 60.0 in rope_parameters",
+        ),
+        (
+            "gemma3",
+            {"layer_types": ["sliding_attention"] * 2},
+            "global by {'sliding_window_pattern': 2, 'layer_types': 3}: expected one n",
+        ),
+        ("gemma3", {"_sliding_window_pattern": 1}, "'_sliding_window_pattern': 1}: expected one n"),
+        ("llama", {"rope_scaling": {"factor": 2.0}}, "factor = 2.0, which is not supported"),
+        ("llama", {"layer_types": ["sliding_attention"] * 2}, "sliding layers in layer_types"),
+        ("llama", {"layer_types": ["full_attention"]}, "layer_types has 1 entries: expected 2"),
+        (
+            "llama",
+            {"rope_scaling": SOME["llama"]["rope_parameters"] | {"high_freq_factor": 1.0}},
+            "low_freq_factor = 1.0 and high_freq_factor = 1.0: expected the first to be less",
         ),
         ("llama", {"rope_scaling": {"type": "linear"}}, "the linear rope scaling .* no 'factor'"),
         (
@@ -286,10 +371,10 @@ def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "qwen4"}, "unknown architecture 'qwen4'. Did you mean"),
-        ({"llama.embedding_length": None}, "expected one number each"),
+        ({"general.architecture": "qwen4"}, "unknown general.architecture 'qwen4'. Did you mean"),
+        ({"llama.embedding_length": None}, "has no 'llama.embedding_length'"),
         ({"llama.attention.causal": False}, "llama.attention.causal = False"),
-        ({"llama.rope.scaling.type": "yarn"}, "unknown rope_type .* 'yarn'"),
+        ({"llama.rope.scaling.type": "yarn"}, "unknown rope_type 'yarn'"),
         ({"llama.rope.scaling.attn_factor": 1.19}, "attn_factor = 1.19, which is not supported"),
         ({"llama.rope.dimension_count": 4}, "rotary positions on 4 of 8 elements"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "has no 'rms_norm_eps'"),

@@ -1,5 +1,7 @@
 """GGUF files against the `gguf` package's own reader and dequantization, and broken ones."""
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
@@ -75,14 +77,56 @@ def test_a_file_cut_anywhere_is_refused(path, tmp_path):
             GGUF(cut)
 
 
-def test_an_alignment_of_nothing(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
-    writer.add_uint32("general.alignment", 0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(CheckpointError, match=r"general\.alignment = 0: expected 32"):
-        GGUF(tmp_path / "a.gguf")
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def number(key, value, code="I", kind=4):
+    return text(key) + struct.pack(f"<I{code}", kind, value)
+
+
+def tensor(name, row, kind, offset):
+    return text(name) + struct.pack("<IQIQ", 1, row, kind, offset)
+
+
+def handmade(path, metadata, tensors, size=256):
+    """A GGUF file of these entries, and so many bytes after them."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    whole = head + b"".join([*metadata, *tensors])
+    path.write_bytes(whole + bytes(-len(whole) % 32 + size))
+    return path
+
+
+F32, Q8_0 = 0, 8
+LAYOUTS = {
+    "the file ends": ([], [tensor("a", 8, F32, 0), tensor("b", 57, F32, 32)], "b should end at"),
+    "a name twice": ([], [tensor("a", 8, F32, 0), tensor("a", 8, F32, 32)], "tensor 'a' twice"),
+    "a key twice": ([number("k", 1), number("k", 2)], [], "has the key 'k' twice"),
+    "overlap": ([], [tensor("a", 16, F32, 0), tensor("b", 8, F32, 32)], "expected 64, where"),
+    "one place": ([], [tensor("a", 8, F32, 0), tensor("b", 8, F32, 0)], "expected 32, where"),
+    "a hole": ([], [tensor("a", 8, F32, 0), tensor("b", 8, F32, 64)], "byte 64 .*expected 32"),
+    "not at the front": ([], [tensor("a", 8, F32, 32)], "byte 32 of the tensors: expected 0"),
+    "misaligned": ([], [tensor("a", 9, F32, 0), tensor("b", 8, F32, 36)], "36 .*expected 64"),
+    "out of order": ([], [tensor("a", 8, F32, 32), tensor("b", 8, F32, 0)], "a begins at byte 32"),
+    "no whole block": ([], [tensor("a", 40, Q8_0, 0)], "rows of 40: expected .* 32, .* Q8_0"),
+    "more than memory": ([], [text("a") + struct.pack("<I2QIQ", 2, 2**63, 2, 0, 0)], "cut short"),
+    "alignment 0": ([number("general.alignment", 0)], [], "alignment = 0: expected a whole"),
+    "a flag": ([number("general.alignment", True, "?", 7)], [], "alignment = True: expected a wh"),
+    "no number": (
+        [text("general.alignment") + struct.pack("<I", 8) + text("32")], [], "alignment = '32': ex"
+    ),
+    "lists of lists": ([text("k") + struct.pack("<IIQ", 9, 9, 1)], [], "damaged or cut short"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_a_layout_that_cannot_be_is_known_by_its_header(case, tmp_path):
+    """As llama.cpp: tensors of different names, one after another from the first byte on."""
+    metadata, tensors, message = LAYOUTS[case]
+    good = [tensor("a", 8, F32, 0), tensor("b", 9, F32, 32), tensor("c", 32, Q8_0, 96)]
+    assert len(GGUF(handmade(tmp_path / "good.gguf", [number("k", 1)], good)).shapes) == 3
+    with pytest.raises(CheckpointError, match=message):
+        GGUF(handmade(tmp_path / "a.gguf", metadata, tensors))
 
 
 def test_what_is_no_gguf_file_is_refused(path, tmp_path):

@@ -55,12 +55,19 @@ def test_files_that_hold_no_tensor(indexed, tmp_path):
         Safetensors(tmp_path)
 
 
-def test_a_single_file_comes_before_an_index(tmp_path):
+def test_a_single_file_comes_before_an_index_of_the_same_tensors(tmp_path):
+    shards(tmp_path)
+    save_file({"a": VALUES[1], "b": VALUES[2]}, tmp_path / "model.safetensors")
+    source = Safetensors(tmp_path)
+    assert source.shapes == {"a": (6,), "b": (6,)}
+    assert [file.name for file in source.files] == ["model.safetensors"]
+
+
+def test_a_stray_file_beside_an_index_is_refused(tmp_path):
     shards(tmp_path)
     save_file({"a": VALUES[1]}, tmp_path / "model.safetensors")
-    source = Safetensors(tmp_path)
-    assert source.shapes == {"a": (6,)}
-    assert [file.name for file in source.files] == ["model.safetensors"]
+    with pytest.raises(CheckpointError, match="the two have different tensors: .* take the stray"):
+        Safetensors(tmp_path)
 
 
 def test_a_missing_shard(tmp_path):
@@ -79,11 +86,44 @@ def test_a_shard_that_lacks_what_the_index_puts_there(tmp_path):
 def test_what_the_index_forgets_is_there_all_the_same(tmp_path):
     shards(tmp_path, {"a": "model-1.safetensors", "b": "model-2.safetensors"})
     save_file({"a": VALUES, "c": VALUES[1]}, tmp_path / "model-1.safetensors")
-    save_file({"b": VALUES[0], "a": VALUES[2]}, tmp_path / "model-2.safetensors")
     source = Safetensors(tmp_path)
     assert source.shapes == {"a": (4, 6), "b": (6,), "c": (6,)}
     np.testing.assert_array_equal(source.read("c"), VALUES[1])
-    np.testing.assert_array_equal(source.read("a"), VALUES)
+
+
+def test_a_name_in_two_shards_is_refused(tmp_path):
+    shards(tmp_path)
+    save_file({"b": VALUES[0], "a": VALUES[2]}, tmp_path / "model-2.safetensors")
+    with pytest.raises(CheckpointError, match=r"model-1\.saf.* and model-2\.saf.* both hold a: ex"):
+        _ = Safetensors(tmp_path).shapes
+
+
+def entry(first, last, size=2):
+    return json.dumps({"dtype": "F32", "shape": [size], "data_offsets": [first, last]})
+
+
+LAYOUTS = {
+    "twice, the last one counts": ([("a", entry(8, 16)), ("a", entry(0, 8))], 8),
+    "twice": ([("a", entry(0, 8)), ("a", entry(8, 16))], 16),
+    "one place": ([("a", entry(0, 8)), ("b", entry(0, 8))], 8),
+    "overlap": ([("a", entry(0, 8)), ("b", entry(4, 12))], 12),
+    "a hole": ([("a", entry(0, 8)), ("b", entry(12, 20))], 20),
+    "not at the front": ([("a", entry(4, 12))], 12),
+    "bytes left": ([("a", entry(0, 8))], 12),
+    "another size": ([("a", entry(0, 8, 3))], 8),
+    "more than memory": ([("a", entry(0, 8, 2**62))], 8),
+    "nested": ([("a", "[" * 10**5)], 0),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_a_layout_that_cannot_be_is_known_by_its_header(case, tmp_path):
+    entries, size = LAYOUTS[case]
+    header = "{" + ", ".join(f'"{name}": {told}' for name, told in entries) + "}"
+    whole = len(header).to_bytes(8, "little") + header.encode() + bytes(size)
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or cut short"):
+        _ = Safetensors(tmp_path).shapes
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "weights.bin", 3])
@@ -114,7 +154,7 @@ def test_an_empty_directory(tmp_path):
         Safetensors(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": {"b": 1, "b": 2}}', '{"a":' + "[" * 10**5])
 def test_a_broken_json_file(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):

@@ -204,6 +204,11 @@ BROKEN = {
         "llama", {"vocab_size": 9}, zeros("model.embed_tokens.weight", 9, 24),
         "the tokenizer has ids up to 255, the embedding 9 rows",
     ),
+    "a head of no floats": (
+        "llama", {"tie_word_embeddings": True},
+        lambda w: w | {"lm_head.weight": w["lm_head.weight"].astype(np.int8)},
+        "lm_head.weight is of type I8: expected plain floats",
+    ),
     "no types": ("bert", {}, without(TYPES), TYPES_MISSING),
     "one column": ("bert", {}, zeros(TYPES, 2, 1), "shape (2, 1), expected 24 columns and a row"),
     "no row": ("bert", {}, zeros(TYPES, 0, 24), "has shape (0, 24), expected"),
@@ -223,8 +228,23 @@ def test_what_is_wrong_is_said_before_a_weight_is_read(case, tmp_path, monkeypat
 
 def test_ids_that_begin_a_text_have_rows(tmp_path):
     spec = write("llama", tmp_path / "m", bos_token_id=VOCAB)
-    with pytest.raises(pretrained.CheckpointError, match=f"ids up to {VOCAB}, the embedding"):
+    with pytest.raises(pretrained.CheckpointError, match="bos_token_id = 260: expected .*0 to 259"):
         pretrained.describe(spec).tokenizer()
+
+
+def test_a_record_tells_what_was_switched_off(tmp_path):
+    spec = write("llama", tmp_path / "m")
+    assert "tokenizer" not in pretrained.load(spec).facts
+    tokenizer = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
+    tokenizer["model"]["dropout"] = 0.1
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert pretrained.load(spec).facts["tokenizer"] == "BPE dropout = 0.1, switched off"
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_laid_out(tmp_path):
+    spec = write("llama", tmp_path / "m", num_hidden_layers=2**24)
+    with pytest.raises(pretrained.CheckpointError, match="21 tensors, its config says 16777216 la"):
+        pretrained.load(spec)
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import logging
+import math
 from functools import cache
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from normlab.data import load_tokenizer
 from normlab.pretrained.source import CheckpointError
-from normlab.pretrained.tokenizer import _listed, from_folder, from_metadata
+from normlab.pretrained.tokenizer import from_folder, from_metadata
 from tests.support.small_checkpoints import letters, write_tokenizer
 
 PIECES = ["▁", "a", "b", "c", "ab", "▁a", "bc", "abc", "▁ab", "aa", "\n"]
@@ -156,8 +158,17 @@ def test_a_word_that_is_a_token_is_not_merged_by_llama3_alone(pre, expected):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (BPE | {"tokenizer.ggml.model": "gpt"}, "unknown tokenizer .* 'gpt'.*Did you mean 'gpt2'"),
-        (kind_of_bpe("gpt2"), "unknown cutting rule .*Did you mean 'gpt-2'"),
+        (BPE | {"tokenizer.ggml.model": "gpt"}, "ggml of t: unknown model 'gpt'. Did .* 'gpt2'"),
+        (kind_of_bpe("gpt2"), "ggml of t: unknown pre 'gpt2'. Did you mean 'gpt-2'"),
+        (BPE | {"tokenizer.ggml.tokens": 3}, "expected tokens to be a list of str"),
+        (BPE | {"tokenizer.ggml.tokens": [3]}, "expected tokens to be a list of str"),
+        (BPE | {"tokenizer.ggml.merges": "a b"}, "expected merges to be a list of str"),
+        (BPE | {"tokenizer.ggml.token_type": [1]}, "list of int, one for each of 261 tokens"),
+        (BPE | {"tokenizer.ggml.token_type": [7] * 261}, "has token_type = 7: expected 0 to 6"),
+        (BPE | {"tokenizer.ggml.add_bos_token": "no"}, "add_bos_token = 'no': expected true or"),
+        (SPM | {"tokenizer.ggml.scores": [0.0]}, "scores to be a list of float, one for each of"),
+        (SPM | {"tokenizer.ggml.scores": [math.nan] * 271}, "scores to be a list of float"),
+        (SPM | {"tokenizer.ggml.add_space_prefix": 0}, "add_space_prefix = 0: expected true"),
         (BPE | {"tokenizer.ggml.merges": ["x yz"]}, "no tokenizer can be made"),
         ({key: value for key, value in BPE.items() if "merges" not in key}, "merges"),
     ],
@@ -257,9 +268,9 @@ def test_a_special_token_without_a_row_is_ordinary_text(tmp_path):
 def test_a_folder_without_a_good_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         from_folder(tmp_path, {}, "t")
-    for content in (b'{"model": 3}', b"\xff"):
+    for content in (b'{"model": {"type": 3}}', b"\xff", b'{"a": 1, "a": 2}'):
         (tmp_path / "tokenizer.json").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json (can't be read|is no valid)"):
             from_folder(tmp_path, {}, "t")
 
 
@@ -274,6 +285,91 @@ def test_a_token_that_is_named_by_no_text(token, tmp_path):
 @pytest.mark.parametrize(
     ("given", "read"), [(-1, None), ([-1, 3], 3), ([], None), (None, None), (0, 0), ([2, 1], 2)]
 )
-def test_an_id_below_zero_is_none(given, read):
-    """−1 is written for none, and would read the embedding's last row."""
-    assert _listed("bos", {"bos_token_id": given}) == read
+def test_an_id_of_minus_1_is_none(given, read, tmp_path):
+    """It would read the embedding's last row."""
+    write_tokenizer(tmp_path)
+    assert from_folder(tmp_path, {"bos_token_id": given, "vocab_size": 256}, "t").prefix == read
+
+
+NO_ID = [-2, 261, 2**31, True, 3.0, "3", "", {}, [3, 261], [[3]], [None]]
+
+
+@pytest.mark.parametrize("wrong", NO_ID)
+def test_what_is_no_id_is_refused_wherever_ids_are_named(wrong, tmp_path):
+    """Used or not: above, below, of another type, one among several."""
+    write_tokenizer(tmp_path)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        with pytest.raises(
+            CheckpointError, match=rf"config\.json has {key} = .*: expected a token"
+        ):
+            from_folder(tmp_path, {key: wrong, "vocab_size": 261}, "t")
+    for key in ("bos_token_id", "eos_token_id", "padding_token_id", "unknown_token_id"):
+        with pytest.raises(CheckpointError, match=rf"ggml of t has {key} = .*: expected a token's"):
+            from_metadata(BPE | {f"tokenizer.ggml.{key}": wrong}, "t")
+
+
+def test_minus_1_in_a_gguf_files_unsigned_numbers_is_none():
+    unsigned = {f"tokenizer.ggml.{k}_token_id": 2**32 - 1 for k in ("bos", "padding", "unknown")}
+    assert from_metadata(BPE | unsigned, "t").prefix is None
+    assert from_metadata(SPM | unsigned, "t").bos is None
+
+
+# --- what the package does of its own
+
+
+def changed(folder, **parts):
+    """A directory's tokenizer whose definition has other parts; those of `model` one by one."""
+    write_tokenizer(folder)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"] |= parts.pop("model", {})
+    content |= parts
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_random_tokenizer_is_made_to_encode_alike_and_says_so(tmp_path, caplog):
+    pair = {"vocab": {**{letter: i for i, letter in enumerate(letters())}, "ab": 256}}
+    merged = pair | {"merges": [["a", "b"]]}
+    changed(tmp_path, model=merged)
+    plain = from_folder(tmp_path, {}, "t")
+    assert (plain.note, plain.encode("ab" * 50).ids.tolist()) == ("", [256] * 50)
+    changed(tmp_path, model=merged | {"dropout": 0.5})
+    with caplog.at_level(logging.WARNING):
+        made = from_folder(tmp_path, {}, "t")
+    assert made.note == "BPE dropout = 0.5, switched off"
+    assert made.note in caplog.text
+    for _ in range(3):
+        assert made.encode("ab" * 50).ids.tolist() == [256] * 50
+
+
+PANICS = {
+    "as it is read": {"model": {"continuing_subword_prefix": "abc"}, "of": "merges"},
+    "as it encodes": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "at a template": {
+        "post_processor": {
+            "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PANICS)
+def test_where_the_package_panics_the_file_is_refused(case, tmp_path):
+    """Its PanicException is no Exception."""
+    parts = {key: dict(part) for key, part in PANICS[case].items() if key != "of"}
+    if "of" in PANICS[case]:
+        parts["model"]["merges"] = [["a", "b"]]
+        parts["model"]["vocab"] = {"a": 0, "b": 1, "ab": 2}
+    changed(tmp_path, **parts)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read: "):
+        from_folder(tmp_path, {}, "t")
+
+
+def test_a_text_that_a_tokenizer_cannot_read_is_an_error_that_names_it(tmp_path):
+    """An unknown word, for which this one has no token, comes up in the middle of a text."""
+    changed(tmp_path, pre_tokenizer=None, model={"type": "WordPiece", "vocab": {"a": 0}} | {
+        "unk_token": "?", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9,
+    })  # fmt: skip
+    made = from_folder(tmp_path, {}, "t")
+    with pytest.raises(ValueError, match="the tokenizer of t can't read the text: .*UNK"):
+        made.encode("b")
