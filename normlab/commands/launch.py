@@ -137,6 +137,8 @@ def runs_here() -> int | None:
 def refuse_strange(app: str, schema: type, arguments: Sequence[str]) -> None:
     """Refuse `--steps 10`, as other programs write it, an old name, and another program's group.
 
+    And a value that is not UTF-8 (a path, in an older encoding): it could be written nowhere.
+
     Raises:
         ValueError: with the way to write it here, or with what there is.
     """
@@ -144,6 +146,8 @@ def refuse_strange(app: str, schema: type, arguments: Sequence[str]) -> None:
     names = {*fields, *(path.split(".")[0] for path in fields)}
     known = {*(name for name in names if "." not in name), *groups(app)}
     for argument in arguments:
+        if not argument.isascii() and argument != argument.encode(errors="ignore").decode():
+            raise ValueError(f"{argument!r} is not UTF-8: expected a path, or a value, that is")
         old, _, value = argument.partition("=")
         if new := RENAMED.get(app, {}).get(old):
             raise ValueError(f"{old}= is now {new}=: {new}={value}")

@@ -95,4 +95,5 @@ def hydra_text(text: str) -> str:
     """A text as a value of Hydra's, in quotes where it would read something else without."""
     if re.fullmatch(PLAIN, text, re.ASCII | re.IGNORECASE):
         return text
-    return '"' + text.replace('"', r"\"") + '"'
+    # A quote has a backslash before it, and those that stand before a quote are doubled.
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + (r"\"" if m[2] else ""), text) + '"'

@@ -162,6 +162,15 @@ def test_an_old_name_answers_with_the_new_one(capsys, monkeypatch, app, argument
     assert message in printed
 
 
+@pytest.mark.parametrize("app", APPS)
+def test_an_argument_that_is_not_utf8_is_refused(capsys, monkeypatch, app):
+    """A path of an older encoding, as Python hands it on: it could be written nowhere."""
+    status, said = run(capsys, monkeypatch, app, "out=caf\udce9")
+    assert status == 2
+    assert r"'out=caf\udce9' is not UTF-8: expected" in said
+    assert "quotes" in run(capsys, monkeypatch, app, "out=café")[1]
+
+
 def test_a_verb_is_taken_off_and_one_nearly_written_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate", "report", "DIR"])
     assert verb({"report", "list"}) == "report"
