@@ -49,10 +49,11 @@ def of_model(lm: LanguageModel, transform: str) -> ModelInfo:
 
 
 def note(of: dict[str, Any]) -> str | None:
-    """What must be said beside a model's name: which file it is, or that its training goes on."""
+    """What must be said beside a model's name: its file, what is switched off, how it ended."""
     if "training" not in of:
         file = Path(of.get("source", "")).name
-        return next((p.title for p in PACKAGES.values() if p.file == file), None)
+        told = [*(p.title for p in PACKAGES.values() if p.file == file), of.get("tokenizer")]
+        return "; ".join(filter(None, told)) or None
     said = [f"{what} has changed since" for what in of.get("changed_source", ())]
     state = of["training"].get("state", "running")
     if state not in GOOD:

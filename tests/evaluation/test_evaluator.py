@@ -260,4 +260,8 @@ def test_what_must_be_said_beside_a_models_name(run, tmp_path):
     assert facts.note(training | {"training": {"state": "stopped early"}}) is None
     note = facts.note({"source": "cache/SmolLM2-135M-Instruct.Q4_1.gguf", "family": "llama"})
     assert note == "SmolLM2-135M-Instruct, quantized Q4_1"
-    assert facts.note({"source": "models/own", "family": "llama"}) is None
+    own = {"source": "models/own", "family": "llama"}
+    assert facts.note(own) is None
+    assert facts.note(own | {"tokenizer": "BPE dropout = 0.1, switched off"}) == (
+        "BPE dropout = 0.1, switched off"
+    )

@@ -57,7 +57,7 @@ def snapshot(lm):
     paths = jax.tree_util.tree_flatten_with_path(nnx.state(lm.model))[0]
     encoded = [lm.tokenizer.encode(text).ids.tolist() for text in TEXTS]
     assert encoded == [lm.tokenizer.encode(text).ids.tolist() for text in TEXTS]
-    assert [isinstance(lm.tokenizer.decode(ids), str) for ids in encoded]
+    assert all(isinstance(lm.tokenizer.decode(ids), str) for ids in encoded)
     return {
         "config": lm.facts["config"],
         "weights": {str(path): np.asarray(leaf).tobytes() for path, leaf in paths},
@@ -67,6 +67,7 @@ def snapshot(lm):
 
 
 def load(spec):
+    """What a spec names, loaded and written down."""
     from normlab import pretrained
 
     return snapshot(pretrained.load(spec))
@@ -76,6 +77,8 @@ def load(spec):
 
 
 class Config:
+    """A directory of one family whose config.json is damaged."""
+
     def __init__(self, folder, family):
         self.folder, self.family = folder, family
         self.spec = write_folder(folder, WHOLE[family], tensors(family))
@@ -108,6 +111,8 @@ class Config:
 
 
 class Safetensors(Config):
+    """One whose model.safetensors is."""
+
     def __init__(self, folder, family):
         super().__init__(folder, family)
         self.path = folder / "model.safetensors"
@@ -139,6 +144,8 @@ class Safetensors(Config):
 
 
 class Index(Config):
+    """One of two shards, whose index is."""
+
     def __init__(self, folder, family):
         from safetensors.numpy import save_file
 
@@ -157,6 +164,8 @@ class Index(Config):
 
 
 class Tokenizer(Config):
+    """One whose tokenizer.json is: byte-level BPE with every part that there is, and dropout."""
+
     def __init__(self, folder, family):
         from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
         from tokenizers.processors import TemplateProcessing
@@ -209,6 +218,8 @@ def sentencepiece(metadata):
 
 
 class GGUF:
+    """A GGUF file with one of two tokenizers, damaged anywhere, in its header above all."""
+
     def __init__(self, folder, tokenizer):
         folder.mkdir()
         self.path = folder / "m.gguf"
@@ -311,6 +322,7 @@ def outcome(case, base):
 
 
 def main(kind, first, count):
+    """Mutate, load, compare, print; in this process, which has its limits from here on."""
     warnings.simplefilter("error")
     logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
