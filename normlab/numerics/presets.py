@@ -1,6 +1,5 @@
 """Datapaths by name, and the one reader of what stands in a column: a name or a precision."""
 
-import difflib
 from pathlib import Path
 
 import yaml
@@ -40,13 +39,11 @@ def arithmetic(text: str | Arithmetic) -> Arithmetic:
     """A datapath by its name, or a precision by its string; either of them as it is.
 
     Raises:
-        TypeError, ValueError: as `Precision.parse`, and with the nearest datapath.
+        TypeError, ValueError: as `Precision.parse`.
+        UnknownNameError: a name that no datapath has.
     """
     if isinstance(text, Datapath) or (isinstance(text, str) and text in datapaths):
         return text if isinstance(text, Datapath) else datapaths[text]
-    try:
-        return Precision.parse(text)
-    except ValueError:
-        if difflib.get_close_matches(str(text), list(datapaths), n=1, cutoff=0.75):
-            raise unknown("datapath", text, datapaths) from None
-        raise
+    if isinstance(text, str) and "-" in text:  # which no precision has
+        raise unknown("datapath", text, datapaths)
+    return Precision.parse(text)
