@@ -14,6 +14,7 @@ Writes NAME.csv, NAME.md and its figure into benchmarks/results.
 import argparse
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -23,13 +24,18 @@ from normlab import pretrained
 from normlab.data import DataConfig, load_corpus
 from normlab.model import Context
 from normlab.numerics import FloatFormat, sum_of_squares
-from normlab.plots import figure, look, save
+from normlab.plots import captioned, figure, look, save
 from normlab.runs import run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("fp16", "bf16", "fp8_e5m2", "fp8_e4m3")
 ORDERS = ("sequential", "lanes8", "lanes64", "pairwise", "blocks4", "blocks16", "exact_then_round")
 WIDTHS = (128, 256, 576, 1024, 2048, 4096, 8192)
 FIELDS = ("d", "format", "order", "rows", "mean", "worst", "overflowed", "subnormal", "zero")
+
+ROWS = {"gaussian": "Gaussian rows", "recorded": "rows that models' norms read"}
 
 total = jax.jit(sum_of_squares, static_argnums=1)
 
@@ -106,20 +112,21 @@ def _cell(r: dict) -> str:
     return f"{r['mean']:+.1e} / {r['worst']:.1e}{out}"
 
 
-def plot(results: list[dict], path: Path) -> None:
-    """The worst error over d, a panel a format, a line an order."""
-    made, axes = figure(1, len(FORMATS), (13, 3.6), sharey=True)
+def drawn(results: list[dict], rows: str) -> "Figure":
+    """The worst error over d, a panel a format, a line an order; of which rows."""
+    made, axes = figure(1, len(FORMATS), (11, 3.6), sharey=True)
     for axis, name in zip(axes[0], FORMATS, strict=True):
         for i, order in enumerate(ORDERS):
             chosen = [r for r in results if (r["format"], r["order"]) == (name, order)]
             x, y = [r["d"] for r in chosen], [r["worst"] for r in chosen]
             colour, marker = look(i)
-            axis.loglog(x, y, color=colour, marker=marker, ms=4, label=order)
+            at = np.argsort(x)  # models come as they were named
+            axis.loglog(*np.array([x, y])[:, at], color=colour, marker=marker, ms=4, label=order)
         axis.set(title=name, xlabel="d")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("worst relative error of 1/RMS")
-    axes[0, -1].legend(fontsize=8)
-    save(made, path)
+    title = f"Worst relative error of 1/RMS over the row's length d, by format and order: {rows}"
+    return captioned(made, *axes[0, 0].get_legend_handles_labels(), title)
 
 
 def main() -> None:
@@ -148,7 +155,8 @@ def main() -> None:
         writer.writerows(results)
     head = f"Relative error of 1/RMS, mean / worst of {args.count} rows, Σx² ≈ 1.\n"
     (args.out / f"{stem}.md").write_text(head + table(results))
-    plot(results, args.out / stem)
+    save(drawn(results, ROWS.get(name, name)), args.out / stem)
+    (args.out / f"{stem}.svg").unlink()
     print(table(results))
 
 

@@ -18,7 +18,11 @@ def main(arguments: Sequence[str]) -> None:
     """Write DIR/figures."""
     parser = argparse.ArgumentParser(prog="python -m evaluate figures", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="of records or of runs")
-    out = parser.parse_args(arguments).directory
+    parser.add_argument(
+        "--each", action="store_true", help="every model by itself too, where there are several"
+    )
+    asked = parser.parse_args(arguments)
+    out = asked.directory
     records = latest(RecordFile(out / "records.jsonl").read())
     runs = [Run(path) for path in sorted(out.glob("*")) if is_run(path)]
     if not records and not runs:
@@ -27,7 +31,8 @@ def main(arguments: Sequence[str]) -> None:
             "or `python -m train` wrote"
         )
     try:
-        written = record_figures(records, out / "figures") + run_figures(runs, out / "figures")
+        written = record_figures(records, out / "figures", asked.each)
+        written += run_figures(runs, out / "figures")
     except ImportError as error:
         sys.exit(str(error))
     if not written:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+KINDS = 8
+"""So many kinds of site, or of weight, are in one figure: others are in a further file."""
 SIZES = {"mean_square": "mean x²", "max_abs": "largest |x|", "max_square": "largest ‖x‖² of a row"}
 """What a line of diagnostics.jsonl knows of an activation, and how a figure says it."""
 
@@ -49,10 +51,10 @@ def inside(kinds: Iterable[str]) -> list[str]:
 
 
 def grid(count: int) -> tuple["Figure", Any]:
-    """An empty figure of so many panels, at most three in a row; its axes, [rows, columns]."""
-    columns = min(count, 3)
+    """An empty figure of so many panels, at most four in a row; its axes, [rows, columns]."""
+    columns = min(count, 4)
     rows = -(-count // columns)
-    made, axes = figure(rows, columns, (1.0 + 2.6 * columns, 1.0 + 2.2 * rows))
+    made, axes = figure(rows, columns, (1.0 + 2.4 * columns, 1.0 + 2.0 * rows))
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     return made, axes

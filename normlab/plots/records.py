@@ -1,55 +1,88 @@
 """All figures that a directory of records gives."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from normlab.plots.delta import delta_figure
+from normlab.plots.delta import COLUMNS, delta_figure
+from normlab.plots.models import MODELS, models_figure
 from normlab.plots.scales import scales_figure, site_norms
-from normlab.plots.style import save
+from normlab.plots.style import pages, save
 from normlab.plots.sums import sums_figure
 from normlab.results import Record
+from normlab.results.fields import TextInfo
+from normlab.results.labels import Labels
 from normlab.results.record import OK
 from normlab.results.table import by_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def record_figures(records: Iterable[Record], out: Path) -> list[Path]:
-    """All figures that the records give, as SVG and PNG in `out`; the files written.
 
-    For each model and text: `…-delta`, what each column costs; for each column with a scale rule
-    `…-scales`; for each column but fp32 `…-sums`. What doesn't compare and yet has one name (two
-    texts, two tokenizers) is told apart by a number.
+def record_figures(records: Sequence[Record], out: Path, each: bool = False) -> list[Path]:
+    """The figures that the records of some models give, as SVG and PNG in `out`.
+
+    For each text `…-models`, where there are several: their perplexities, what each column costs,
+    how large their rows are. For one model, and with `each` for every one: `…-delta`, what each
+    column costs; for each column with a scale rule `…-scales`; for each column but fp32 `…-sums`.
+    What doesn't compare and yet has one name (two texts, two tokenizers) is told apart by a number.
+
+    Args:
+        records: any.
+        out: a directory.
+        each: draw every model by itself too, where there are several.
+
+    Returns:
+        The files written.
     """
-    named: dict[str, list[Record]] = {}
-    for r in records:
-        if r.status == OK and r.result.perplexity is not None:
-            named.setdefault(_name(r), []).append(r)
+    labelled = Labels.of_records(records).records(records)
+    good = [r for r in labelled if r.status == OK and r.result.perplexity is not None]
+    taken = Counter[str]()
+
+    def own(name: str) -> str:
+        taken[name] += 1
+        return name if taken[name] == 1 else f"{name}-{taken[name]}"
+
     written = []
-    for name, columns in _columns(named):
-        low = [r for p, r in columns.items() if p != "fp32"]
-        if low:
-            written += save(delta_figure(low), out / f"{name}-delta")
-        for r in low:
-            path = f"{name}-{_slug(r.precision)}"
-            written += save(sums_figure(r), out / f"{path}-sums") if r.ranges.sites else []
-            norms = columns.get("fp32", r)
-            if r.provenance.scale_rule and site_norms(norms, r):
-                written += save(scales_figure(norms, r), out / f"{path}-scales")
+    for alike in by_text(good):
+        base, models = _text(alike[0].text), _by_model(alike)
+        if len(models) > 1:
+            for name, part in pages(f"{own(base)}-models", list(models), MODELS):
+                written += save(models_figure({m: models[m] for m in part}), out / name)
+        for model, columns in models.items() if each or len(models) == 1 else ():
+            for name, made in _of_model(own(f"{_slug(model)}-{base}"), columns):
+                written += save(made, out / name)
     return written
 
 
-def _columns(named: Mapping[str, list[Record]]) -> Iterator[tuple[str, dict[str, Record]]]:
-    """By name and text a record for each precision: of two for one thing the later one counts."""
-    for name, records in named.items():
-        for n, alike in enumerate(by_text(records), start=1):
-            yield name if n == 1 else f"{name}-{n}", {r.precision: r for r in alike}
+def _by_model(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
+    """By model and precision; of two records for one thing the later one counts."""
+    found: dict[str, dict[str, Record]] = {}
+    for r in records:
+        found.setdefault(r.model.name, {})[r.precision] = r
+    return found
 
 
-def _name(r: Record) -> str:
+def _of_model(name: str, columns: Mapping[str, Record]) -> Iterator[tuple[str, "Figure"]]:
+    """By file name the figures of one model."""
+    low = [r for p, r in columns.items() if p != "fp32"]
+    for file, part in pages(f"{name}-delta", low, COLUMNS):
+        yield file, delta_figure(part)
+    for r in low:
+        path = f"{name}-{_slug(r.precision)}"
+        if r.ranges.sites:
+            yield f"{path}-sums", sums_figure(r)
+        norms = columns.get("fp32", r)
+        if r.provenance.scale_rule and site_norms(norms, r):
+            yield f"{path}-scales", scales_figure(norms, r)
+
+
+def _text(t: TextInfo) -> str:
     """Of all that keeps numbers apart, what tells the figures of one directory apart."""
-    t = r.text
     text = f"{t.dataset}-{t.split}-{t.protocol}{t.window}"
-    return _slug(f"{r.model.name}-{text}{f'-{t.max_windows}' if t.max_windows else ''}")
+    return _slug(f"{text}-{t.max_windows}" if t.max_windows else text)
 
 
 def _slug(text: str) -> str:

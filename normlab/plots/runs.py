@@ -4,13 +4,15 @@ All but the first need a run's diagnostics.jsonl.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from normlab.plots.panels import (
+    KINDS,
     SIZES,
     finished,
     finite,
@@ -22,7 +24,7 @@ from normlab.plots.panels import (
 )
 from normlab.plots.series import Line, Series, last_loss, series
 from normlab.plots.sites import site_kinds, sites_figure, sites_training_figure
-from normlab.plots.style import GREY, captioned, figure, fp16_line, logarithmic, look, save
+from normlab.plots.style import GREY, captioned, figure, fp16_line, logarithmic, look, pages, save
 from normlab.plots.vectors import vector_kinds, vectors_figure, vectors_training_figure
 from normlab.runs.run import Run
 
@@ -38,24 +40,26 @@ def run_figures(runs: Iterable[Run], out: Path) -> list[Path]:
     written = []
     if any(len(s.runs) > 1 for s in found):
         written += save(loss_figure(found), out / "loss-lr")
-    if seen:
-        for name, draw in _seen_figures(seen).items():
-            written += save(draw(seen), out / name)
+    for name, draw in _seen_figures(seen) if seen else ():
+        written += save(draw(), out / name)
     return written
 
 
-Draw = Callable[[Sequence[Series]], "Figure"]
-
-
-def _seen_figures(seen: Sequence[Series]) -> dict[str, Draw]:
+def _seen_figures(seen: Sequence[Series]) -> Iterator[tuple[str, Callable[[], "Figure"]]]:
     """By file name, how to draw the diagnostics; without norms neither sites nor weights."""
-    made: dict[str, Draw]
-    made = {"depth": depth_figure, "training": training_figure, "gradients": gradient_figure}
-    if inside(site_kinds(seen)):
-        made |= {"sites": sites_figure, "sites-training": sites_training_figure}
-    if inside(vector_kinds(seen)):
-        made |= {"weights": vectors_figure, "weights-training": vectors_training_figure}
-    return made
+    for name, draw in (
+        ("depth", depth_figure), ("training", training_figure), ("gradients", gradient_figure),
+    ):  # fmt: skip
+        yield name, partial(draw, seen)
+    sites, vectors = site_kinds(seen), vector_kinds(seen)
+    for title, panels, kinds in (
+        ("sites", sites_figure, inside(sites)),
+        ("sites-training", sites_training_figure, sites if inside(sites) else []),
+        ("weights", vectors_figure, inside(vectors)),
+        ("weights-training", vectors_training_figure, vectors if inside(vectors) else []),
+    ):
+        for name, part in pages(title, kinds, KINDS):
+            yield name, partial(panels, seen, part)
 
 
 def loss_figure(found: Sequence[Series]) -> "Figure":
@@ -80,8 +84,11 @@ def loss_figure(found: Sequence[Series]) -> "Figure":
         logarithmic(axes[0, 1])
         fp16_line(axes[0, 1])
     handles, labels = axes[0, 0].get_legend_handles_labels()
+    and_size = ", and size of the residual stream" if watched else ""
     marks = _marks(found, [value for _, value in panels])
-    return captioned(made, handles, labels, f"Loss by learning rate\n{marks}".strip())
+    return captioned(
+        made, handles, labels, f"Validation loss by learning rate{and_size}\n{marks}".strip()
+    )
 
 
 def _unigram_line(ax: "Axes", found: Sequence[Series]) -> None:
@@ -143,7 +150,9 @@ def depth_figure(seen: Sequence[Series]) -> "Figure":
     for column, which in enumerate((0, -1)):
         step_title(axes[0, column], seen, which)
         axes[-1, column].set_xlabel("residual stream after so many blocks")
-    return finished(made, axes, seen, "Residual stream over depth")
+    return finished(
+        made, axes, seen, "Size of the residual stream over depth, before and after training"
+    )
 
 
 def training_figure(seen: Sequence[Series]) -> "Figure":
@@ -160,7 +169,7 @@ def training_figure(seen: Sequence[Series]) -> "Figure":
         ax.set_title(text, fontsize=9)
     for ax in axes[-1]:
         ax.set_xlabel("step")
-    return finished(made, axes, seen, "Over training")
+    return finished(made, axes, seen, "Residual stream, attention scores and updates over training")
 
 
 def _update(line: Line) -> float:
@@ -177,7 +186,7 @@ def gradient_figure(seen: Sequence[Series]) -> "Figure":
         step_title(ax, seen, which)
         ax.set_xlabel("block")
     axes[0, 0].set_ylabel("gradient norm")
-    return finished(made, axes, seen, "Gradient norm by block")
+    return finished(made, axes, seen, "Gradient norm by block, before and after training")
 
 
 def _gradients(line: Line) -> dict[int, float]:

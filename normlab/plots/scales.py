@@ -66,10 +66,10 @@ def scales_figure(norms: Record, scales: Record) -> "Figure":
         scales: a record with static scales, where `site_norms` finds any.
     """
     found, to = panels(site_norms(norms, scales)), Column.parse(scales.precision).precision.format
-    columns = min(len(found), 3)
+    columns = min(len(found), 4)
     rows = -(-len(found) // columns)
     widths = [max(len(sites), 5) for sites in found.values()] if rows == 1 else [1] * columns
-    size = (3.4 * columns, 0.8 + 2.3 * rows)
+    size = (2.9 * columns, 0.8 + 2.1 * rows)
     made, axes = figure(rows, columns, size, sharey=True, width_ratios=widths)
     for ax, (kind, sites) in zip(axes.flat, found.items(), strict=False):
         _scales_panel(ax, sites, to)

@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from normlab.results.labels import Labels
 from normlab.results.record import GOOD
-from normlab.results.settings import RATE, differing, identity
+from normlab.results.settings import RATE, identity
 from normlab.runs.run import Run
 
-TYPES = ("norm.type", "placement.type")
 Line = dict[str, Any]
 """One look, a line of diagnostics.jsonl."""
 
@@ -23,7 +22,7 @@ class Series:
     """Runs that differ in learning rate and seed alone.
 
     Args:
-        label: what sets them apart from the others: "peri", "dyt alpha=0.8".
+        label: what sets them apart from the others: "peri", "dyt, alpha 0.8".
         runs: by learning rate, in order.
     """
 
@@ -60,10 +59,8 @@ def series(runs: Iterable[Run]) -> list[Series]:
     """
     ended = [run for run in runs if run.ended or run.record.get("state") == "failed"]
     configs = [_identity(run) for run in ended]
-    keys = [k for k in TYPES if len({config[k] for config in configs}) > 1]
-    keys += [k for k in differing(configs) if k not in ("seed", RATE)]
-    names = _names(keys)
-    found = {_alike(config): Series(_label(config, names), {}) for config in configs}
+    labels = Labels(configs)
+    found = {_alike(config): Series(labels.method(config), {}) for config in configs}
     pairs = zip(configs, ended, strict=True)
     for config, run in sorted(pairs, key=lambda pair: (pair[0][RATE], pair[0]["seed"])):
         found[_alike(config)].runs.setdefault(config[RATE], []).append(run)
@@ -79,21 +76,3 @@ def _alike(config: dict[str, Any]) -> str:
 def _identity(run: Run) -> dict[str, Any]:
     corpus = run.read("provenance.json").get("corpus") or {}
     return identity(run.read("config.yaml"), corpus.get("name"))
-
-
-def _names(keys: Iterable[str]) -> dict[str, str]:
-    """How a label names each field: by its last word, in full where several end in that."""
-    last = {key: key.rpartition(".")[2] for key in keys}
-    count = Counter(last.values())
-    return {key: name if count[name] == 1 else key for key, name in last.items()}
-
-
-def _label(config: dict[str, Any], names: Mapping[str, str]) -> str:
-    def said(key: str) -> str:
-        name, value = names[key], config[key]
-        if isinstance(value, bool):
-            return name if value else ""
-        return str(value) if key in TYPES else f"{name}={value}"
-
-    said_of = [said(key) for key in names if key in config]
-    return " ".join(filter(None, said_of)) or " ".join(config[key] for key in TYPES)

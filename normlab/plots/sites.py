@@ -8,16 +8,21 @@ from normlab.plots.panels import (
     by_kind,
     finished,
     finite,
+    grid,
     inside,
     largest,
     over_depth,
     over_training,
 )
 from normlab.plots.series import Line, Series
-from normlab.plots.style import figure, fp16_line
+from normlab.plots.style import fp16_line
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    Panel = tuple[Axes, str, str]
+    """With its kind of site, and which size of what that reads."""
 
 SHOWN = ("mean_square", "max_abs")
 
@@ -44,36 +49,49 @@ def _largest(kind: str, key: str) -> Callable[[Line], float]:
     return value
 
 
-def sites_figure(seen: Sequence[Series]) -> "Figure":
+def sites_figure(seen: Sequence[Series], kinds: Sequence[str] | None = None) -> "Figure":
     """What the norms in the blocks read at the end, by kind of site and block.
 
     Mean x² and the largest |x|: growth over depth, and massive activations.
+
+    Args:
+        seen: watched runs.
+        kinds: of site; None: all in blocks.
     """
-    kinds = inside(site_kinds(seen))
-    made, axes = _empty(len(kinds))
-    for row, kind in zip(axes, kinds, strict=True):
-        for ax, key in zip(row, SHOWN, strict=True):
-            over_depth(ax, seen, -1, _by_block(kind, key))
-            ax.set_title(f"{kind}: {SIZES[key]}", fontsize=9)
-        fp16_line(row[1])
-    for ax in axes[-1]:
-        ax.set_xlabel("block")
-    return finished(made, axes, seen, "What the norms read, after training")
+    made, axes, panels = _panels(inside(site_kinds(seen)) if kinds is None else kinds, "block")
+    for ax, kind, key in panels:
+        over_depth(ax, seen, -1, _by_block(kind, key))
+    _edges(panels)
+    return finished(made, axes, seen, "Size of what each norm reads after training, by block")
 
 
-def sites_training_figure(seen: Sequence[Series]) -> "Figure":
-    """What the norms read over training, by kind of site: of all blocks the largest value."""
-    kinds = site_kinds(seen)
-    made, axes = _empty(len(kinds))
-    for row, kind in zip(axes, kinds, strict=True):
-        for ax, key in zip(row, SHOWN, strict=True):
-            over_training(ax, seen, _largest(kind, key))
-            ax.set_title(f"{kind}: {SIZES[key]}", fontsize=9)
-        fp16_line(row[1])
-    for ax in axes[-1]:
-        ax.set_xlabel("step")
-    return finished(made, axes, seen, "What the norms read, the largest of all blocks")
+def sites_training_figure(seen: Sequence[Series], kinds: Sequence[str] | None = None) -> "Figure":
+    """What the norms read over training, by kind of site: of all blocks the largest value.
+
+    Args:
+        seen: watched runs.
+        kinds: of site; None: all.
+    """
+    made, axes, panels = _panels(site_kinds(seen) if kinds is None else kinds, "step")
+    for ax, kind, key in panels:
+        over_training(ax, seen, _largest(kind, key))
+    _edges(panels)
+    return finished(made, axes, seen, "Size of what each norm reads over training, largest block")
 
 
-def _empty(kinds: int) -> tuple["Figure", Any]:
-    return figure(kinds, len(SHOWN), (7.2, 1.2 + 1.9 * kinds), sharex=True)
+def _panels(kinds: Sequence[str], over: str) -> tuple["Figure", Any, list["Panel"]]:
+    """Two panels for each kind of site, side by side, titled and labelled."""
+    shown = [(kind, key) for kind in kinds for key in SHOWN]
+    made, axes = grid(len(shown))
+    panels = [(ax, *of) for ax, of in zip(axes.flat, shown, strict=False)]
+    for ax, kind, key in panels:
+        ax.set_title(f"{kind}: {SIZES[key]}", fontsize=9)
+        ax.set_xlabel(over)
+    return made, axes, panels
+
+
+def _edges(panels: Sequence["Panel"]) -> None:
+    """FP16's largest number, where single elements come near it."""
+    for ax, _, key in panels:
+        if key == "max_abs":
+            fp16_line(ax)

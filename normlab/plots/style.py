@@ -5,9 +5,9 @@ so that a print in grey loses nothing. Pictures have a ground of their own, whit
 page shows them as a white one does. matplotlib (`pip install normlab[plots]`) is needed here only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 BLUE, ORANGE, GREEN, GREY, GROUND = "#0072B2", "#D55E00", "#009E73", "#666666", "white"
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LOOKS = tuple(zip(_COLOURS, "osD^vPX", strict=True))
-"""Colour and marker of each series: either one tells them apart."""
+_MARKERS = "osD^vPX"
+"""As many as colours: of the first seven series either one tells them apart."""
 FP16_MAX = Precision.parse("fp16").format.max
 
 STYLE: dict[Any, Any] = {
@@ -71,28 +72,31 @@ def captioned(
 
     The legend has as many columns, up to four, as the figure is wide.
     """
-    heading = made.suptitle(title, fontsize=10)
-    for columns in range(max(1, min(4, len(labels))), 0, -1):
+    widths = [made.suptitle(title, fontsize=10).get_window_extent().width]
+    for columns in range(min(4, len(labels)), 0, -1):
         legend = made.legend(
             handles, labels, loc="outside lower center", ncols=columns, frameon=False, **look
         )
         made.draw_without_rendering()
         width = legend.get_window_extent().width
         if width <= made.bbox.width or columns == 1:
+            widths.append(width)
+            made.set_figheight(made.get_figheight() + 0.18 * (-(-len(labels) // columns) - 1))
             break
         legend.remove()
-    margin = 0.2 * made.dpi
-    needed = max(width, heading.get_window_extent().width) + margin
-    rows = max(1, -(-len(labels) // columns))
-    made.set_size_inches(
-        max(made.get_figwidth(), needed / made.dpi), made.get_figheight() + 0.18 * (rows - 1)
-    )
+    made.set_figwidth(max(made.get_figwidth(), max(widths) / made.dpi + 0.2))
     return made
 
 
 def look(i: int) -> tuple[str, str]:
-    """Colour and marker of the i-th series."""
-    return LOOKS[i % len(LOOKS)]
+    """Colour and marker of the i-th series; of 49 no two have both alike."""
+    return _COLOURS[i % 7], _MARKERS[(i + i // 7) % 7]
+
+
+def pages(name: str, parts: Sequence[T], most: int) -> Iterator[tuple[str, Sequence[T]]]:
+    """The parts of a figure, at most so many to a file, and the files' names: "a", "a-2"."""
+    for n, start in enumerate(range(0, len(parts), most), start=1):
+        yield name if n == 1 else f"{name}-{n}", parts[start : start + most]
 
 
 def power(value: float) -> str:

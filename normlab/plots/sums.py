@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from normlab.numerics import FloatFormat
 from normlab.numerics.histogram import STEPS, edges, unpacked
-from normlab.plots.style import BLUE, ORANGE, figure, largest, power
+from normlab.plots.style import BLUE, ORANGE, captioned, figure, largest, power
 from normlab.results import Record
 from normlab.results.column import Column
 
@@ -44,8 +44,8 @@ def sums_figure(record: Record) -> "Figure":
     ticks = [t for t in range(-600, 601, step) if low <= t <= high]
     axes[-1, 0].set_xticks(ticks, [power(2.0**t) for t in ticks])
     axes[-1, 0].set_xlabel("sum of squares of a row")
-    made.suptitle(f"{record.model.name}, {record.precision}", fontsize=10)
-    return made
+    title = f"{record.model.name}, {record.precision}: sums of squares of all norms"
+    return captioned(made, [], [], title)
 
 
 def _limits(held: Int[np.ndarray, " bins"], to: FloatFormat) -> tuple[float, float]:

@@ -35,9 +35,14 @@ def _panels(axes: Any, kinds: Sequence[str], over: str) -> Iterator[tuple["Axes"
         whole(ax)
 
 
-def vectors_figure(seen: Sequence[Series]) -> "Figure":
-    """γ and α of the norms in the blocks at the end: mean, and bars from least to largest."""
-    found = inside(vector_kinds(seen))
+def vectors_figure(seen: Sequence[Series], kinds: Sequence[str] | None = None) -> "Figure":
+    """γ and α of the norms in the blocks at the end: mean, and bars from least to largest.
+
+    Args:
+        seen: watched runs.
+        kinds: of weight; None: all in blocks.
+    """
+    found = inside(vector_kinds(seen)) if kinds is None else kinds
     made, axes = grid(len(found))
     for ax, kind in _panels(axes, found, "block"):
         for i, s in enumerate(seen):
@@ -49,15 +54,20 @@ def vectors_figure(seen: Sequence[Series]) -> "Figure":
             ax.errorbar(at, of["mean"], bars, color=colour, fmt=marker, ms=4, lw=1, label=s.label)
     for ax in axes[:, 0]:
         ax.set_ylabel("mean; bars: least to largest")
-    return finished(made, axes, seen, "Weights γ and α of norms after training")
+    return finished(made, axes, seen, "Weights γ and α of norms after training, by block")
 
 
 _ENDS = ("mean", "min", "max")
 
 
-def vectors_training_figure(seen: Sequence[Series]) -> "Figure":
-    """γ and α over training, all blocks together: mean, and a band from least to largest."""
-    found = vector_kinds(seen)
+def vectors_training_figure(seen: Sequence[Series], kinds: Sequence[str] | None = None) -> "Figure":
+    """γ and α over training, all blocks together: mean, and a band from least to largest.
+
+    Args:
+        seen: watched runs.
+        kinds: of weight; None: all.
+    """
+    found = vector_kinds(seen) if kinds is None else kinds
     made, axes = grid(len(found))
     for ax, kind in _panels(axes, found, "step"):
         for i, s in enumerate(seen):

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from normlab.report.labels import Labels
 from normlab.report.models import page_table, said
 from normlab.report.sources import Sources
 from normlab.report.table import PageTable
 from normlab.results import Record, Table, tables
+from normlab.results.labels import Labels
 from normlab.results.record import NOT_APPLICABLE
 from normlab.results.settings import RATE, of_run
 from normlab.results.spread import LEGEND, Group, best_rates, groups, tests

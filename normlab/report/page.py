@@ -6,7 +6,6 @@ import jinja2
 
 from normlab.report import charts, models, provenance, ranges, runs
 from normlab.report.answer import answers
-from normlab.report.labels import Labels
 from normlab.report.sources import Sources
 from normlab.results import tables
 
@@ -24,7 +23,7 @@ def page(sources: Sources, title: str) -> str:
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    labels = Labels.of(sources)
+    labels = sources.labels
     labelled = labels.records(sources.records)
     return environment.get_template("page.html").render(
         title=title,

@@ -10,6 +10,7 @@ from typing import Any
 
 from normlab.results import Record, RecordFile, latest
 from normlab.results.fields import ModelInfo, Result, TextInfo
+from normlab.results.labels import Labels
 from normlab.results.record import GOOD, OK
 from normlab.results.settings import flattened, identity, of_run
 from normlab.runs.run import Run, is_run
@@ -134,6 +135,13 @@ class Sources:
 
     runs: Sequence[Trained]
     records: Sequence[Record]
+
+    @property
+    def labels(self) -> Labels:
+        """How everything here is called; a run that was refused has no say in it."""
+        evaluated = [{"transform": r.model.transform} for r in self.records if of_run(r)]
+        begun = [run.identity for run in self.runs if run.state != "refused"]
+        return Labels([*(begun or [run.identity for run in self.runs]), *evaluated])
 
 
 def read(directories: Sequence[Path]) -> Sources:

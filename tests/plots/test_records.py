@@ -8,47 +8,24 @@ import numpy as np
 import pytest
 
 from normlab.commands.figures import main
-from normlab.numerics.histogram import BINS, edges, packed
-from normlab.plots import delta_figure, record_figures, records, save, scales_figure, sums_figure
+from normlab.numerics.histogram import edges
+from normlab.plots import (
+    delta_figure,
+    models_figure,
+    record_figures,
+    records,
+    save,
+    scales_figure,
+    sums_figure,
+)
 from normlab.plots.scales import SiteNorms, panels
 from normlab.plots.sums import above, counts
 from normlab.results import RecordFile
+from tests.support.figures import called, histogram, record
 from tests.support.records import grouped
 
 pytest.importorskip("matplotlib")
-RNG = np.random.default_rng(0)
 BASE = "m-d-valid-window8"
-
-
-def histogram(values):
-    """By the edges, in float64, of values that lie between them."""
-    return np.bincount(np.searchsorted(edges(), np.log2(values).ravel(), "right") - 1, None, BINS)
-
-
-def site(norms, scale=None):
-    """What a record says of rows with these norms [heads, rows] under a scale for each head."""
-    s = 1.0 if scale is None else np.asarray(scale)
-    made = {
-        "median_norm": float(np.median(norms)),
-        "max_norm": float(norms.max()),
-        "squares": packed(histogram(norms**2)),
-        "sums": packed(histogram(norms**2 / s**2)),
-    }
-    return made if scale is None else made | {"scale": np.asarray(scale).tolist()}
-
-
-def record(precision, delta=0.0, scales=(None, None, None)):
-    rows = [RNG.uniform(1, 900, (2, 50)), RNG.uniform(20, 30, (2, 50)), RNG.uniform(4, 9, (2, 50))]
-    names = ("blocks.0.attention.norm_in", "blocks.1.attention.norm_in", "norm_final")
-    sites = {n: site(r, s) for n, r, s in zip(names, rows, scales, strict=True)}
-    return grouped(
-        precision, "m", precision, norm="rmsnorm", placement="pre", dataset="d", split="valid",
-        protocol="window", window=8, windows=3, perplexity=20 + delta, delta=delta,
-        delta_stderr=abs(delta) / 4, rows=300, overflowed_rows=30 if delta > 1 else 0, sites=sites,
-        scale_rule="slanc" if scales[0] else None,
-    )  # fmt: skip
-
-
 RECORDS = [
     record("fp32"),
     record("fp16:pairwise", 4000.0),
@@ -67,7 +44,7 @@ FIGURES = {
 def names(monkeypatch):
     """Names of the figures that records give: drawn, and not written."""
     monkeypatch.setattr(records, "save", lambda made, path: [path])
-    return lambda given: [path.name for path in record_figures(given, Path("out"))]
+    return lambda given, **more: [p.name for p in record_figures(given, Path("out"), **more)]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +82,31 @@ def test_a_figure_is_written_twice_alike_as_svg_and_png(delta, tmp_path):
 
 def test_each_column_of_each_model_has_its_figures(names):
     assert set(names([*RECORDS, NOTHING])) == {f"{BASE}-{what}" for what in FIGURES}
+
+
+def several(*names):
+    """What FP16 makes of models of these names."""
+    return [called(r, name) for name in names for r in RECORDS[:2]]
+
+
+def test_several_models_are_one_figure_and_each_its_own_where_it_is_asked_for(names):
+    assert names(several("a", "b")) == ["d-valid-window8-models"]
+    own = {f"{m}-d-valid-window8-{what}" for m in "ab" for what in ("delta", "fp16-pairwise-sums")}
+    assert set(names(several("a", "b"), each=True)) == {"d-valid-window8-models", *own}
+    many = several(*(f"m{i}" for i in range(30)))
+    assert names(many) == ["d-valid-window8-models", "d-valid-window8-models-2"]
+
+
+def test_the_figure_of_several_models_shows_their_numbers():
+    records = {name: {r.precision: r for r in several(name)} for name in "ab"}
+    lost = replace(RECORDS[3], precision="fp16:pairwise")
+    values, deltas, rows = models_figure(records | {"c": {"fp16:pairwise": lost}}).axes
+    assert [t.get_text() for t in values.get_yticklabels()] == ["a", "b", "c"]
+    assert [line.get_xdata()[0] for line in values.get_lines()] == [20.0, 20.0]
+    (points,) = deltas.containers
+    np.testing.assert_array_equal(points.lines[0].get_xdata(), [4000.0, 4000.0, np.nan])
+    assert deltas.get_title().startswith("×")
+    assert 65504 in [line.get_xdata()[0] for line in rows.get_lines()]
 
 
 def test_scales_and_norms_are_those_of_the_records(scales):
@@ -176,7 +178,7 @@ def test_the_share_above_an_edge():
 def test_differences_are_those_of_the_records(delta):
     ax = delta.axes[0]
     (points,) = (c for c in ax.containers)
-    np.testing.assert_allclose(points.lines[0].get_xdata(), [4000.0, -0.002])
+    np.testing.assert_array_equal(points.lines[0].get_xdata(), [4000.0, -0.002, np.nan])
     assert [t.get_text() for t in ax.get_yticklabels()] == [r.precision for r in RECORDS[1:]]
     said = " ".join(t.get_text() for t in ax.texts)
     assert "overflow 10.00%" in said

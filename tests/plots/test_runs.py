@@ -1,6 +1,5 @@
 """Figures of training runs: what is drawn is what the runs logged."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -28,7 +27,7 @@ from normlab.plots.series import last_loss
 from normlab.plots.sites import site_kinds
 from normlab.plots.style import logarithmic
 from normlab.plots.vectors import _ends, _vectors, vector_kinds
-from normlab.runs.run import Run
+from tests.support.figures import eight, line, make
 
 pytest.importorskip("matplotlib")
 DRAWN = {
@@ -37,67 +36,6 @@ DRAWN = {
     "weights": vectors_figure, "weights-training": vectors_training_figure,
 }  # fmt: skip
 """By the name of its file."""
-
-
-def size(x):
-    return {"mean_square": x, "max_abs": 3 * x, "max_square": 32 * x}
-
-
-def line(step, scale):
-    return {
-        "step": step,
-        "sites": {f"blocks.{i}.mlp.norm_in": size(scale * (i + 1)) for i in range(2)}
-        | {"blocks.1.attention.branch.query.norm_qk": size(0.5), "norm_final": size(5 * scale)},
-        "stream": [size(scale * (1 + i)) for i in range(3)],
-        "blocks": [{"attention_score": scale}, {"attention_score": 2 * scale}],
-        "parts": {
-            "embed": {"grad_norm": 9.0},
-            "blocks.0": {"grad_norm": 0.5 * scale} | ({"update_ratio": 0.1} if step else {}),
-            "blocks.1": {"grad_norm": 0.25 * scale} | ({"update_ratio": 0.3} if step else {}),
-        },
-        "vectors": {
-            f"blocks.{i}.{kind}": {"mean": 1.0 + i, "min": 0.5, "max": 3.0, "std": 0.1}
-            for i in range(2)
-            for kind in (
-                "mlp.norm_in.weight",
-                "attention.branch.query.norm_qk.weight",
-                "mlp.up.bias",
-            )
-        }
-        | {"norm_final.weight": {"mean": scale, "min": -1.0, "max": 2 * scale, "std": 0.1}},
-    }
-
-
-def make(directory, placement, rate, seed, loss, state="finished", scale=1.0):
-    """A run directory as `train` leaves it, as far as figures read it."""
-    run = Run(directory / f"{placement}-{rate}-{seed}")
-    config = {
-        "norm": {"type": "rmsnorm"},
-        "placement": {"type": placement, "norm_embed": False},
-        "optimizer": {"lr": rate},
-        "seed": seed,
-    }
-    run.write("config.yaml", config)
-    run.write("record.json", {"state": state, "best_valid_loss": loss})
-    rows = [{"step": 0, "valid_loss": 9.0}, {"step": 4, "valid_loss": loss}]
-    run["metrics.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    looks = [line(0, 1.0), line(4, scale)]
-    run["diagnostics.jsonl"].write_text("".join(json.dumps(look) + "\n" for look in looks))
-    return run
-
-
-def eight(folder):
-    """Two placements, two rates, two seeds; the higher rate is better for one of them."""
-    made = []
-    for placement, losses in {"pre": (5.0, math.inf), "peri": (6.0, 4.0)}.items():
-        for rate, loss in zip((1e-3, 1e-2), losses, strict=True):
-            for seed in (0, 1):
-                lost = (placement, rate, seed) == ("pre", 1e-2, 1)
-                shown = 4.5 if loss == math.inf else loss
-                scale = 1000.0 if placement == "pre" else 2.0
-                state = "diverged" if lost else "finished"
-                made.append(make(folder, placement, rate, seed, shown + seed, state, scale))
-    return made
 
 
 @pytest.fixture
@@ -160,7 +98,7 @@ def test_switches_of_one_name_in_two_groups_are_told_apart(tmp_path):
     found = {
         s.label: [run.directory for held in s.runs.values() for run in held] for s in series(made)
     }
-    names = ["norm.bias", "model.bias", "norm.bias model.bias", "rmsnorm pre"]
+    names = ["norm.bias", "model.bias", "norm.bias, model.bias", "rmsnorm pre"]
     assert found == {name: [run.directory] for name, run in zip(names, made, strict=True)}
 
 
@@ -173,7 +111,7 @@ def test_what_only_one_type_has_sets_its_runs_apart(runs, tmp_path):
         )
         made.append(run)
     labels = {s.label for s in series([*runs, *made])}
-    assert labels == {"rmsnorm pre", "rmsnorm peri", "dyt pre alpha=0.5", "dyt pre alpha=1.0"}
+    assert labels == {"rmsnorm pre", "rmsnorm peri", "dyt pre, alpha 0.5", "dyt pre, alpha 1"}
 
 
 def test_a_run_that_nobody_watched_has_no_sum_of_squares_and_did_not_diverge(fresh):
@@ -257,11 +195,12 @@ def test_a_best_rate_is_named_where_there_were_several(runs, figures):
 
 
 def test_the_title_explains_the_marks_that_are_there(runs, figures):
-    title = "Loss by learning rate\nbars: seeds; line: their mean"
+    named = "Validation loss by learning rate, and size of the residual stream"
+    title = f"{named}\nbars: seeds; line: their mean"
     crossed = f"{title}; × on the edge: a seed diverged or failed"
     assert figures["loss-lr"].get_suptitle() == crossed
     assert loss_figure(series(runs[4:])).get_suptitle() == title
-    assert loss_figure(series(runs[4::2])).get_suptitle() == "Loss by learning rate"
+    assert loss_figure(series(runs[4::2])).get_suptitle() == named
 
 
 def test_training_shows_each_look(figures):
@@ -356,18 +295,3 @@ def test_the_command_draws_a_directory_of_runs(fresh, tmp_path):
     main([str(tmp_path)])
     files = {p.name for p in (tmp_path / "figures").iterdir()}
     assert files == {f"{name}.{kind}" for name in DRAWN for kind in ("svg", "png")}
-
-
-def test_no_legend_and_no_title_is_cut_off(runs, figures):
-    """One panel and long names: the legend has the columns that fit, or the figure is wider."""
-    found = series(runs)
-    long = [dataclasses.replace(s, label=f"{s.label}{'x' * 70}") for s in found]
-    drawn = {**figures, "one": loss_figure(long), "grid": vectors_figure(long[:1])}
-    for name, made in drawn.items():
-        made.draw_without_rendering()
-        for part in (*made.legends, made._suptitle):
-            box = part.get_window_extent()
-            assert box.x0 >= 0, name
-            assert box.x1 <= made.bbox.width, name
-            assert box.y0 >= 0, name
-            assert box.y1 <= made.bbox.height, name

@@ -3,7 +3,6 @@
 import pytest
 
 from normlab.report.answer import answers
-from normlab.report.labels import Labels
 from normlab.report.sources import read
 from tests.support.report_sources import record, run_record, write_records, write_run
 
@@ -11,7 +10,7 @@ from tests.support.report_sources import record, run_record, write_records, writ
 def answered(folder):
     """The answers of a directory."""
     sources = read([folder])
-    return answers(sources, Labels.of(sources))
+    return answers(sources, sources.labels)
 
 
 def write(folder, **perplexities):
@@ -75,14 +74,3 @@ def test_models_that_are_no_runs_are_summarized(tmp_path):
         "m has a perplexity of 20.000 in fp32. fp16 takes m from 20.000 to 900.000 (7 rows "
         "overflow)."
     )
-
-
-def test_labels_name_only_what_differs():
-    base = {"norm.type": "a", "placement.type": "pre", "seed": 0, "optimizer.lr": 0.1, "width": 8}
-    labels = Labels([base, base | {"seed": 1}, base | {"norm.type": "b"}])
-    assert labels.method(base) == "a"
-    assert labels.run(base) == "a, seed 0"
-    labels = Labels([base, base | {"optimizer.lr": 1e-4, "model.width": 16}])
-    assert labels.run(base | {"model.width": 16}) == "a pre, lr 0.1"
-    labels = Labels([base | {"x.eps": e, "y.eps": e} for e in (1, 2)])
-    assert labels.method(base | {"x.eps": 1, "y.eps": 1}) == "x.eps 1, y.eps 1"

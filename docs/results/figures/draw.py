@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normlab.plots import figure, look, save
+from normlab.plots import captioned, figure, look, save
 
 HERE = Path(__file__).parent
 PAGES = HERE.parent
@@ -63,7 +63,7 @@ def ten_models() -> Any:
     """Perplexity of each norm and placement."""
     made, ((ax,),) = figure(1, 1, (6, 3.2))
     found = rows("ten-models.md", "| norm | placement | optimizer.lr | fp32")
-    ranked(ax, [(f"{r[0]}, {r[1]}", r[3]) for r in found], "Ten small models, fp32")
+    ranked(ax, [(f"{r[0]}, {r[1]}", r[3]) for r in found], "Ten small models in fp32")
     return made
 
 
@@ -72,9 +72,9 @@ def catalogue() -> Any:
     made, ((left, right),) = figure(1, 2, (9, 3.8))
     types = rows("catalogue.md", "| norm | seeds |")
     places = rows("catalogue.md", "| placement | norm_embed |")
-    ranked(left, [(r[0], r[2]) for r in types], "types, at pre")
+    ranked(left, [(r[0], r[2]) for r in types], "Norm types, at pre")
     named = [(r[0] + ", normed embedding" * (r[1] == "True"), r[3]) for r in places]
-    ranked(right, named, "placements, RMSNorm")
+    ranked(right, named, "Placements, with RMSNorm")
     return made
 
 
@@ -87,7 +87,8 @@ def word_level() -> Any:
     ax.annotate(
         f"best: {best[2]}", best[1:], (best[1] - 1.6, best[2] + 45), arrowprops={"arrowstyle": "->"}
     )
-    ax.set(xlabel="passes over the text", ylabel="validation perplexity")
+    title = "A word-level model over seven passes"
+    ax.set(xlabel="passes over the text", ylabel="validation perplexity", title=title)
     return made
 
 
@@ -103,8 +104,8 @@ def unseen() -> Any:
     ax.plot([], [], look(1)[1], color=look(1)[0], label="median of the rows")
     ax.set_yticks(range(len(found)), [f"{r[1]}, d = {r[0]}" for r in found])
     ax.set(xscale="log", xlabel="‖x‖")
-    made.legend(loc="outside upper center", ncols=2)
-    return made
+    title = "Rows of two wide models, and what moments predicts"
+    return captioned(made, *ax.get_legend_handles_labels(), title)
 
 
 def arithmetic() -> Any:
@@ -127,6 +128,7 @@ def arithmetic() -> Any:
         yscale="log",
         xlabel="mean error of the output row, the model's rows",
         ylabel="|Δ| of perplexity",
+        title="What an error of a norm's output costs",
     )
     made.legend(loc="outside right center")
     return made
@@ -145,8 +147,8 @@ def transforms() -> Any:
         range(len(found)), [r[0].replace("blocks.", "") for r in found], rotation=30, ha="right"
     )
     ax.set(ylabel="validation perplexity", xlabel="norm removed, in this order")
-    made.legend(loc="outside upper center", ncols=3)
-    return made
+    title = "Perplexity as norms are removed one by one"
+    return captioned(made, *ax.get_legend_handles_labels(), title)
 
 
 def speed() -> Any:
@@ -159,8 +161,8 @@ def speed() -> Any:
     ax.axvline(1, color="k", lw=1, ls=":")
     ax.set_yticks(range(len(found)), [r[0] for r in found])
     ax.set(xlabel="speed over nanoGPT, eager, float32")
-    made.legend(loc="outside upper center", ncols=2)
-    return made
+    title = "Training speed of each program, over nanoGPT's"
+    return captioned(made, *ax.get_legend_handles_labels(), title)
 
 
 DRAWN = {

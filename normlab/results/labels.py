@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from normlab.report.sources import Sources
-from normlab.results import Record
-from normlab.results.settings import RATE, differing, of_run, shown
+from normlab.results.record import Record
+from normlab.results.settings import RATE, decides, differing, of_run, shown
 
 TYPES = ("norm.type", "placement.type")
 
@@ -27,19 +26,21 @@ class Labels:
         self.methods = list(dict.fromkeys(self.method(c) for c in configs if TYPES[0] in c))
 
     @classmethod
-    def of(cls, sources: Sources) -> "Labels":
-        """The labels of everything in a report; a run that was refused has no say in them."""
-        evaluated = [{"transform": r.model.transform} for r in sources.records if of_run(r)]
-        begun = [run.identity for run in sources.runs if run.state != "refused"]
-        return cls([*(begun or [run.identity for run in sources.runs]), *evaluated])
+    def of_records(cls, records: Sequence[Record]) -> "Labels":
+        """The labels of what was evaluated."""
+        configs = [(of_run(r), r.model.transform) for r in records if of_run(r)]
+        return cls([
+            {k: v for k, v in config.items() if decides(k)} | {"transform": transform}
+            for config, transform in configs
+        ])  # fmt: skip
 
     def method(self, config: Mapping[str, Any]) -> str:
         """Norm, placement and settings, as far as they differ: "layernorm, width 64"."""
         found = {k: config[k] for k in self.fields if k in config}
-        types = [str(found.pop(k)) for k in TYPES if k in found]
-        if not types and not found:  # nothing differs: the whole name
-            types = [str(config.get(k, "?")) for k in TYPES]
-        return ", ".join([" ".join(types)] * bool(types) + self._settings(found))
+        types = " ".join(str(found.pop(k)) for k in TYPES if k in found)
+        said = [types] * bool(types) + self._settings(found)
+        # Where nothing is left to say: the whole name.
+        return ", ".join(said) or " ".join(str(config.get(k, "?")) for k in TYPES)
 
     def run(self, config: Mapping[str, Any]) -> str:
         """A method's label, and which learning rate and seed of it: "layernorm, lr 0.1, seed 2"."""
@@ -62,11 +63,16 @@ class Labels:
         ]
 
     def _settings(self, found: Mapping[str, Any]) -> list[str]:
-        """Each as "field value", the field without its group where no other is called so."""
+        """Each as "field value"; a switch as its field where it is on, else nothing.
+
+        The field stands without its group where no other is called so.
+        """
         last = [k.rpartition(".")[2] for k in (*self.fields, *self.of_a_run)]
         names = {k: n if last.count(n := k.rpartition(".")[2]) == 1 else k for k in found}
-        return [f"{names[k]} {_brief(value)}" for k, value in found.items()]
+        return [_said(names[k], value) for k, value in found.items() if value is not False]
 
 
-def _brief(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(shown(value))
+def _said(name: str, value: Any) -> str:
+    if value is True:
+        return name
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {shown(value)}"
