@@ -28,17 +28,18 @@ class Sweep:
     """Several runs in one process, one after another: which one it is, and when all have ended."""
 
     def __init__(self) -> None:
-        self.run, self.runs = 1, 1
+        self.run, self.runs, self.label = 1, 1, ""
         self._took: list[float] = []  # seconds of each run so far that had steps to make
         self._began = 0.0
         self._worked = False
 
-    def begin(self, run: int, runs: int) -> None:
-        """The run of this number, from 1 on, begins."""
+    def begin(self, run: int, runs: int, label: str = "") -> None:
+        """The run of this number, from 1 on, begins; the label sets it apart from the others."""
         now = time.monotonic()
         if self._worked:
             self._took.append(now - self._began)
-        self.run, self.runs, self._began, self._worked = run, runs, now, False
+        self.run, self.runs, self.label = run, runs, label
+        self._began, self._worked = now, False
 
     def left(self, own: float) -> float:
         """Seconds until the last run has ended, where this one takes `own` more.
@@ -78,15 +79,19 @@ class Progress:
             TextColumn("{task.fields[left]}", markup=False),
         )
         self._bars = Bars(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bars.add_task(title, total=total, completed=start, shown="", left="")
+        several = sweep.runs > 1
+        own = "steps" if several else title
+        self._task = self._bars.add_task(own, total=total, completed=start, shown="", left="")
         self._all = None
-        if sweep.runs > 1:
+        if several:
             told = f"run {sweep.run} of {sweep.runs}"
             self._all = self._bars.add_task(
                 told, total=sweep.runs, completed=sweep.run - 1, shown="", left=""
             )
 
     def __enter__(self) -> "Progress":
+        if console.is_terminal and self._all is not None:  # a name of any length, above the bars
+            console.print(f"run {sweep.run} of {sweep.runs}: {self.title}", highlight=False)
         self._bars.start()
         _under_way.append(self)
         return self

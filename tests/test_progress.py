@@ -6,12 +6,13 @@ import threading
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from normlab import progress
 from normlab.commands.groups import CONFIGS, register
-from normlab.commands.launch import runs_here
+from normlab.commands.launch import label, runs_of, swept_here
 from normlab.training.config import TrainConfig
 
 
@@ -139,10 +140,11 @@ def test_later_runs_are_thought_to_take_what_those_before_took(monkeypatch, cloc
 def test_on_a_terminal_the_sweep_has_a_bar_of_its_own(monkeypatch, terminal):
     monkeypatch.setattr(progress, "sweep", progress.Sweep())
     progress.sweep.begin(28, 30)
-    with progress.Progress("layernorm peri seed 0", total=2000) as bar:
+    with progress.Progress("layernorm peri lr=3e-3 seed=0", total=2000) as bar:
         bar.update(1, "loss 7.887, 11,970 tokens/s")
         bar.update(2, "loss 7.887, 11,970 tokens/s")
     (last,) = [line for line in terminal()[-3:] if "run 28 of 30" in line]
+    assert "run 28 of 30: layernorm peri lr=3e-3 seed=0" in "".join(terminal())
     assert "27/30" in last
     assert "all end at" in last
 
@@ -158,6 +160,14 @@ def test_a_duration_is_said_in_its_unit(seconds, said):
 def test_another_day_is_named():
     assert len(progress.clock(0.0)) == len("at 14:32")
     assert len(progress.clock(48 * 3600.0).split()) == 4
+
+
+def test_a_run_of_a_sweep_is_called_by_what_sets_it_apart():
+    """Two that differ in the learning rate alone have two names; what all share is left out."""
+    given = ["norm=rmsnorm,dyt", "optimizer.lr=1e-3,1e-2", "norm.eps=1e-5,1e-6", "steps=9"]
+    swept = [o for o in OverridesParser.create().parse_overrides(given) if o.is_sweep_override()]
+    asked = ["norm=rmsnorm", "optimizer.lr=1e-3", "norm.eps=1e-6", "steps=9"]
+    assert label(asked, swept) == "rmsnorm lr=1e-3 eps=1e-6"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +193,7 @@ def test_the_runs_of_a_sweep_are_counted_where_one_process_makes_them_all(
         config.hydra.runtime.choices["hydra/launcher"] = "joblib"
     HydraConfig.instance().set_config(config)
     try:
-        assert runs_here() == runs
+        swept = swept_here()
+        assert (swept if swept is None else runs_of(swept)) == runs
     finally:
         HydraConfig.instance().cfg = None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, Override
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -93,8 +93,9 @@ def launch(
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         with one_of_several(asked) if several else explained():
             compile_cache.use()
-            if several and (runs := runs_here()):
-                sweep.begin(HydraConfig.get().job.num + 1, runs)
+            if several and (swept := swept_here()):
+                number = HydraConfig.get().job.num + 1
+                sweep.begin(number, runs_of(swept), label(asked, swept))
             user_files.load(values.get("imports") or ())
             try:
                 refuse_another_type(HydraConfig.get().runtime.choices, values)
@@ -121,8 +122,8 @@ def imports(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def runs_here() -> int | None:
-    """How many runs a sweep has, where this process goes through all of them; else None."""
+def swept_here() -> list[Override] | None:
+    """What a sweep gives several values, where this process goes through all of them; else None."""
     found = HydraConfig.get()
     kinds = {found.runtime.choices[f"hydra/{kind}"] for kind in ("launcher", "sweeper")}
     given = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra"))]
@@ -131,7 +132,23 @@ def runs_here() -> int | None:
     swept = [o for o in values.values() if o.is_sweep_override()]
     if kinds != {"basic"} or any(isinstance(o.value(), Glob) for o in swept):
         return None
+    return swept
+
+
+def runs_of(swept: Sequence[Override]) -> int:
+    """How many runs a sweep has."""
     return math.prod(len(list(o.sweep_string_iterator())) for o in swept)
+
+
+def label(asked: Sequence[str], swept: Sequence[Override]) -> str:
+    """What sets one run of a sweep apart from the others: "rmsnorm pre lr=1e-3 seed=0"."""
+    keys = {o.get_key_element() for o in swept}
+    pairs = [override.partition("=")[::2] for override in asked]
+    return " ".join(
+        value if key in ("norm", "placement") else f"{key.rpartition('.')[2]}={value}"
+        for key, value in pairs
+        if key in keys
+    )
 
 
 def refuse_strange(app: str, schema: type, arguments: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from normlab.parallel.distributed import (
     private_copy,
 )
 from normlab.parallel.sharding import shard_batch, shard_params
-from normlab.progress import Progress, announced, console
+from normlab.progress import Progress, announced, console, sweep
 from normlab.runs import sources
 from normlab.runs.checkpoint import Checkpoints
 from normlab.runs.checkpoint_errors import CorruptCheckpointError
@@ -325,10 +325,14 @@ class Trainer:
         }
         self.run.write("record.json", record)
         reached = f", best validation perplexity {best['valid_perplexity']:.2f}" if best else ""
-        console.print(f"{self.run.directory}: {state} after {record['steps']} steps{reached}")
+        which = f" ({sweep.label})" if sweep.label else ""
+        console.print(
+            f"{self.run.directory}{which}: {state} after {record['steps']} steps{reached}"
+        )
 
     def _title(self) -> str:
-        return f"{self.config.norm.type} {self.config.placement.type} seed {self.config.seed}"
+        c = self.config
+        return sweep.label or f"{c.norm.type} {c.placement.type} seed {c.seed}"
 
 
 def validation_windows(tokens: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
