@@ -31,10 +31,12 @@ class Kind(NamedTuple):
     """One kind of thing.
 
     Args:
+        means: what it is, in half a sentence.
         used: how a name is written on a command line.
         rows: finds all of the kind.
     """
 
+    means: str
     used: str
     rows: Callable[[], Iterable[Row]]
 
@@ -53,7 +55,8 @@ def _print(name: str, console: Console) -> None:
     if not console.is_terminal:
         print(_plain(name), flush=True)
         return
-    console.print(Text.assemble((name, "bold"), (f"  {as_typed(KINDS[name].used)}", "dim")))
+    console.print(Text.assemble((name, "bold"), f": {KINDS[name].means}"))
+    console.print(Text(f"  {as_typed(KINDS[name].used)}", "dim"))
     console.print(_table(name))
 
 
@@ -62,7 +65,7 @@ def _plain(name: str) -> str:
     rows = list(kind.rows())
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:{width}}  {text}" for name, text in rows]
-    return "\n".join([f"{name}: {as_typed(kind.used)}", *lines, ""])
+    return "\n".join([f"{name} ({kind.means}): {as_typed(kind.used)}", *lines, ""])
 
 
 def _table(name: str) -> Table:
@@ -124,27 +127,55 @@ def _pretrained() -> Iterator[Row]:
 
 
 KINDS = {
-    "norms": Kind("python -m train norm=NAME", lambda: _registered(norms, "norm")),
-    "placements": Kind(
-        "python -m train placement=NAME", lambda: _registered(placements, "placement")
+    "norms": Kind(
+        "what normalizes a row, the vector of one token",
+        "python -m train norm=NAME",
+        lambda: _registered(norms, "norm"),
     ),
-    "models": Kind("python -m train model=NAME", lambda: _files("model")),
-    "data": Kind("python -m train data=NAME", lambda: _files("data")),
-    "experiments": Kind("python -m train experiment=NAME", lambda: _files("experiment")),
-    "pretrained": Kind("python -m evaluate pretrained=NAME", _pretrained),
-    "formats": Kind("python -m evaluate … precision=[FORMAT,…]", _formats),
-    "orders": Kind("python -m evaluate … precision=[FORMAT:ORDER,…]", _orders),
+    "placements": Kind(
+        "where norms stand around attention and MLP",
+        "python -m train placement=NAME",
+        lambda: _registered(placements, "placement"),
+    ),
+    "models": Kind("shapes to train", "python -m train model=NAME", lambda: _files("model")),
+    "data": Kind("texts", "python -m train data=NAME", lambda: _files("data")),
+    "experiments": Kind(
+        "sweeps and settings behind the result pages",
+        "python -m train experiment=NAME",
+        lambda: _files("experiment"),
+    ),
+    "pretrained": Kind(
+        "models trained elsewhere", "python -m evaluate pretrained=NAME", _pretrained
+    ),
+    "formats": Kind(
+        "of numbers, in which a norm's sum is made",
+        "python -m evaluate … precision=[FORMAT,…]",
+        _formats,
+    ),
+    "orders": Kind(
+        "in which a norm's sum adds the elements of a row",
+        "python -m evaluate … precision=[FORMAT:ORDER,…]",
+        _orders,
+    ),
     "datapaths": Kind(
+        "norm units, every stage with its format",
         "python -m evaluate … precision=[DATAPATH,…]",
         lambda: [(name, datapaths[name].source) for name in datapaths],
     ),
     "rules": Kind(
-        "python -m evaluate … precision=[FORMAT+RULE,…]", lambda: _registered(scale_rules)
+        "how s is chosen, by which a norm's input is divided to fit the format",
+        "python -m evaluate … precision=[FORMAT+RULE,…]",
+        lambda: _registered(scale_rules),
     ),
     "transforms": Kind(
+        "rewrites of a trained model",
         "python -m evaluate … transform=[NAME,…] (or a norm's name)",
         lambda: _registered(transforms),
     ),
-    "protocols": Kind("python -m evaluate … protocol=NAME", _protocols),
+    "protocols": Kind(
+        "how a text becomes windows, and which tokens are scored",
+        "python -m evaluate … protocol=NAME",
+        _protocols,
+    ),
 }
 """What can be asked for by name."""

@@ -41,15 +41,17 @@ class EvaluateConfig:
     pretrained: str | None = field(
         None, "a pretrained model: a registered name, hf:DIR (safetensors) or gguf:FILE"
     )
-    runs: str | None = field(None, "a directory of run directories: each of them is a row")
+    runs: str | None = field(None, "a directory of run directories: each is a row of the table")
     precision: tuple[str, ...] = field(
         ("fp32", "fp16", "fp16+slanc"),
-        "columns, each FORMAT[:ORDER][+RULE], such as [fp32,fp16:sequential,fp16:pairwise+slanc]; "
-        "fp32 is always run, for Δ refers to it",
+        "columns of the table: in what norms' sums are made, each FORMAT[:ORDER][+RULE], such as "
+        "[fp32,fp16:sequential,fp16:pairwise+random_tokens]. RULE: static scales that inputs of "
+        "norms are divided by; slanc is the paper's, random_tokens the one to use. fp32 is always "
+        "run, for Δ refers to it",
     )
     transform: tuple[str, ...] = field(
         ("none",),
-        "rows, each a chain of rewrites of the model before it is read, such as "
+        "rows of the table, each a chain of rewrites of the model before it is read, such as "
         f"[none,fold,recentre+rescale:0.25]: {', '.join(transforms)}; or a norm type, which "
         "takes the place of the model's own",
     )

@@ -7,6 +7,8 @@ from normlab.results.record import OK
 from normlab.results.table import Cell, Table, difference, number
 
 REFERENCE = "fp32"
+RULE = "random_tokens"
+"""The scale rule to name where another leaves errors."""
 NEAR = 1e-3
 """Share of fp32's perplexity within which a column counts as equal to it."""
 
@@ -17,12 +19,15 @@ Pairs = Mapping[str, tuple[Cell, Cell]]
 def summary(table: Table) -> str:
     """Where perplexities lie in fp32, what each other column changes, what a scale rule restores.
 
+    Where a rule leaves errors, the one to use.
+
     Empty for a table without numbers, and for one number alone.
     """
     rows = dict(zip(_names(table), table.rows.values(), strict=True))
     exact = {name: cells[REFERENCE] for name, cells in rows.items() if _finite(cells, REFERENCE)}
     parts = [_spread(exact)] if len(exact) > 1 else []
     far: dict[str, set[str]] = {}
+    cure = ""
     for precision in table.precisions:
         pairs = {
             name: (cell, rows[name][precision])
@@ -34,6 +39,11 @@ def summary(table: Table) -> str:
             far[precision] = {name for name, pair in pairs.items() if _share(*pair) > NEAR}
             before = far.get(plain, set()) & pairs.keys() if rule else set()
             parts.append(f"{precision} {_changes(pairs, far[precision], before)}")
+            lost = any(cell.overflowed or cell.zero for _, cell in pairs.values())
+            if rule and (far[precision] or lost):
+                cure = cure or f"the rule to use is {RULE}: precision=[{REFERENCE},{plain}+{RULE}]"
+    if cure and not any(RULE in precision for precision in table.precisions):
+        parts.append(cure)
     return f"{'; '.join(parts)}." if parts else ""
 
 

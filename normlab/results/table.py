@@ -17,9 +17,11 @@ HEAD = (
     "max_windows", "tokenizer", "tokenizer_hash", "windows", "tokens_scored", "default_order",
 )  # fmt: skip
 LEGEND = (
-    "Δ is the difference to fp32, ± its paired standard error over windows. overflow: rows whose "
-    "sum left the format's range and became infinite; zero: rows whose sum vanished; n/a: the norm "
-    "accumulates nothing, or the transform or the scale rule doesn't apply to this model."
+    "A column is the precision of norms' sums; +RULE: their inputs are divided by static scales "
+    "first. Δ is the difference to fp32, ± its paired standard error over windows. overflow: rows "
+    "(one token at one norm) whose sum left the format's range and became infinite; zero: rows "
+    "whose sum vanished; n/a: the norm sums nothing, or the transform or the rule doesn't apply to "
+    "this model."
 )
 
 
