@@ -3,7 +3,7 @@
     python benchmarks/approximate_error.py                        # Gaussian rows only
     python benchmarks/approximate_error.py --model smollm2-135m   # and what its norms see
 
-Each norm, without gain and bias, stands for a LayerNorm (`center`) and for an RMSNorm. The
+Each norm, without weight and bias, stands for a LayerNorm (`center`) and for an RMSNorm. The
 reference is that norm in float64. Of a row the error is ‖y − y*‖ / ‖y*‖; the weight is the mean of
 ⟨y, y*⟩ / ⟨y*, y*⟩ − 1, a constant factor that a γ could absorb; `beyond` is the mean error that is
 left when each row is divided by its own factor. A model's rows come from all its norms of its own
@@ -38,9 +38,9 @@ NORMS: tuple[tuple[str, dict], ...] = (
 SITE = Site("norm_final", "norm_final")
 
 
-def output(name: str, knobs: dict, center: bool, x: np.ndarray) -> np.ndarray:
-    """The norm's rows, in float64; no gain and no bias."""
-    config = norms[name].Config(eps=EPS, center=center, use_weight=False, bias=False, **knobs)
+def output(name: str, fields: dict, center: bool, x: np.ndarray) -> np.ndarray:
+    """The norm's rows, in float64; no weight and no bias."""
+    config = norms[name].Config(eps=EPS, center=center, use_weight=False, bias=False, **fields)
     norm = norms[name](x.shape[-1], SITE, config)
     return np.asarray(jax.jit(lambda x: norm(x))(x), np.float64)
 
@@ -52,9 +52,9 @@ def reference(center: bool, x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS)
 
 
-def measure(rows: str, x: np.ndarray, center: bool, name: str, knobs: dict) -> dict:
+def measure(rows: str, x: np.ndarray, center: bool, name: str, fields: dict) -> dict:
     """The errors of one norm on the rows x [n, d]."""
-    y, wanted = output(name, knobs, center, x), reference(center, x)
+    y, wanted = output(name, fields, center, x), reference(center, x)
     size = np.linalg.norm(wanted, axis=-1)
     factor = (y * wanted).sum(-1) / size**2
     error = np.linalg.norm(y - wanted, axis=-1) / size
@@ -65,7 +65,7 @@ def measure(rows: str, x: np.ndarray, center: bool, name: str, knobs: dict) -> d
         "count": len(x),
         "for": "layernorm" if center else "rmsnorm",
         "norm": name,
-        "knobs": knobs,
+        "fields": fields,
         "mean": float(error.mean()),
         "worst": float(error.max()),
         "weight": float(factor.mean() - 1),
@@ -79,13 +79,13 @@ def table(results: list[dict], kind: str) -> str:
     heads = " | ".join(f"{rows}, d = {d}" for rows, d in columns)
     lines = [f"\n### In place of {kind}\n", f"| norm | {heads} |"]
     lines.append("| --- |" + " --- |" * len(columns))
-    for name, knobs in NORMS:
+    for name, fields in NORMS:
         cells = {
             (r["rows"], r["d"]): f"{r['mean']:.1e} / {r['worst']:.1e} ({100 * r['weight']:+.2f} %)"
             for r in results
-            if (r["norm"], r["knobs"], r["for"]) == (name, knobs, kind)
+            if (r["norm"], r["fields"], r["for"]) == (name, fields, kind)
         }
-        label = " ".join([name, *(f"{key}={value}" for key, value in knobs.items())])
+        label = " ".join([name, *(f"{key}={value}" for key, value in fields.items())])
         if cells:
             lines.append(f"| {label} | {' | '.join(cells.get(c, '') for c in columns)} |")
     return "\n".join(lines) + "\n"
@@ -105,10 +105,10 @@ def main() -> None:
         rows = spread(np.concatenate(site_inputs(spec)), args.count)
         batches.append((Path(spec).name, np.float32(rows)))
     results = [
-        measure(rows, x, center, name, knobs)
+        measure(rows, x, center, name, fields)
         for rows, x in batches
         for center in (True, False)
-        for name, knobs in NORMS
+        for name, fields in NORMS
         if not (center and name == "doubled")  # it can't centre
     ]
     head = (

@@ -8,7 +8,7 @@
 A model's rows come from all its norms of its own width, on 512 tokens of validation text, each
 site's divided by its median norm. Rows are divided by s = 2^round(log2 median ‖x‖), so that Σx² is
 about 1: what remains is the error of the accumulation, not of the range. The reference is float64.
-Writes NAME.csv, NAME.md and its figure into benchmarks/results.
+Writes NAME.csv and NAME.png into benchmarks/results, and prints the table.
 """
 
 import argparse
@@ -146,18 +146,16 @@ def main() -> None:
     else:
         batches = [rng.standard_normal((args.count, d)) for d in WIDTHS]
     results = [measure(x, name, o) for x in batches for name in FORMATS for o in ORDERS]
-    name = args.rows.stem if args.rows else "recorded" if args.model else "gaussian"
-    stem = f"numerics_error_{name}"
+    kind = args.rows.stem if args.rows else "recorded" if args.model else "gaussian"
+    name = f"numerics_error_{kind}"
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / f"{stem}.csv").open("w", newline="") as file:
+    with (args.out / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(results)
-    head = f"Relative error of 1/RMS, mean / worst of {args.count} rows, Σx² ≈ 1.\n"
-    (args.out / f"{stem}.md").write_text(head + table(results))
-    save(drawn(results, ROWS.get(name, name)), args.out / stem)
-    (args.out / f"{stem}.svg").unlink()
-    print(table(results))
+    save(drawn(results, ROWS.get(kind, kind)), args.out / name)
+    (args.out / f"{name}.svg").unlink()
+    print(f"Relative error of 1/RMS, mean / worst of {args.count} rows, Σx² ≈ 1.\n{table(results)}")
 
 
 if __name__ == "__main__":

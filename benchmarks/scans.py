@@ -42,7 +42,7 @@ def _normalize(s: State) -> State:
     return {"x": (s["x"] - s["mean"]) / jnp.sqrt(s["variance"] + EPS)}
 
 
-def _times_gain(s: State) -> State:
+def _times_weight(s: State) -> State:
     return {"x": s["x"] * s["weight"]}
 
 
@@ -83,7 +83,7 @@ def _apply(s: State) -> State:
 
 
 FORMS: dict[str, tuple[Pass, ...]] = {
-    "five-scan": (_mean, _variance, _normalize, _times_gain, _plus_bias),
+    "five-scan": (_mean, _variance, _normalize, _times_weight, _plus_bias),
     "faster tail": (_mean, _variance, _minus_mean, _times_factor, _plus_bias),
     "two-pass statistic": (_mean, _variance, _apply),
     "fused, two reductions": (_moments, _apply),

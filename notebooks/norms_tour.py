@@ -33,9 +33,9 @@ d = 256
 site = Site("norm_in", "blocks.0.mlp.norm_in")
 
 
-def fresh(name, **knobs):
+def fresh(name, **fields):
     """A norm of a registered type with its initial parameters."""
-    return norms[name](d, site, norms[name].Config(**knobs))
+    return norms[name](d, site, norms[name].Config(**fields))
 
 
 # %% [markdown]

@@ -111,7 +111,7 @@ delta_figure(side_by_side[1:])
 
 # %%
 lines = [
-    "| rule | Δ perplexity | rows overflowed | rows underflow_errors by underflow |",
+    "| rule | Δ perplexity | rows overflowed | underflow errors |",
     "|---|---|---|---|",
 ]
 for r in side_by_side[1:]:

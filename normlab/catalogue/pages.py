@@ -20,12 +20,13 @@ HEAD = "<!-- Made by `python -m normlab.catalogue.pages > docs/norms.md`; a test
 
 
 LEFT_OUT = (
-    "nGPT (Loshchilov et al. 2024, arXiv:2410.01131; NVIDIA/ngpt, model.py and train.py) is no row "
-    "here: it doesn't fit the frame without bending it. It needs a residual sum with a learned "
-    "factor on each element (x + a ⊙ (N(F(x)) − x)), learned factors after queries and keys once "
-    "they are rotated, after gate and up, and after the logits, and a step that puts every "
-    "matrix back on the sphere after the optimizer: attention, MLP, residual, head, optimizer and "
-    "step would each learn of one architecture. Its normalized sum alone would not be nGPT."
+    "nGPT (Loshchilov et al. 2024, arXiv:2410.01131; NVIDIA/ngpt, model.py and train.py) is no "
+    "row here: it doesn't fit the frame without bending it. It needs a residual sum with a "
+    "learned factor on each element, x + a ⊙ (N(F(x)) − x). It needs learned factors after "
+    "queries and keys once they are rotated, after gate and up, and after the logits. And a "
+    "step puts every matrix back on the sphere after the optimizer. So attention, MLP, "
+    "residual, head, optimizer and step would each learn of one architecture. Its normalized "
+    "sum alone would not be nGPT."
 )
 
 
@@ -57,11 +58,12 @@ def reference() -> str:
         "Each stands at the sites of its placement; `sites` says what else of the model a type "
         "changes. No gradient comes through "
         f"{', '.join(f'`{n}`' for n in norms if not norms[n].differentiable)}, which round: they "
-        "can't be trained, and take a trained norm's place (`transform=[NAME]`).",
-        _table(["type", "formula", "sites", "parameters", "statistic"], _norm_rows()),
+        "can't be trained, and take a trained norm's place (`transform=[NAME]`). A precision "
+        f"changes no sum of {', '.join(f'`{n}`' for n in norms if not norms[n].has_statistic)}.",
+        _table(["type", "formula", "sites", "parameters"], _norm_rows()),
         "## Placements: `placement=NAME`",
         "Sites of a model of four blocks; any row may add `norm_embed` and `norm_qk`. "
-        "Parameters and statistic are those of the norms; `parameters` says what a row adds.",
+        "Parameters are those of the norms; the column says what a row adds.",
         _table(["placement", "formula", "sites", "parameters"], _placement_rows()),
         "## Transforms of a trained model: `python -m evaluate … transform=[NAME]`",
         "`remove` is `python -m train remove`, which trains between its steps. None adds a "
@@ -90,9 +92,8 @@ def _table(columns: Sequence[str], rows: Iterator[tuple[list[str], MethodCard]])
 def _norm_rows() -> Iterator[tuple[list[str], MethodCard]]:
     for name in norms:
         kind = norms[name]
-        card, statistic = kind.card, "accumulated" if kind.has_statistic else "none"
-        cells = [f"`{name}`: {card.title}", card.formula, _sites(kind), _parameters(kind)]
-        yield [*cells, statistic], card
+        cells = [f"`{name}`: {kind.card.title}", kind.card.formula, _sites(kind), _parameters(kind)]
+        yield cells, kind.card
 
 
 def _sites(kind: type[Norm]) -> str:

@@ -19,7 +19,7 @@ class Batches:
     """Batches of windows of one split, each a pure function of (seed, step).
 
     An epoch cuts the tokens into windows that don't overlap, from a random offset, and takes
-    them in a random order; what doesn't fill a batch is left out, other windows in each epoch.
+    them in a random order. What doesn't fill a batch is left out: other windows in each epoch.
     There is no state: step k can be had without the steps before it.
 
     Args:

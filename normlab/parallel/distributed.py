@@ -110,8 +110,8 @@ def on_main_process(act: Callable[[], None]) -> None:
 def private_copy(directory: Path, shared: str | None = None) -> Iterator[Path]:
     """The directory for the first process; for another one a copy of it that is thrown away.
 
-    All processes run the same code on the same numbers and so come to the same decisions (when to
-    stop, what is done already) by what they have written, but only the first one's is kept.
+    All processes run the same code on the same numbers. So they come to the same decisions (when to
+    stop, what is done already) by what they have written; only the first one's is kept.
 
     Args:
         directory: what is written to; need not be there yet.

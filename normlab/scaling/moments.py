@@ -226,8 +226,8 @@ def harmless(norm: Norm) -> float:
 def moments(model: Transformer) -> dict[str, Any]:
     """The middle of two predicted norms in the middle of FP16's range, from the weights alone.
 
-    s = √(a·b)/κ with a and b the root mean squares of ‖x‖ without and with a common mean, raised to
-    the cap where it is below: up to there underflow is harmless, and more headroom costs nothing.
+    s = √(a·b)/κ with a and b the root mean squares of ‖x‖ without and with a common mean. Where it
+    is below the cap it is raised to it: up to there underflow is harmless.
     """
     norms = weights.norms_by_site(model)
     found = {}

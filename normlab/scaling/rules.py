@@ -45,8 +45,8 @@ def scales(
         calibration: windows of tokens, for the rules that look at text.
 
     Returns:
-        By site name: a float32 scalar; [heads, 1] at query and key norms, where the rule tells
-        heads apart; for a dynamic rule a function of the rows, which is a pytree, so that the
+        By site name: a float32 scalar, or [heads, 1] at query and key norms, where the rule tells
+        heads apart. For a dynamic rule it is a function of the rows: a pytree, so that the
         dictionary can be an argument of a jitted function. Empty where no norm has a statistic.
 
     Raises:

@@ -95,9 +95,9 @@ def make_look(
 ) -> Callable[..., Values]:
     """(params, weights before the last step or None, step, inputs, targets) → a line's values.
 
-    As in a step of training (norms are told step / steps, their statistics are of `precision`), but
-    in float32 whatever the run computes in, without dropout and norms' penalties, and what norms
-    would keep is thrown away.
+    As in a step of training: norms are told step / steps, their statistics are of `precision`. But
+    it is in float32 whatever the run computes in, and without dropout and norms' penalties. What
+    norms would keep is thrown away.
     """
     return partial(_look(graphdef, precision, layout()), put("", np.asarray(steps, np.int32)))
 

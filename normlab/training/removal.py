@@ -73,9 +73,9 @@ class Removed:
 def remove(config: RemoveConfig) -> Iterator[Removed]:
     """Freeze site after site of a trained model, tuning after each; the table's lines as they come.
 
-    Between the line "start" and the line "folded", which is the model without the norms that could
-    be folded away: what it says must be what the line before it says. Where none can be, it is left
-    out.
+    They stand between the line "start" and the line "folded". That one is the model without the
+    norms that could be folded away, and must say what the line before it says. Where none can be,
+    it is left out.
 
     Raises:
         ValueError: no checkpoint was named, its text is another one here than where it was trained,

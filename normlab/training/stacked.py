@@ -25,8 +25,8 @@ def check_alike(model: ModelConfig, placement: PlacementConfig) -> None:
     """Raise `ValueError` where two layers differ in more than their weights."""
 
     def kind(layer: int) -> tuple[Any, ...]:
-        wirings = (placement.residual(s, layer, model.layers) for s in SUBLAYERS)
-        return (*wirings, model.local(layer))
+        residuals = (placement.residual(s, layer, model.layers) for s in SUBLAYERS)
+        return (*residuals, model.local(layer))
 
     odd = next((i for i in range(model.layers) if kind(i) != kind(0)), None)
     require(

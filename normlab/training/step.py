@@ -1,9 +1,9 @@
 """The two functions that XLA compiles for a run: one step, one validation batch.
 
 They are compiled once for all runs of a process that differ in numbers only. What such runs share
-is the key of a program: the model's structure (in which initial values don't count, see
-`normlab.config.field`), how it computes, the parts of a batch, the devices. All else is an
-argument: weights, the optimizer with its rates, the seed of dropout, the number of steps.
+is the key of a program: the model's structure, how it computes, the parts of a batch, the devices.
+(Initial values are no part of the structure, see `normlab.config.field`.) All else is an argument:
+weights, the optimizer with its rates, the seed of dropout, the number of steps.
 """
 
 from collections.abc import Callable
@@ -61,8 +61,8 @@ def make_step(
         compute: how the model computes; by default in float32, keeping all activations.
         accumulate: k, in how many parts a batch is differentiated, one after another. Gradients
             are averaged in float32, so that the step is that of the whole batch. Part i has every
-            k-th sequence from the i-th on, a dropout key of its own, and the norms' state as part
-            i − 1 left it: a BatchNorm sees k small batches, and running means move k times a step.
+            k-th sequence from the i-th on and a dropout key of its own. It takes the norms' state
+            as part i − 1 left it: a BatchNorm sees k small batches.
     """
     key = np.asarray(jax.random.key_data(keys.key(seed)))
     run = jax.tree.map(partial(put, ""), (optimizer, key, np.asarray(steps, np.int32)))

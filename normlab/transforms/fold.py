@@ -35,8 +35,8 @@ class Fold(Transform):
     and bias act last, DyT too; Gemma's weight is 1 + w. A constant factor after an input norm
     (LayerNorm Scaling) goes the same way.
 
-    A norm that is a fixed linear map outside training (BatchNorm with its running statistics, a
-    frozen norm) goes away: y = a ⊙ x + b is W* = diag(a)W, c* = c + bW, and a mean that is
+    A norm that is a fixed linear map outside training goes away (BatchNorm with its running
+    statistics, a frozen norm): y = a ⊙ x + b is W* = diag(a)W, c* = c + bW. A mean that is
     subtracted is subtracted from each column of W*. Where such a norm stands after a map
     (norm_out), W* = W diag(a) and c* = c ⊙ a + b.
 

@@ -36,7 +36,7 @@ class Recentre(Transform):
     with xC, so the model depends on the stream through xC alone, as long as nothing else reads it.
     The stream is a sum of rows of the embedding, rows of the positions, and branches hW + b. C is
     linear, so xC is the sum of the same terms centred: EC, PC, hWC + bC. With those as weights the
-    stream itself is xC, its mean is 0, its variance is its mean square, and LayerNorm of it is
+    stream itself is xC. Its mean is 0, its variance is its mean square. So LayerNorm of it is
     RMSNorm of it, with the same ε, γ and β.
 
     That fails where a norm writes to the stream (norm_out, post_norm, norm_embed): C diag(γ) is no

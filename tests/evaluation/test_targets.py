@@ -152,10 +152,10 @@ def test_a_run_whose_files_cannot_be_read_is_a_row_beside_the_others(run):
     for name, (damage, _) in UNREADABLE.items():
         shutil.copytree(run.directory, runs / name)
         damage(Run(runs / name))
-    young = made_run(runs / "young", state="running")  # killed before it had saved its tokenizer
-    changed(young, CARD, None)
+    begun = made_run(runs / "begun", state="running")  # killed before it had saved its tokenizer
+    changed(begun, CARD, None)
     found = {row.name: row for row in targets(config(runs=str(runs)))}
-    assert (found["a"].status, found["young"].status) == ("ok", "unfinished")
+    assert (found["a"].status, found["begun"].status) == ("ok", "unfinished")
     for name, (_, said) in UNREADABLE.items():
         assert re.match(said, found[name].status), found[name].status
         norm = found[name].config.get("norm", {}).get("type")

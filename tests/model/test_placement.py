@@ -133,7 +133,7 @@ def test_what_means_nothing_is_refused(fields, message):
         ({"scale_in": 0.5}, "expected norm_in among the sites, got none"),
     ],
 )
-def test_a_wiring_that_means_nothing_is_refused(fields, message):
+def test_a_residual_that_means_nothing_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ResidualConfig(**fields)
 

@@ -69,7 +69,7 @@ def test_where_eps_stands_is_where_it_acts(form):
     assert np.isfinite(jacobian(norm, np.zeros(48, np.float32))).all()
 
 
-def test_a_gain_stored_as_w_acts_as_one_plus_w():
+def test_a_weight_stored_as_w_acts_as_one_plus_w():
     stored, usual = make("rmsnorm", one_plus=True), make("rmsnorm")
     assert np.array_equal(stored.weight[...], np.zeros(48))
     assert np.array_equal(call(stored, row()), call(usual, row()))

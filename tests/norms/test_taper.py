@@ -65,7 +65,7 @@ def test_the_factor_follows_a_running_mean_and_stands_still_after_the_start():
     assert float(norm.factor()) == before
 
 
-def test_the_linear_gain_learns_only_once_the_gate_opens():
+def test_the_linear_weight_learns_only_once_the_gate_opens():
     norm = make("tapernorm", 8)
     norm.scaled_square[...], norm.square[...] = jnp.float32(1.0), jnp.float32(3.0)
     graphdef, params, state = nnx.split(norm, nnx.Param, ...)

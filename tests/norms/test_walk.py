@@ -276,8 +276,8 @@ def sum_in_float16(terms, order):
 
 
 @pytest.mark.parametrize("name", STATISTICAL)
-def test_a_power_of_two_scale_changes_no_bit_in_fp32_and_heals_overflow(name):
-    plain, scaled = walked(name, start=True), walked(name, start=True, healing=True)
+def test_a_power_of_two_scale_changes_no_bit_in_fp32_and_undoes_overflow(name):
+    plain, scaled = walked(name, start=True), walked(name, start=True, undoing=True)
     assert np.array_equal(scaled.wide[HUGE], plain.wide[HUGE])
     np.testing.assert_allclose(scaled.half[HUGE], plain.wide[HUGE], atol=0.1)
     assert np.abs(plain.half[HUGE]).max() == 0  # rsqrt(inf) = 0, and nothing hides it
@@ -289,8 +289,8 @@ def test_a_power_of_two_scale_changes_no_bit_in_fp32_and_heals_overflow(name):
 )
 def test_a_power_of_two_scale_is_good_in_other_formats_and_orders(name, precision):
     norm, x = make(name), row(size=2000.0)
-    healed = call(norm, x, precision, 2.0**13)
-    np.testing.assert_allclose(healed, call(norm, x), atol=0.1)
+    mended = call(norm, x, precision, 2.0**13)
+    np.testing.assert_allclose(mended, call(norm, x), atol=0.1)
 
 
 @settings(deadline=None, max_examples=30)

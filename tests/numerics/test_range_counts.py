@@ -103,7 +103,7 @@ def change(x, scale, eps, dtype, form):
 
 @pytest.mark.parametrize("form", list(EpsForm))
 @pytest.mark.parametrize("name", ["fp16", pytest.param("fp8_e5m2", marks=pytest.mark.system)])
-def test_where_a_row_is_not_imprecise_underflow_costs_no_more_than_a_rounding(name, form):
+def test_where_a_row_keeps_its_precision_underflow_costs_no_more_than_a_rounding(name, form):
     """Each row alone, at scales on both sides of the cap 128 √ε, with an ε that rules and not."""
     dtype, unit = FORMATS[name][0], 2.0**-11 if name == "fp16" else 2.0**-3
     x, told = spread(60, -12, 2), []
@@ -131,7 +131,7 @@ def test_where_a_row_is_not_imprecise_underflow_costs_no_more_than_a_rounding(na
     assert max(h for _, h in told) > 0.5  # and what is called precision_loss can be ruined
 
 
-def test_at_the_cap_no_row_is_harmed_and_above_it_some_are():
+def test_at_the_cap_no_row_is_an_underflow_error_and_above_it_some_are():
     x = spread(300, -30, -2)
     cap = 128 * np.sqrt(EPS)
     assert int(seen(x, "fp16", 0.999 * cap).precision_loss) == 0

@@ -171,7 +171,7 @@ def multiply(param, factor):
 
 
 @pytest.mark.parametrize("rule", PREDICTIONS)
-def test_a_factor_on_a_norms_output_is_a_smaller_gain(rule):
+def test_a_factor_on_a_norms_output_is_a_smaller_weight(rule):
     lns, pre = (tiny_model(placement=name, **GATED) for name in ("lns", "pre"))
     for layer, block in enumerate(pre.blocks, start=1):
         for part in (block.attention, block.mlp):

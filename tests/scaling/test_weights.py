@@ -51,7 +51,7 @@ def test_each_value_head_stands_beside_its_queries():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tables_add_up_to_the_stem(kind):
+def test_the_tables_add_up_to_the_embedding(kind):
     model, tokens = tiny_model("dyt", embed_factor=3.0, **KINDS[kind]), random_tokens(1)
     found = [c * np.float64(table) for c, table in weights.tables(model)]
     total = found[0][tokens] + (found[1][:16] if len(found) > 1 else 0)

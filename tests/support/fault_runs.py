@@ -69,8 +69,8 @@ def commanded(directory):
             return end.code, said.getvalue()
 
 
-def struck(directory, fault, heal):
-    """A run to which `fault` happens once step 4 is saved, tried again as it is, and then healed.
+def struck(directory, fault, mend):
+    """A run to which `fault` happens once step 4 is saved, tried again as it is, and then mended.
 
     Returns:
         Each call's status and words, the record after the first, and the checkpoints then.
@@ -92,7 +92,7 @@ def struck(directory, fault, heal):
     Trainer._note = note
     record, kept = run.record, sorted(p.name for p in run["checkpoints"].iterdir())
     calls.append(commanded(directory))
-    heal()
+    mend()
     calls.append(commanded(directory))
     return {"calls": calls, "record": record, "kept": kept}
 

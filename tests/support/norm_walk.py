@@ -116,8 +116,8 @@ ROWS = np.concatenate(
     ]
 )
 LARGE, LOST, HUGE, MIXED = slice(5, 10), slice(10, 12), slice(12, 17), slice(17, 22)
-SCALES, HEALING = np.ones((2, len(ROWS), 1), np.float32)
-SCALES[MIXED], HEALING[HUGE] = 2.0, 2.0**13
+SCALES, UNDOING = np.ones((2, len(ROWS), 1), np.float32)
+SCALES[MIXED], UNDOING[HUGE] = 2.0, 2.0**13
 WEIGHT = np.zeros(ROWS.shape, np.float32)
 WEIGHT[:5] = np.random.default_rng(2).normal(size=PLAIN.shape)
 
@@ -149,17 +149,17 @@ def _everything(graphdef, params, state, rows, scale, weight):
 
 
 @cache
-def walked(name, start=False, healing=False):
+def walked(name, start=False, undoing=False):
     """The norm, and by name what its program gave of `ROWS`.
 
     Args:
         name: the type.
         start: its parameters are those that it starts with, not moved.
-        healing: rows that overflow have a static scale under which they don't.
+        undoing: rows that overflow have a static scale under which they don't.
     """
     norm = make(name) if start else randomized(make(name))
     split = nnx.split(norm, nnx.Param, NormState)
-    shaped = [each.reshape(5, 5, -1) for each in (ROWS, HEALING if healing else SCALES, WEIGHT)]
+    shaped = [each.reshape(5, 5, -1) for each in (ROWS, UNDOING if undoing else SCALES, WEIGHT)]
     found = jax.device_get(_everything(*split, *shaped))
     for which in ("wide", "half", "of_x"):
         found[which] = found[which].reshape(ROWS.shape)

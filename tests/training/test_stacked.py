@@ -99,7 +99,7 @@ def test_stacking_and_taking_apart_gives_the_same_bits(tokens):
     np.testing.assert_allclose(whole(tokens), model(tokens), atol=1e-5)
 
 
-def test_the_layers_axis_makes_no_matrix_of_a_gain():
+def test_the_layers_axis_makes_no_matrix_of_a_weight():
     model = tiny_model(layers=3, bias=True)
     whole = learned(nnx.state(stacked(model)))
     expected = groups(learned(nnx.state(model)))

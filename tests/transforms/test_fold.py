@@ -87,7 +87,7 @@ def test_a_tied_head_and_its_norm_stay_as_they_are():
     assert folded.embed.embedding[...] is model.embed.embedding[...]
 
 
-def test_a_bias_behind_the_gain_becomes_the_maps_bias():
+def test_a_bias_after_the_weight_becomes_the_maps_bias():
     """c* = c + βW, by hand."""
     linear = small_linear()
     kernel = np.asarray(linear.kernel[...])

@@ -64,7 +64,7 @@ def test_a_norm_on_the_embedding_is_refused():
 
 
 def test_embedding_rows_of_one_length_are_refused():
-    """The tied head divides by the rows that it had, the stem by the rows that it has."""
+    """The tied head divides by the rows that it had, the embedding by the rows that it has."""
     with pytest.raises(DoesNotApply, match="model.embed_length"):
         apply(tiny_model("layernorm", embed_length=3.0), "recentre")
 

@@ -34,15 +34,15 @@ def layernorm():
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "limit"),
+    ("name", "fields", "limit"),
     [
         ("max-rescale", {}, 1e-5),
         ("iterl2", {"steps": 10}, 1e-4),
         ("i-bert", {"bits": 16}, 1e-2),
     ],
 )
-def test_a_good_approximation_computes_the_same(layernorm, name, knobs, limit):
-    swapped = swap(layernorm, name, **knobs)
+def test_a_good_approximation_computes_the_same(layernorm, name, fields, limit):
+    swapped = swap(layernorm, name, **fields)
     assert kinds(swapped) == {name}
     assert swapped.norm.type == name
     assert swapped.norm.eps == 1e-3
@@ -66,7 +66,7 @@ def test_back_again_is_the_same_model(layernorm):
     assert np.array_equal(logits(back), logits(layernorm))
 
 
-def test_a_knob_of_one_type_is_no_knob_of_the_next(layernorm):
+def test_a_field_of_one_type_is_no_field_of_the_next(layernorm):
     assert swap(swap(layernorm, "i-bert", bits=20), "dyadic").norm.bits == 8
 
 
@@ -89,7 +89,7 @@ def test_what_a_config_says_is_not_lost():
     assert swap(stored, "i-bert").norm.one_plus
 
 
-def test_a_norm_of_another_meaning_is_not_taken_for_layernorms_kin():
+def test_a_norm_of_another_meaning_is_not_taken_for_a_layernorm():
     for name in ("l1", "i-bert", "dyadic", "layernorm"):  # four statistics, or one
         with pytest.raises(
             ValueError, match=f"'{name}' .* norm 'groupnorm' .*a type like LayerNorm"

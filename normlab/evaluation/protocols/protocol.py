@@ -166,9 +166,10 @@ def _word(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
 
 @_protocol("gptq", 2048, fixed=True)
 def _gptq(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
-    """Rows joined by two newlines, BOS once at the start where there is one, disjoint windows of
-    L = 2048, the tail dropped; L−1 tokens of each are scored (Frantar et al. 2023,
-    arXiv:2210.17323, its code).
+    """Rows joined by two newlines, in disjoint windows of L = 2048, the tail dropped.
+
+    BOS stands once at the start, where there is one; L−1 tokens of each window are scored (Frantar
+    et al. 2023, arXiv:2210.17323, its code).
     """
     stream = _stream(joined_rows(text), tokenizer).after(tokenizer.bos)
     spans = disjoint(len(stream.ids), length, None)
@@ -177,9 +178,10 @@ def _gptq(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
 
 @_protocol("llamacpp", 512, fixed=True)
 def _llamacpp(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
-    """llama.cpp's `perplexity`: the raw file after a BOS, disjoint windows of n_ctx = 512, the tail
-    dropped, each window's first token replaced by BOS (where there is one), and the tokens after
-    position n_ctx/2 scored: n_ctx/2 − 1 a window.
+    """llama.cpp's `perplexity`: the raw file after a BOS, in disjoint windows of n_ctx = 512.
+
+    The tail is dropped, and each window's first token replaced by BOS, where there is one. The
+    tokens after position n_ctx/2 are scored: n_ctx/2 − 1 a window.
     """
     bos = tokenizer.bos
     stream = _stream(text, tokenizer).after(bos)
@@ -216,9 +218,10 @@ def _blank_ends(page: str) -> int:
 
 @_protocol("stride", 1024)
 def _stride(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
-    """Rows joined by two newlines, BOS once at the start where there is one; windows of L tokens
-    begin every L/2, and each scores the tokens that no window before it held (Hugging Face's guide
-    to perplexity, with L/2 as its stride).
+    """Rows joined by two newlines, in windows of L tokens that begin every L/2.
+
+    BOS stands once at the start, where there is one. A window scores the tokens that none before it
+    held (Hugging Face's guide to perplexity, with L/2 as its stride).
     """
     stream = _stream(joined_rows(text), tokenizer).after(tokenizer.bos)
     yield stream, list(overlapping(len(stream.ids), length)), length - 1
