@@ -80,8 +80,9 @@ def _threshold(delta: np.ndarray, error: np.ndarray) -> float:
 
 def _ticks(limits: tuple[float, float], threshold: float, most: int) -> list[float]:
     """Zero and powers of ten beyond the linear part, at most so many on each side."""
-    least = round(np.log10(threshold)) + 1
-    top = int(np.log10(max(*np.abs(limits), 10.0**least)))
+    edge = round(np.log10(threshold))
+    top = int(np.log10(max(*np.abs(limits), 10.0 ** (edge + 1))))
+    least = edge + (top > edge + 1)  # the end of the linear part too, where little is beyond it
     powers = [10.0**k for k in range(least, top + 1, 1 + (top - least) // (most - 1))]
     return [t for t in [*(-p for p in reversed(powers)), 0.0, *powers] if limits[0] <= t]
 

@@ -48,12 +48,16 @@ def summary(table: Table) -> str:
 
 
 def _names(table: Table) -> list[str]:
-    """Rows by norm and placement where that tells them apart, else by model."""
-    short = [f"{norm} {placement}" for _, norm, placement, *_ in table.rows]
-    if len(short) > 1 and len(set(short)) == len(short):
-        return short
-    whole = [" ".join(map(str, subject)) for subject in table.rows]
+    """Rows by norm, placement and settings where those tell them apart, else by model."""
+    last = [key.rpartition(".")[2] for key in table.settings]
+    said = [
+        ", ".join([f"{norm} {placement}", *(f"{n} {v}" for n, v in zip(last, values, strict=True))])
+        for _, norm, placement, *values in table.rows
+    ]
+    if len(said) > 1 and len(set(said)) == len(said):
+        return said
     models = [str(subject[0]) for subject in table.rows]
+    whole = [" ".join(map(str, subject)) for subject in table.rows]
     return models if len(set(models)) == len(models) else whole
 
 

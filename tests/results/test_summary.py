@@ -74,6 +74,15 @@ def test_nothing_to_say():
     assert said([record(), record("b")]).startswith("In fp32 the 2 models lie between 5.116 (a)")
 
 
+def test_runs_of_a_sweep_are_named_by_what_sets_them_apart():
+    """Their models' names are hashes, which say nothing."""
+    config = {"norm": {"type": "rmsnorm"}, "placement": {"type": "pre"}, "seed": 0}
+    facts = [{"config": config | {"optimizer": {"lr": lr}}} for lr in (0.1, 0.2)]
+    models = [[record(f"h{i}", perplexity=90.0 + i, facts=f)] for i, f in enumerate(facts)]
+    wanted = "lie between 90.000 (rmsnorm pre, lr 0.1) and 91.000 (rmsnorm pre, lr 0.2)."
+    assert said(*models).endswith(wanted)
+
+
 def test_it_stands_under_its_table():
     made = tables(rows("smol", 30.0, 31.0, 30.0))
     assert f"|\n\n{summary(made[0])}\n\n{LEGEND}" in markdown(made)

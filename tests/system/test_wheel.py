@@ -1,11 +1,15 @@
 """What `pip install` brings: the library, its configs, and two commands."""
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
+
+from tests.support.notebooks import NOTEBOOKS, run, shrunk
 
 pytestmark = pytest.mark.extended
 ROOT = Path(__file__).parent.parent.parent
@@ -36,3 +40,20 @@ def test_it_has_both_commands(wheel):
     text = wheel.read(entry).decode()
     assert "normlab-train = normlab.commands.train:main" in text
     assert "normlab-evaluate = normlab.commands.evaluate:main" in text
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory):
+    """A folder with what the wheel installs, and nothing of the checkout."""
+    folder = tmp_path_factory.mktemp("site")
+    wheel.extractall(folder)
+    return folder
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook machinery itself
+def test_a_notebook_runs_from_it_outside_of_a_checkout(file, unpacked, tmp_path):
+    notebook = shrunk(file, tmp_path)
+    imported = f"import normlab; assert normlab.__file__.startswith({str(unpacked)!r})"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(imported))
+    run(notebook, tmp_path, env=os.environ | {"PYTHONPATH": str(unpacked)})
