@@ -18,10 +18,10 @@ HEAD = (
 )  # fmt: skip
 LEGEND = (
     "A column is the precision of norms' sums; +RULE: their inputs are divided by static scales "
-    "first. Δ is the difference to fp32, ± its paired standard error over windows. overflow: rows "
-    "(one token at one norm) whose sum left the format's range and became infinite; zero: rows "
-    "whose sum vanished; n/a: the norm sums nothing, or the transform or the rule doesn't apply to "
-    "this model."
+    "first (slanc: the paper's; random_tokens: the rule to use). Δ is the difference to fp32, ± "
+    "its paired standard error over windows. overflow: rows (one token at one norm) whose sum "
+    "left the format's range and became infinite; zero: rows whose sum vanished; n/a: the norm "
+    "sums nothing, or the transform or the rule doesn't apply to this model."
 )
 
 
