@@ -3,6 +3,7 @@
 S. Merity, C. Xiong, J. Bradbury, R. Socher, *Pointer Sentinel Mixture Models*, 2016.
 """
 
+import glob
 import hashlib
 import logging
 import threading
@@ -155,9 +156,8 @@ def _read(known: tuple[tuple[Path, int, int], ...]) -> str:
     if files[0].suffix != ".parquet":
         builder = {"path": "text", "keep_linebreaks": True}
     # Streaming reads the files in place: no second copy in the user's cache, no progress bar.
-    rows = load_dataset(
-        **builder, data_files={"all": [str(f) for f in files]}, split="all", streaming=True
-    )
+    paths = [glob.escape(str(f)) for f in files]  # which `datasets` takes for patterns
+    rows = load_dataset(**builder, data_files={"all": paths}, split="all", streaming=True)
     return _joined(batch["text"] for batch in rows.iter(10_000))
 
 

@@ -1,15 +1,11 @@
-"""Checkpoints of a training run: the only file that knows Orbax."""
+"""Checkpoints of a training run: the only file that knows Orbax (and orbax_patches.py)."""
 
 import hashlib
 import json
-import logging
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from inspect import iscoroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from normlab.parallel.distributed import is_main_process, on_main_process
 from normlab.parallel.sharding import dotted, on_host, sharding
 from normlab.runs.checkpoint_errors import CorruptCheckpointError, root, said, unread
+from normlab.runs.orbax_patches import patch
 
 Tree = Any
 _policies = ocp.training.preservation_policies
@@ -39,6 +36,19 @@ def from_names(names: dict[str, Any], like: Tree, saved_as: Callable[[str], str]
 
 def _merit(metrics: Any) -> float:
     return -float(metrics["valid_loss"])
+
+
+def _best(found: Sequence[Any]) -> Any:
+    """The checkpoint with the lowest validation loss; of equals the earliest, as the log has it."""
+    return max(found, key=lambda c: (_merit(c.metrics), -c.step))
+
+
+class _KeepBest:
+    """Keep the best one. (Orbax's own `BestN` would keep the latest of equals.)"""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        best = _best(checkpoints) if checkpoints else None
+        return [c is best for c in checkpoints]
 
 
 _QUIET = 0.5
@@ -66,26 +76,6 @@ def _digest(names: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-@cache
-def _hush() -> None:
-    """Keep Orbax from printing what no one can make use of; what went wrong, it raises too.
-
-    It logs a traceback for each part of a save that fails: ten for a full disk. Where a part of a
-    load or a save fails, it closes the event loop that the others belong to: when one of them ends,
-    or is collected, at any later time and on any thread, the interpreter prints a traceback.
-    """
-    logger = logging.getLogger("absl")
-    logger.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        closed = str(unraisable.exc_value) == "Event loop is closed"
-        if not closed and not iscoroutine(unraisable.object):
-            before(unraisable)
-
-    sys.unraisablehook = hook
-
-
 class Checkpoints:
     """The checkpoints in one directory: the two newest and the best by validation loss are kept.
 
@@ -103,8 +93,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, writer: bool = False):
-        _hush()
-        keep = [_policies.LatestN(2), _policies.BestN(get_metric_fn=_merit, n=1)]
+        patch()
+        keep = [_policies.LatestN(2), _KeepBest()]
         self._directory = directory.resolve()
         self._writer = writer
         self._saving: Any = None
@@ -188,14 +178,14 @@ class Checkpoints:
         return None if found is None else found.step
 
     def best(self) -> int | None:
-        """Step of the checkpoint with the lowest validation loss.
+        """Step of the checkpoint with the lowest validation loss, the earliest of equals.
 
         Raises:
             CorruptCheckpointError: one of them doesn't say its own.
         """
         with self._ranked():
             found = self._checkpointer.checkpoints
-            return max(found, key=lambda c: _merit(c.metrics)).step if found else None
+            return _best(found).step if found else None
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, the newest first."""
@@ -258,6 +248,22 @@ class Checkpoints:
                     f"checkpoint {where}: its {name} are not what was saved (SHA-256 differs)"
                 )
         return {name: from_names(loaded[name], tree, saved_as) for name, tree in like.items()}
+
+    def read_back(self, step: int, **trees: Tree) -> None:
+        """Load what was saved just now, as a resume would.
+
+        Raises:
+            OSError: it can't be, and so nothing that is saved there can.
+        """
+        with self._written():
+            self._settle()
+        try:
+            self.load(step, **trees)
+        except CorruptCheckpointError as error:
+            raise OSError(
+                f"what is saved in {self._directory} can't be read back, and would be lost: give "
+                f"another run=DIR, of a plain path on another disk ({error})"
+            ) from error
 
     def set_aside(self, step: int) -> Path:
         """Rename the checkpoint of `step`, so that it counts no more; where it lies now."""

@@ -230,6 +230,7 @@ class Trainer:
         with Progress(self._title(), c.steps, start) as progress:
             if checkpoints.latest() is None:
                 self._stand_still(checkpoints, 0)
+                checkpoints.read_back(0, **self._saved())
             if start < c.steps and self._enough():  # killed after the last validation
                 return "stopped early"
             for step in range(start, stop):

@@ -77,6 +77,18 @@ def test_a_folder_of_both_sets_or_one_of_them(name, inner, tmp_path, facts):
     assert [read(split) for split in ("train", "valid", "test")] == [facts] * 3
 
 
+@pytest.mark.parametrize("sign", ["[2]", "a*b", "**", "?", "{a,b}"])
+def test_a_folder_whose_name_is_a_pattern(sign, tmp_path, facts):
+    for other in ("aXb", "X", "2", "a"):  # which it would match
+        publish(tmp_path / other / "a", "tokens")
+        (tmp_path / other / "a" / "wiki.train.tokens").write_text("another text")
+    publish(tmp_path / sign / "a", "tokens")
+    publish_parquet(tmp_path / sign / "wikitext-2-v1", dict.fromkeys(wikitext.HUB_NAMES, LINES))
+    for root in (tmp_path / sign, tmp_path / sign / "a"):
+        read = wikitext.find("wikitext2", root)
+        assert [read(split) for split in ("train", "valid", "test")] == [facts] * 3
+
+
 @pytest.mark.parametrize("blank", [" \n", ""])
 def test_a_copy_of_the_hubs_folder(tmp_path, facts, blank):
     assert " \n" in LINES

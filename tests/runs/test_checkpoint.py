@@ -66,6 +66,27 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path):
     assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == {"1", "3", "4"}
 
 
+def test_of_equal_losses_the_earliest_is_kept_and_is_the_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 1.0, 1.0, 2.0, 1.0, 2.5]):
+            checkpoints.save(step, *SMALL, valid_loss=loss)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best() == 1
+        assert checkpoints.steps() == [6, 5, 1]
+
+
+@pytest.mark.parametrize("sign", ["[2]", "a*b", "**", "?", "{a,b}"])
+def test_a_folder_whose_name_is_a_pattern_is_read_back(tmp_path, sign):
+    """A save is found by patterns: not those of its own path."""
+    with Checkpoints(tmp_path / sign, writer=True) as checkpoints:
+        checkpoints.save(1, *SMALL, valid_loss=1.0)
+        checkpoints.read_back(1, params=SMALL[0], optimizer=SMALL[1])
+        (tmp_path / sign / "corrupt.0").mkdir()
+        assert [path.name for path in checkpoints.damaged()] == ["corrupt.0"]
+    with Checkpoints(tmp_path / sign) as checkpoints:
+        assert same_trees(checkpoints.load(1, params=SMALL[0])["params"], SMALL[0])
+
+
 @pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
 def test_many_saves_keep_no_more_files_and_threads_than_a_few(tmp_path):

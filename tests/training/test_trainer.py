@@ -155,6 +155,24 @@ def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(tmp_path, mon
         assert checkpoints.steps() == [4, 0]
 
 
+def test_a_run_whose_saves_cannot_be_read_back_is_told_before_its_first_step(tmp_path, monkeypatch):
+    scripted(monkeypatch, loss=lambda step: pytest.fail("a step was made"))
+    with monkeypatch.context() as patch:
+        patch.setattr("normlab.runs.checkpoint._digest", lambda _: str(time.monotonic()))
+        with pytest.raises(OSError, match=r"can't be read back.*give another run=DIR.*SHA-256"):
+            train(loop_config(tmp_path))
+    (run,) = map(Run, tmp_path.iterdir())
+    assert run.record["state"] == "failed"
+
+
+def test_of_equal_validations_the_record_names_the_checkpoint_that_is_kept(tmp_path, monkeypatch):
+    scripted(monkeypatch, valid=[5.0, 3.0, 3.0, 4.0, 3.0, 4.0, 4.0])
+    run = train(loop_config(tmp_path, eval_every=2))
+    assert run.record["best_step"] == 2
+    with Checkpoints(run["checkpoints"]) as checkpoints:
+        assert checkpoints.best() == 2
+
+
 def test_what_gets_no_better_stops_early(tmp_path, monkeypatch):
     scripted(monkeypatch, valid=[5.0, 3.0, 4.0, 2.0, 2.5, 2.5, 1.0])
     config = loop_config(tmp_path, eval_every=1, patience=2)
