@@ -88,6 +88,9 @@ def launch(
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=app)
     def job(composed: Any) -> None:
+        os.chdir(
+            HydraConfig.get().runtime.cwd
+        )  # whatever hydra.job.chdir says: paths are from here
         values: Any = OmegaConf.to_container(composed, resolve=True)
         asked = list(HydraConfig.get().overrides.task)
         several = HydraConfig.get().mode == RunMode.MULTIRUN

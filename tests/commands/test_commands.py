@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
+from pathlib import Path
 
 import pytest
 import yaml
@@ -136,6 +137,16 @@ def test_a_type_on_another_types_defaults_is_refused(capsys, monkeypatch, argume
     group, _, name = arguments[1].partition(".type=")
     assert f"expected {group}={name}, and its fields" in printed
     assert run(capsys, monkeypatch, "train", arguments[0])[0] == 0
+
+
+@pytest.mark.parametrize("sweep", [("-m", "seed=0,1"), ("hydra.run.dir=w2",)])
+def test_paths_are_from_where_the_command_was_given(monkeypatch, tmp_path, sweep):
+    """Hydra would go into `runs`, and `runs` would be made there once more."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *sweep, "runs=w2", "hydra.job.chdir=true"])
+    seen = []
+    launch("train", TrainConfig, lambda config, asked: seen.append(Path(config.runs).resolve()))
+    assert set(seen) == {tmp_path / "w2"}
 
 
 @pytest.mark.parametrize("argument", ["norm=dyt", "placement=pre", "experiment=table"])
