@@ -9,6 +9,7 @@ from pathlib import Path
 from normlab.commands.launch import launch
 from normlab.config import to_dict
 from normlab.progress import console
+from normlab.runs.run import make_directory
 from normlab.training.removal import RemoveConfig, Removed, remove
 
 EXAMPLES = """
@@ -20,7 +21,6 @@ COLUMNS = ("site", "factor", "after freezing", "after tuning")
 
 def write(lines: Sequence[Removed], out: Path) -> str:
     """removal.csv and removal.md; the latter's text."""
-    out.mkdir(parents=True, exist_ok=True)
     with (out / "removal.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -39,6 +39,7 @@ def one_removal(config: RemoveConfig, asked: Sequence[str]) -> None:
     """Remove, print; what there is is written after each line, and beside it what was asked."""
     name = Path(str(config.run)).name + "-control" * config.control
     out = Path(config.out or Path("results/remove") / name)
+    make_directory("out", out)
     lines: list[Removed] = []
     for line in remove(config):
         lines.append(line)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from normlab.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def cached(
     if _fault(folder, wanted) is None:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / LOCK):
+    with locked(folder.parent / LOCK):
         fault = _fault(folder, wanted)
         if fault is not None:  # no other process has made it meanwhile
             if folder.exists():

@@ -1,7 +1,9 @@
 """An unfinished evaluation on disk: what its first batches gave, so that it can go on."""
 
+import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -56,9 +58,10 @@ class PartialResults:
     def _write(self) -> None:
         path = self._path(len(self.done))
         path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".half")
-        with half.open("wb") as file:
-            np.savez(file, *(np.stack(leaves) for leaves in zip(*self._fresh, strict=True)))
-        half.replace(path)
+        half = path.with_suffix(f".{os.getpid()}")
+        with suppress(FileNotFoundError):  # another process was done with the same and removed it
+            with half.open("wb") as file:
+                np.savez(file, *(np.stack(leaves) for leaves in zip(*self._fresh, strict=True)))
+            half.replace(path)
         self.done += self._fresh
         self._fresh, self._written = [], time.monotonic()

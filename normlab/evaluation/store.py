@@ -12,6 +12,7 @@ from normlab.evaluation.protocols import Windows
 from normlab.results import Record, RecordFile
 from normlab.results.fields import Comparison, Result
 from normlab.results.record import OK
+from normlab.runs.run import make_directory
 
 T = TypeVar("T", Result, Comparison)
 
@@ -25,7 +26,9 @@ class RecordStore:
 
     def __init__(self, config: EvaluateConfig):
         self._config, self._out = config, Path(config.out)
+        make_directory("out", self._out)
         self._file = RecordFile(self._out / "records.jsonl")
+        self._file.mend()
         self._by_key = {record.key: record for record in self._file.read()}
 
     def find(self, key: str) -> Record | None:

@@ -5,18 +5,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import jax
 import yaml
-from filelock import FileLock, Timeout
 from flax import nnx
 
 from normlab.config import build
 from normlab.data.tokenizer import load_tokenizer
+from normlab.locks import HeldError, locked
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.model.language_model import LanguageModel
 from normlab.norms import NormConfig
@@ -77,22 +77,19 @@ class Run:
         Raises:
             ValueError: another process does.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self[".lock"], timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            time.sleep(1)  # who holds it says so a moment after it has it
-            raise ValueError(
-                f"{self.directory} is being trained by another process "
-                f"({self.read('.holder.json').get('who', 'unknown')}); wait for it, or give "
-                "another run=DIR"
-            ) from None
-        try:
+        make_directory("run", self.directory)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self[".lock"], wait=False))
+            except HeldError as error:
+                time.sleep(1)  # who holds it says so a moment after it has it
+                raise ValueError(
+                    f"{self.directory} is being trained by another process "
+                    f"({self.read('.holder.json').get('who', 'unknown')}); wait for it, or give "
+                    f"another run=DIR ({error})"
+                ) from None
             self.write(".holder.json", {"who": f"{os.getpid()} on {socket.gethostname()}"})
             yield
-        finally:
-            lock.release()
 
     @property
     def is_older(self) -> bool:
@@ -128,6 +125,20 @@ def named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def make_directory(setting: str, path: Path) -> None:
+    """Make the directory that a setting names, before anything is computed for it.
+
+    Raises:
+        NotADirectoryError: a file lies there, or on the way.
+        OSError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        said = f"{setting}={path}: a file lies there; expected a directory, or a new name"
+        raise NotADirectoryError(said) from None
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

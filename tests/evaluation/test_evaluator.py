@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from normlab.commands.evaluate import perplexities
+from normlab.commands.remove import one_removal
 from normlab.data import Corpus
 from normlab.evaluation import evaluate, table
 from normlab.evaluation import metadata as facts
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.protocols import protocols
 from normlab.results import RecordFile
+from normlab.runs.run import Run
+from normlab.training.removal import RemoveConfig
 from tests.support.scored_windows import BATCH, LENGTH, HalfReference, expected, loud
 from tests.support.transformer_reference import Reference
 from tests.support.unscored import CORPUS, TEXTS, made_run, untrained
@@ -116,6 +119,21 @@ def test_a_table_in_memory_is_that_of_the_command(run, made_up, tmp_path, monkey
     assert not (tmp_path / "results").exists()
     with pytest.raises(ValueError, match="unknown key .* 'precison'. Did you mean 'precision'"):
         table(precison="fp32")
+
+
+def test_a_file_where_results_should_go_is_told_before_anything_is_computed(
+    run, made_up, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("normlab.training.removal.load", lambda _: pytest.fail("was loaded"))
+    (tmp_path / "out").write_text("here already")
+    for out in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(NotADirectoryError, match=f"out={out}: a file lies there; expected a d"):
+            evaluate(ask(run, out))
+        with pytest.raises(NotADirectoryError, match=f"out={out}: a file lies there; expected a d"):
+            one_removal(RemoveConfig(run=str(run.directory), out=str(out)), ())
+        with pytest.raises(NotADirectoryError, match=f"run={out}/a: a file lies there"):
+            Run(out / "a").locked().__enter__()
+    assert not made_up.calls
 
 
 def test_whatever_a_result_depends_on_makes_another_record(run, tmp_path, monkeypatch):

@@ -96,3 +96,21 @@ def test_what_is_quickly_done_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "EVERY", 60.0)
     gone_on(tmp_path / "here")
     assert not (tmp_path / "here").exists()
+
+
+def test_two_of_one_evaluation_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """One is done, and takes the directory away, while the other writes; other processes write."""
+    first, second = PartialResults(tmp_path / "a"), PartialResults(tmp_path / "a")
+    save = np.savez
+
+    def saved(file, *stacks):
+        save(file, *stacks)
+        first.remove()
+
+    monkeypatch.setattr(np, "savez", saved)
+    second.add(np.zeros(3))
+    monkeypatch.setattr(np, "savez", save)
+    second.add(np.zeros(3))
+    (tmp_path / "a" / "00000000.half").mkdir()  # another's, being written
+    PartialResults(tmp_path / "a").add(np.zeros(3))
+    assert len(PartialResults(tmp_path / "a").done) == 2

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -112,3 +113,42 @@ def test_a_file_keeps_records_in_order_and_drops_a_half_line(tmp_path):
     file.add(dataclasses.replace(FULL, key="k3"))
     assert [r.key for r in file.read()] == ["k1", "k3"]
     assert file.path.read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("bad", ["{", '{"key": "k", "perplexty": 3}', "3", "{}", "\xff"])
+def test_a_line_that_is_no_record_is_named_and_blocks_nothing(tmp_path, caplog, bad):
+    file = RecordFile(tmp_path / "records.jsonl")
+    file.add(FULL)
+    with file.path.open("ab") as f:
+        f.write(bad.encode("latin-1") + b"\n")
+    file.add(dataclasses.replace(FULL, key="k2"))
+    assert [r.key for r in file.read()] == ["k1", "k2"]
+    assert f"{file.path}, line 2 is no record and is left out" in caplog.text
+    caplog.clear()
+    file.mend()
+    assert f"line 2 was no record and is now in {tmp_path / 'records.bad'}" in caplog.text
+    assert (tmp_path / "records.bad").read_text().count("\n") == 1
+    caplog.clear()
+    file.mend()
+    assert [r.key for r in file.read()] == ["k1", "k2"]
+    assert not caplog.text
+
+
+def add_some(path, barrier, number):
+    barrier.wait()
+    for n in range(150):
+        RecordFile(path).add(dataclasses.replace(FULL, key=f"{number}:{n}"))
+
+
+@pytest.mark.system
+def test_of_processes_that_add_to_one_file_no_record_is_lost(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    path, barrier = tmp_path / "out" / "records.jsonl", context.Barrier(4)
+    adding = [context.Process(target=add_some, args=(path, barrier, n)) for n in range(4)]
+    for process in adding:
+        process.start()
+    for process in adding:
+        process.join(120)
+        assert process.exitcode == 0
+    keys = [r.key for r in RecordFile(path).read()]
+    assert sorted(keys) == sorted(f"{p}:{n}" for p in range(4) for n in range(150))
