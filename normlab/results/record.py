@@ -123,26 +123,33 @@ def _decoded(value: Any) -> Any:
 def latest(records: Iterable[Record]) -> list[Record]:
     """Each model as it was evaluated last; two of one name are told apart by a number.
 
-    A run that goes on has other weights at every evaluation: what was measured of earlier ones has
-    no place beside the last. Two models of one name lie in two places and have different weights.
-    Records without weights, of what was not evaluated, stay as they are.
+    A run that goes on has other weights at every evaluation, and a folder's config can be edited:
+    what was measured of an earlier model has no place beside the last. Two models of one name lie
+    in two places or differ. Records without weights, of what was not evaluated, stay as they are.
     """
     records = list(records)
-    last = {_place(r): r.model.weights_sha256 for r in records if r.model.weights_sha256}
+    last = {_place(r): _identity(r) for r in records if r.model.weights_sha256}
     names: dict[str, dict[str, int]] = {}
     made = []
     for r in records:
         if r.model.weights_sha256 is None:
             made.append(r)
-        elif r.model.weights_sha256 == last[_place(r)]:
+        elif (found := _identity(r)) == last[_place(r)]:
             seen = names.setdefault(r.model.name, {})
-            n = seen.setdefault(r.model.weights_sha256, len(seen) + 1)
+            n = seen.setdefault(found, len(seen) + 1)
             made.append(r if n == 1 else _named(r, f"{r.model.name} ({n})"))
     return made
 
 
 def _place(r: Record) -> tuple[str, Any]:
     return r.model.name, r.model.facts.get("source")
+
+
+def _identity(r: Record) -> str:
+    """Which model a record is of: its weights, and all that is done with them."""
+    m = r.model
+    told = m.weights_sha256, r.text.tokenizer_hash, m.config, m.norm_config, m.placement_config
+    return json.dumps(told, sort_keys=True, default=str)
 
 
 def _named(r: Record, name: str) -> Record:

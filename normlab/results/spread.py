@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from normlab.results.fields import ModelInfo
-from normlab.results.record import GOOD, NOT_APPLICABLE, OK, Record
+from normlab.results.record import GOOD, NOT_APPLICABLE, OK, Record, latest
 from normlab.results.settings import RATE, differing, identity, shown
 from normlab.results.table import Cell, by_text, number, tables, with_error
 
@@ -134,7 +134,9 @@ def spreads(
 
     Numbers that don't compare never share a table, as in `normlab.results.table.tables`.
     """
-    found = [(tables(group)[0].title, lines(group, precisions)) for group in by_text(records)]
+    found = [
+        (tables(group)[0].title, lines(group, precisions)) for group in by_text(latest(records))
+    ]
     return [(title, made) for title, made in found if made]
 
 

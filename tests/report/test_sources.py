@@ -55,12 +55,6 @@ def test_sites_are_in_the_order_of_the_forward_pass():
     assert in_order(sites) == [sites[3], sites[4], sites[2], sites[1], sites[0]]
 
 
-def broken_record(folder):
-    write_records(folder, record("a"))
-    with (folder / "records.jsonl").open("a") as file:
-        file.write("{half\n")
-
-
 def broken_metrics(folder):
     (write_run(folder, "a")["metrics.jsonl"]).write_text('{"step": 0}\n{"step"\n{}\n')
 
@@ -75,7 +69,6 @@ def broken_config(folder):
         (lambda folder: folder.rmdir(), "no such directory"),
         (lambda folder: None, "holds neither runs (`python -m train` writes"),
         (lambda folder: (folder / "records.jsonl").touch(), "records.jsonl is empty"),
-        (broken_record, "records.jsonl, line 2: "),
         (broken_metrics, "metrics.jsonl, line 2: "),
         (broken_config, "config.yaml can't be read: "),
     ],

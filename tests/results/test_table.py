@@ -1,10 +1,12 @@
 """What a table says: rows, columns, cells, its head."""
 
+import dataclasses
 import math
 
 import pytest
 
 from normlab.results import latest, tables
+from normlab.results.spread import spreads
 from normlab.results.table import difference, number
 from tests.support.records import record
 
@@ -143,6 +145,39 @@ def test_a_row_is_of_one_set_of_weights_the_last_that_was_evaluated():
     assert [line[3:] for line in table.lines()] == [["diverged"], ["5.000"]]
     assert "step 100" not in table.title
     assert tables([*early, failed])[0].lines()[0][-2:] == ["9.000", "9.500 (+0.5)"]
+
+
+def _trained(r, seed):
+    """The record as one of a training run of that seed."""
+    config = {"seed": seed, "optimizer": {"lr": 1e-3}}
+    facts = r.model.facts | {"config": config}
+    return dataclasses.replace(
+        r, model=dataclasses.replace(r.model, name=f"m{seed}", seed=seed, facts=facts)
+    )
+
+
+@pytest.mark.parametrize("source", ["a", "b"])
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"config": {"rope_theta": 1e6}}, {"norm_config": {"eps": 1e-3}},
+        {"placement_config": {"norm_qk": True}}, {"tokenizer_hash": "2"}, {"weights_sha256": "2"},
+    ],
+    ids=lambda edited: next(iter(edited)),
+)  # fmt: skip
+def test_a_row_is_of_one_config_and_tokenizer_too(edited, source):
+    """Edited between two evaluations, or in a copy."""
+    same = {
+        "weights_sha256": "1", "tokenizer_hash": "1", "facts": {"source": "a"},
+        "config": {"rope_theta": 1e4}, "norm_config": {"eps": 1e-5}, "placement_config": {},
+    }  # fmt: skip
+    before = [record("m", p, **same) for p in ("fp32", "fp16")]
+    after = record("m", "fp16", **(same | edited | {"facts": {"source": source}}))
+    rows = [cells for table in tables([*before, after]) for cells in table.rows.values()]
+    assert [list(r) for r in rows] == [["fp32", "fp16"]] * (source == "b") + [["fp16"]]
+    runs = [_trained(r, seed) for seed in (0, 1) for r in (*before, after)]
+    said = spreads(runs, ["fp16"])
+    assert bool(said) == (source == "b")  # without fp32 there is no mean over seeds
 
 
 def test_two_models_of_one_name_are_two_rows():
