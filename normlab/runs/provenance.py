@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import normlab
-from normlab.runs import user_files
+from normlab.runs import jax_settings, user_files
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
 
@@ -57,7 +57,8 @@ def _installed(package: str) -> str:
 def provenance() -> dict[str, Any]:
     """Everything about this process that an evaluation's number can depend on, ready for JSON."""
     imported = user_files.by_name()
-    return _of_process() | ({"imports": imported} if imported else {})
+    told = {"imports": imported} if imported else {}
+    return _of_process() | {"jax_settings": jax_settings.not_default()} | told
 
 
 @functools.cache
@@ -71,6 +72,5 @@ def _of_process() -> dict[str, Any]:
         "packages": {name: _installed(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None),
         "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
     }

@@ -10,7 +10,7 @@ from normlab.config import build, require, to_dict
 from normlab.data import Corpus, Tokenized
 from normlab.parallel.distributed import is_main_process
 from normlab.results.settings import digest, identity
-from normlab.runs import sources
+from normlab.runs import jax_settings, sources
 from normlab.runs.run import Run
 from normlab.training.config import TrainConfig
 
@@ -46,6 +46,7 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
         )
         _refuse_another_config(run, config, tokens.corpus)
         sources.check(run, config.allow_changed_source)
+        _refuse_other_settings(run)
         _refuse_another_text(run, text, tokens.corpus.name)
         _forget_refusal(run, config)
         return
@@ -136,6 +137,12 @@ def _refuse_another_config(run: Run, config: TrainConfig, corpus: Corpus) -> Non
             f"{run.directory} holds a run of another config ({first} = {there.get(first)!r} there, "
             f"{here.get(first)!r} here); give another run=DIR, or what its config.yaml says"
         )
+
+
+def _refuse_other_settings(run: Run) -> None:
+    sessions = run.read("provenance.json")["sessions"]
+    if sessions and "jax_settings" in sessions[-1] and not run.ended:  # older runs don't say
+        jax_settings.refuse_others(str(run.directory), sessions[-1]["jax_settings"])
 
 
 def _refuse_another_text(run: Run, now: dict[str, str], corpus: str) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from normlab.config import to_dict
@@ -43,6 +44,19 @@ def test_a_text_that_changed_under_a_run_is_refused(tmp_path, what):
     run.write("provenance.json", run.read("provenance.json") | {what: "0" * 64})
     with pytest.raises(ValueError, match=f"the {what} has changed since"):
         signed(tmp_path)
+
+
+def test_a_run_goes_on_under_the_settings_of_jax_that_it_began_with(tmp_path, monkeypatch):
+    scripted(monkeypatch)
+    config = loop_config(tmp_path)
+    run = train(config, stop_after=2)
+    (session,) = run.read("provenance.json")["sessions"]
+    assert session["jax_settings"] == {}
+    with jax.numpy_rank_promotion("warn"), pytest.raises(ValueError, match="JAX_NUMPY_RANK_PROMO"):
+        train(config)
+    assert train(config).record["state"] == "finished"
+    with jax.numpy_rank_promotion("warn"):  # nothing is computed any more
+        train(config)
 
 
 def test_a_folder_of_other_files_is_no_run(tmp_path):
