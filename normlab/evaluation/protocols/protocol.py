@@ -193,7 +193,8 @@ def _llamacpp(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
 
 @_protocol("lm-eval", 2048, version=2, reported="word_perplexity", prefixed=True)
 def _lm_eval(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
-    """lm-evaluation-harness's `wikitext`: articles, detokenized by its rules, in rolling windows.
+    """lm-evaluation-harness's `wikitext` up to its version 0.4.9.1: articles, detokenized by its
+    rules, in rolling windows.
 
     A window has L inputs; each token is scored once. A page begins with BOS, also where the model
     was trained without, else with the end-of-text token (`Tokenizer.prefix`); without either (a
@@ -203,11 +204,23 @@ def _lm_eval(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     splitting at white space, which counts empty strings at the page's ends. A page that
     `max_windows` cuts short brings its words and bytes in proportion.
     """
+    return _rolled(text, tokenizer, length, None)
+
+
+@_protocol("lm-eval-0.4.9.2", 2048, reported="word_perplexity", prefixed=True)
+def _lm_eval_later(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
+    """lm-evaluation-harness's `wikitext` from its version 0.4.9.2 on: `lm-eval`, and the BOS that a
+    tokenizer adds by itself is a token of the page: it comes after the other one, and is scored.
+    """
+    return _rolled(text, tokenizer, length, tokenizer.bos)
+
+
+def _rolled(text: str, tokenizer: Tokenizer, length: int, added: int | None) -> Cuts:
     for page in pages(text):
         ids = tokenizer.encode(detokenized(page)).ids
         words, size = len(page.split()) + _blank_ends(page), len(page.encode())
         stream = Stream(ids, spread(words, len(ids)), spread(size, len(ids)))
-        stream = stream.after(tokenizer.prefix)
+        stream = stream.after(added).after(tokenizer.prefix)
         yield stream, list(rolling(len(stream.ids), length)), length
 
 

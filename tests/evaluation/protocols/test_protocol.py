@@ -42,6 +42,7 @@ def test_the_table_of_the_design():
         "gptq": (2048, True, "perplexity"),
         "llamacpp": (512, True, "perplexity"),
         "lm-eval": (2048, False, "word_perplexity"),
+        "lm-eval-0.4.9.2": (2048, False, "word_perplexity"),
         "stride": (1024, False, "perplexity"),
     }
     assert {p: protocols[p].version for p in protocols} == dict.fromkeys(rows, 1) | {"lm-eval": 2}
@@ -107,6 +108,24 @@ def test_lm_eval_puts_a_token_before_a_page_of_a_model_without_bos():
     assert (windows.inputs[:, 0] == 2).sum() == len(found)
     others = ((name, protocols[name].windows(WIKI, tokenizer, 24)) for name in ("window", "stride"))
     assert [name for name, made in others if (made.inputs == 2).any()] == []
+
+
+def test_lm_eval_from_0_4_9_2_on_scores_the_bos_that_a_tokenizer_adds():
+    windows, found = cut("lm-eval-0.4.9.2", 24, bos=1), pages(WIKI)
+    assert asked(windows) == "".join(chr(1) + detokenized(page) for page in found)
+    begins = windows.scored & (windows.targets == 1)
+    assert (begins.sum(), set(windows.inputs[begins])) == (len(found), {1})
+    before = cut("lm-eval", 24, bos=1)
+    assert (windows.words.sum(), windows.bytes.sum()) == (before.words.sum(), before.bytes.sum())
+    tokenizer = Characters()  # which adds none
+    for tokenizer.prefix in (None, 2):
+        old, new = (
+            protocols[name].windows(WIKI, tokenizer, 24) for name in ("lm-eval", "lm-eval-0.4.9.2")
+        )
+        assert (old.inputs.tolist(), old.scored.tolist()) == (
+            new.inputs.tolist(),
+            new.scored.tolist(),
+        )
 
 
 def test_word_scores_all_words_but_the_first_and_needs_a_word_tokenizer():
