@@ -259,7 +259,8 @@ _row(
     MethodCard(
         title="NormFormer",
         formula="x + N(Concat(γ_i h_i)W_o), heads h_i of N(x); x + N(φ(N(x)W₁))W₂",
-        source="Shleifer et al. 2021, arXiv:2110.09456, equation numbers unconfirmed; no ResScale",
+        source="Shleifer et al. 2021, arXiv:2110.09456, equation numbers unconfirmed; no ResScale. "
+        "γ_i stands before W_o, as in the paper; in fairseq's code after it, on its output",
         property="a head scale of zero removes that head; without its three extras it is Pre-LN",
         test=_tests("test_a_head_scale_of_zero_removes_the_head"),
     ),

@@ -247,7 +247,7 @@ class FastRsqrt(ByInverseRoot):
 
     y = a·(x − μ) ⊙ γ + β, where a → 1/√v, v = σ² + ε. The bits of v as an integer i give the first
     guess, the float with the bits 0x5f3759df − (i≫1); then a ← a·(1.5 − 0.5·v·a²), `steps` times.
-    One step leaves at most 1.752e-3 of relative error, always downwards; two leave 4.8e-6.
+    One step leaves at most 1.7524e-3 of relative error, always downwards; two leave 4.8e-6.
     """
 
     Config: ClassVar[type[NormConfig]] = FastRsqrtConfig
@@ -257,7 +257,7 @@ class FastRsqrt(ByInverseRoot):
         formula="a = float(0x5f3759df − (bits(v) ≫ 1)), then a ← a(1.5 − 0.5 v a²); y = (x − μ) a",
         source="Quake III Arena (1999); in norms PIM-GPT, Wu et al. 2023, arXiv:2310.09385; "
         "unconfirmed: PIM-GPT's number of steps",
-        property="relative error of 1/√v at most 1.752e-3 after one step, for every v",
+        property="relative error of 1/√v at most 1.7524e-3 after one step, for every v",
         test="tests/norms/test_approximate.py::test_fast_rsqrt_error_after_each_step",
     )
 
@@ -327,7 +327,7 @@ class IterL2Norm(ByInverseRoot):
 
     With u = a√m it is u ← u + λm·u(1 − u²): near 1 the error shrinks by 1 − 2λm a step, and λm =
     c·f is within 0.345 and 0.69. λm = ½ is Newton's step. In the worst case five steps leave
-    3.5e-3 of relative error, more than half an ulp of fp16; eight leave 1.1e-4.
+    3.52e-3 of relative error, more than half an ulp of fp16; eight leave 1.1e-4.
     """
 
     Config: ClassVar[type[NormConfig]] = IterL2Config
@@ -337,7 +337,7 @@ class IterL2Norm(ByInverseRoot):
         formula="y = √d·a·(x − μ) ⊙ γ + β; a ← a + λma(1 − ma²), m = ‖x − μ‖² + dε",
         source="Ye et al. 2024, arXiv:2412.04778; unconfirmed: λ = 0.345·2^−e, the start "
         "2^(−(e+1)/2), and ε",
-        property="relative error of 1/√m at most 3.5e-3 after 5 steps and 1.1e-4 after 8, "
+        property="relative error of 1/√m at most 3.52e-3 after 5 steps and 1.1e-4 after 8, "
         "over all m",
         test="tests/norms/test_approximate.py::test_iterl2_worst_error_after_so_many_steps",
     )

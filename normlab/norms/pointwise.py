@@ -308,8 +308,9 @@ class NoNorm(Norm):
     - `rezero` (Bachlechner et al. 2020, arXiv:2003.04887, Eq. 3): at 0. At the start the stream is
       the embedding, every branch is silent whatever its size, and g is the first to learn.
     - `skipinit` (De and Smith 2020, arXiv:2002.10444): at 1/√L for L branches, which keeps the
-      stream's variance finite at any depth (unconfirmed: read in a review of the paper). Its other
-      start, 0, is `rezero`.
+      stream's variance finite at any depth (unconfirmed: read in a review of the paper). It is in
+      the place of GPT-2's smaller output maps, whose division by √L is taken back. Its other start,
+      0, is `rezero`.
     - `fixup` (Zhang, Dauphin, Ma 2019, arXiv:1901.09321): at 1. The last matrix of each branch and
       a head of its own start at 0, the others are scaled by L^(−1/(2m−2)) for L branches of m
       matrices each. As in the authors' transformer (hongyi-zhang/Fixup, fairseq), m is 4 in
@@ -391,7 +392,7 @@ def _tfixup(width: int, branches: int) -> Around:
 
 _METHODS: dict[str, Callable[[int, int], Around]] = {
     "rezero": lambda width, branches: Around(branch_gain=0.0),
-    "skipinit": lambda width, branches: Around(branch_gain=branches**-0.5),
+    "skipinit": lambda width, branches: Around(branch_gain=branches**-0.5, unshrunk=branches**0.5),
     "fixup": _fixup,
     "tfixup": _tfixup,
 }

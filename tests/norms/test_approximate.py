@@ -167,7 +167,7 @@ GRID = np.linspace(1, 4, 30_000, endpoint=False)
 def test_fast_rsqrt_error_after_each_step():
     scales = 2.0 ** np.array([[-100], [0], [100]])
     errors = roots("fast-rsqrt", GRID * scales, *({"steps": steps} for steps in range(4)))
-    for steps, worst in enumerate([3.438e-2, 1.7523e-3, 4.8e-6, 3e-7]):
+    for steps, worst in enumerate([3.438e-2, 1.7524e-3, 4.8e-6, 3e-7]):
         error = errors[steps]
         most = np.abs(error).max(-1)
         assert (most < worst).all()
@@ -177,8 +177,8 @@ def test_fast_rsqrt_error_after_each_step():
 
 def test_iterl2_worst_error_after_so_many_steps():
     errors = roots("iterl2", GRID, *({"steps": steps} for steps in (5, 8, 10)))
-    for error, worst in zip(errors, (3.5e-3, 1.1e-4, 1.1e-5), strict=True):
-        assert 0.9 * worst < np.abs(error).max() < 1.03 * worst
+    for error, worst in zip(errors, (3.52e-3, 1.1e-4, 1.1e-5), strict=True):
+        assert 0.9 * worst < np.abs(error).max() < worst
     assert np.abs(errors[0]).max() > 2.0**-11  # five steps are not within half an ulp of fp16
 
 

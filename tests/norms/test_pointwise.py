@@ -119,6 +119,23 @@ def test_tfixup_starts_as_its_factors_say():
     assert tfixup.blocks[0].mlp.branch_gain is None
 
 
+def test_skipinit_starts_once_smaller_and_not_twice():
+    """By g = 1/√L, and not by GPT-2's division of output maps by √L as well."""
+    plain, skipinit = without(branch_gain=1.0), without(method="skipinit")
+    for block, other in zip(skipinit.blocks, plain.blocks, strict=True):
+        for part, last in (("attention", "out"), ("mlp", "down")):
+            ours, theirs = (getattr(b, part) for b in (block, other))
+            gain = float(ours.branch_gain[...])
+            assert gain == pytest.approx(6**-0.5)
+            ours, theirs = (getattr(p.branch, last).kernel[...] for p in (ours, theirs))
+            np.testing.assert_allclose(gain * ours, theirs, rtol=1e-6)
+    query, other = (m.blocks[0].attention.branch.query.kernel[...] for m in (skipinit, plain))
+    assert np.array_equal(query, other)
+    lns = (without("lns", **fields) for fields in ({"branch_gain": 1.0}, {"method": "skipinit"}))
+    ours, theirs = (m.blocks[1].attention.branch.out.kernel[...] for m in lns)
+    assert np.array_equal(ours, theirs)  # whose output maps weren't divided
+
+
 def test_tfixup_takes_back_only_what_was_done():
     """Under a placement with a gain of its own no output map starts smaller by √(2L)."""
     for placement, weight in (("lns", 1.0), ("sub-ln", math.sqrt(math.log(6)))):
