@@ -56,7 +56,7 @@ def use() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"room for one byte")
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where home is
+    except OSError as error:
         print(f"compiled programs are not kept ({SWITCH}=off: no notice): {error}", file=sys.stderr)
         return
     trim(folder.parent, ROOM)

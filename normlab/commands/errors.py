@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -17,11 +18,25 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from normlab.registry import unknown
 from normlab.runs import user_files
 
-LIBRARY = Path(__file__).parent.parent
+LIBRARY, HYDRA = Path(__file__).parent.parent, Path(hydra.__file__).parent
+OTHER_WORDS = {
+    "optimizer.lr": ("learning_rate", "max_lr", "learningrate"),
+    "optimizer.warmup": ("warmup_steps", "num_warmup_steps", "warmup_iters"),
+    "batch": ("batch_size", "train_batch_size", "per_device_train_batch_size"),
+    "accumulate": ("gradient_accumulation_steps", "grad_accum"),
+    "steps": ("max_steps", "num_steps", "max_iters", "epochs", "num_train_epochs"),
+    "window": ("seq_len", "seq_length", "block_size", "context_length", "sequence_length"),
+    "model.layers": ("num_layers", "n_layer", "n_layers", "num_hidden_layers", "depth"),
+    "model.width": ("hidden_size", "d_model", "n_embd", "dim", "embed_dim"),
+    "model.heads": ("num_heads", "n_head", "n_heads", "num_attention_heads"),
+}
+"""Fields, and what other programs call them."""
+
 TRACEBACK = "NORMLAB_TRACEBACK"
 """Environment variable: set to 1 for the traceback behind an error's one or two lines."""
 
@@ -82,13 +97,23 @@ def _in_user_file(error: BaseException) -> str | None:
 
 
 def _about_what_was_asked(error: Exception) -> bool:
-    if isinstance(error, (HydraException, OmegaConfBaseException, OSError, RunFailed)):
+    if isinstance(error, (HydraException, OmegaConfBaseException, OSError, RunFailed, YAMLError)):
         return True
     if _in_user_file(error):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if isinstance(error, UnicodeDecodeError):
+        return _config_file(error) is not None
     raised_in = Path(frame.f_code.co_filename)
-    return raised_in.is_relative_to(LIBRARY) and isinstance(error, (ValueError, TypeError))
+    ours = raised_in.is_relative_to(LIBRARY) or raised_in.is_relative_to(HYDRA)
+    return ours and isinstance(error, (ValueError, TypeError))
+
+
+def _config_file(error: BaseException) -> str | None:
+    """The file of a config group that Hydra was reading."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [f.f_locals["full_path"] for f in frames if "full_path" in f.f_locals]
+    return str(found[-1]) if found else None
 
 
 def explain(error: BaseException) -> str:
@@ -106,10 +131,15 @@ def explain(error: BaseException) -> str:
         known = {str(k): v for k, v in node.items() if k != "hydra"}
         if group and not known:
             return f"{group}.{key}: {group} is one value and has no keys; expected {group}=VALUE"
-        deeper = [path for path in _leaves(known) if path.endswith(f".{key}")]
+        deeper = _deeper(str(key), known)
         if deeper:
             return f"unknown key {key!r}. Did you mean {' or '.join(map(repr, deeper))}?"
         return str(unknown(f"key of {group}" if group else "key", key, known))
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        tab = " (a tab: YAML indents by spaces)" if "'\\t'" in str(error.problem) else ""
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}{tab}"
+    if isinstance(error, UnicodeDecodeError) and (file := _config_file(error)):
+        return f"{file}: not UTF-8 ({error.reason}); expected a text that is saved as UTF-8"
     if place := _in_user_file(error):
         first = (str(error).strip().splitlines() or [""])[0]
         return f"{place}: {type(error).__name__}: {first}"
@@ -123,6 +153,13 @@ def explain(error: BaseException) -> str:
         quoted = shlex.quote(f'{name}="{value.replace(chr(34), "")}"')
         return f"{error.override!r}: the value has a sign that must stand in quotes: {quoted}"
     return "\n".join(said.split("\n    full_key")[0].split("\n")[:2])
+
+
+def _deeper(key: str, known: Mapping[str, Any]) -> list[str]:
+    """Dotted fields that are called so in their group, or that other programs call so."""
+    found = list(_leaves(known))
+    deeper = [path for path in found if path.endswith(f".{key}")]
+    return deeper or [path for path in found if key in OTHER_WORDS.get(path, ())]
 
 
 def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[str]:

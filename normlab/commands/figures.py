@@ -1,7 +1,7 @@
 """`python -m evaluate figures DIR`: figures from what a directory holds.
 
 Records that `python -m evaluate out=DIR` wrote, runs that `python -m train runs=DIR` wrote,
-or both. They come to DIR/figures, as SVG and PNG.
+or both; or one run. They come to DIR/figures, as SVG and PNG.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_args(arguments)
     out = asked.directory
     records = latest(RecordFile(out / "records.jsonl").read())
-    runs = [Run(path) for path in sorted(out.glob("*")) if is_run(path)]
+    runs = [Run(path) for path in [out, *sorted(out.glob("*"))] if is_run(path)]
     if not records and not runs:
         sys.exit(
             f"{out} holds no records and no runs: expected a directory that `python -m evaluate` "

@@ -1,5 +1,6 @@
 """The groups of `configs/`: what a name on the command line can choose."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,42 @@ def _type_of(group: str, option: str) -> str:
     return str(yaml.safe_load(file.read_text(encoding="utf-8"))["defaults"][0])
 
 
-def groups(app: str) -> list[str]:
-    """The groups that configs/{app}.yaml lets one choose from."""
+def groups(app: str) -> dict[str, str | None]:
+    """The groups that configs/{app}.yaml lets one choose from, and what is chosen of each."""
     listed = yaml.safe_load((CONFIGS / f"{app}.yaml").read_text())["defaults"]
-    names = [key for entry in listed if isinstance(entry, dict) for key in entry]
-    return [name for name in names if not name.startswith("override ")]
+    entries = [pair for entry in listed if isinstance(entry, dict) for pair in entry.items()]
+    return {name: chosen for name, chosen in entries if not name.startswith("override ")}
+
+
+def refuse_no_name(app: str, argument: str) -> None:
+    """Refuse `norm=` and `norm=null`: a group's value is a name.
+
+    Raises:
+        ValueError: with the names, and what it is where it is left out.
+    """
+    group, _, value = argument.partition("=")
+    if group in groups(app) and {"", "null"} & set(value.split(",")):
+        chosen = groups(app)[group]
+        known = ", ".join(options(group))
+        left_out = f"left out it is {group}={chosen}" if chosen else "left out there is none"
+        raise ValueError(f"{argument}: expected a name; {left_out}. Known: {known}.")
+
+
+def refuse_misplaced(
+    app: str, schema: type, choices: Mapping[str, str], values: Mapping[str, Any]
+) -> None:
+    """Refuse a file whose fields stand below its group's name, where the schema has none.
+
+    Raises:
+        ValueError: with the line that it lacks.
+    """
+    fields = {f.name for f in dataclasses.fields(schema)}
+    for group in groups(app):
+        if group in values and group not in fields:
+            raise ValueError(
+                f"{group}={choices[group]}: its file has no line `# @package _global_`, without "
+                "which its fields are nobody's; expected that as its first line"
+            )
 
 
 def options(group: str) -> list[str]:

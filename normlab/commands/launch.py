@@ -10,18 +10,26 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from normlab.commands import compile_cache
 from normlab.commands.errors import explained, one_of_several
-from normlab.commands.groups import CONFIGS, groups, refuse_another_type, register
+from normlab.commands.groups import (
+    CONFIGS,
+    groups,
+    refuse_another_type,
+    refuse_misplaced,
+    refuse_no_name,
+    register,
+)
 from normlab.commands.help import print_help
 from normlab.config import build, describe
 from normlab.progress import sweep
@@ -29,6 +37,16 @@ from normlab.registry import unknown
 from normlab.runs import user_files
 
 C = TypeVar("C")
+
+
+def _returned(ended: JobReturn) -> Any:
+    """What a job returned or raised, without the line that Hydra prints of the latter."""
+    if ended.status == JobStatus.COMPLETED:
+        return ended._return_value
+    raise cast(BaseException, ended._return_value)
+
+
+JobReturn.return_value = property(_returned, JobReturn.return_value.fset)  # type: ignore
 
 RENAMED = {
     "train": {"norm.scale": "norm.use_weight", "watch_every": "diagnostics_every"},
@@ -101,7 +119,9 @@ def launch(
                 sweep.begin(number, runs_of(swept), label(asked, swept))
             user_files.load(values.get("imports") or ())
             try:
-                refuse_another_type(HydraConfig.get().runtime.choices, values)
+                choices = HydraConfig.get().runtime.choices
+                refuse_misplaced(app, schema, choices, values)
+                refuse_another_type(choices, values)
                 config = build(schema, values)
             except (ValueError, TypeError) as error:
                 if several and refused is not None:
@@ -168,6 +188,7 @@ def refuse_strange(app: str, schema: type, arguments: Sequence[str]) -> None:
     for argument in arguments:
         if not argument.isascii() and argument != argument.encode(errors="ignore").decode():
             raise ValueError(f"{argument!r} is not UTF-8: expected a path, or a value, that is")
+        refuse_no_name(app, argument)
         old, _, value = argument.partition("=")
         if new := RENAMED.get(app, {}).get(old):
             raise ValueError(f"{old}= is now {new}=: {new}={value}")

@@ -94,8 +94,9 @@ def _registered(registry: Registry[Any], group: str | None = None) -> Iterator[R
 def _files(group: str) -> Iterator[Row]:
     """The YAML files of a group, each with its first line of comment."""
     for file in sorted((CONFIGS / group).glob("*.yaml")):
-        said = [text for text in file.read_text().splitlines() if not text.startswith("# @")]
-        yield file.stem, said[0].removeprefix("# ").rstrip(".")
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in lines if not line.startswith("# @")]
+        yield file.stem, said[0].removeprefix("# ").rstrip(".") if said else ""
 
 
 def _formats() -> Iterator[Row]:

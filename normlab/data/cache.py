@@ -40,7 +40,7 @@ def cached(
     folder = root / kind / key
     if _fault(folder, wanted) is None:
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(folder.parent)
     with locked(folder.parent / LOCK):
         fault = _fault(folder, wanted)
         if fault is not None:  # no other process has made it meanwhile
@@ -48,6 +48,15 @@ def cached(
                 log.warning("the cached %s in %s can't be used (%s)", kind, folder, fault)
             _fill(folder, wanted, make)
     return folder
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        said = f"{error.strerror}; say NORMLAB_CACHE=DIR (or data.cache=DIR), which can be written"
+        raise OSError(error.errno, said, str(folder)) from error
 
 
 def _fill(folder: Path, wanted: Any, make: Callable[[Path], None]) -> None:

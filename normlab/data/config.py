@@ -47,9 +47,23 @@ class DataConfig:
     def root_folder(self) -> Path | None:
         """Where WikiText-2 lies on this machine, if anyone said so. It may not exist."""
         root = self.root or os.environ.get("NORMLAB_DATA")
-        return Path(root).expanduser() if root else None
+        return _expanded(root) if root else None
 
     def cache_folder(self) -> Path:
-        """Where tokens are kept between runs. It may not exist yet."""
+        """Where tokens are kept between runs. It may not exist yet.
+
+        Raises:
+            FileNotFoundError: it is below the home directory, and there is none.
+        """
         cache = self.cache or os.environ.get("NORMLAB_CACHE") or "~/.cache/normlab"
-        return Path(cache).expanduser()
+        return _expanded(cache)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise FileNotFoundError(
+            f"{path}: nothing here knows a home directory; say HOME=DIR, or NORMLAB_CACHE=DIR for "
+            "what is kept between runs"
+        ) from None

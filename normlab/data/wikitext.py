@@ -6,6 +6,7 @@ S. Merity, C. Xiong, J. Bradbury, R. Socher, *Pointer Sentinel Mixture Models*, 
 import glob
 import hashlib
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -157,8 +158,18 @@ def _read(known: tuple[tuple[Path, int, int], ...]) -> str:
         builder = {"path": "text", "keep_linebreaks": True}
     # Streaming reads the files in place: no second copy in the user's cache, no progress bar.
     paths = [glob.escape(str(f)) for f in files]  # which `datasets` takes for patterns
-    rows = load_dataset(**builder, data_files={"all": paths}, split="all", streaming=True)
-    return _joined(batch["text"] for batch in rows.iter(10_000))
+    builder |= {"data_files": {"all": paths}, "split": "all", "streaming": True}
+    try:
+        with (
+            tempfile.TemporaryDirectory() as nowhere
+        ):  # it makes a folder, and home may be read-only
+            rows = load_dataset(**builder, cache_dir=nowhere)
+            return _joined(batch["text"] for batch in rows.iter(10_000))
+    except UnicodeDecodeError as error:
+        raise CorpusDamagedError(
+            f"{', '.join(map(str, files))}: not UTF-8 ({error.reason}); "
+            "expected the published file, or a text that is saved as UTF-8"
+        ) from None
 
 
 BLANK = " \n"

@@ -56,15 +56,35 @@ def joined_processes(config: HostsConfig) -> Iterator[None]:
     """Join the other processes, before anything has touched a device; the first alone prints.
 
     Raises:
-        ValueError: they could not be found, or JAX has begun without them.
+        ValueError: they could not be found, JAX has begun without them, or it can't begin.
     """
     if config.coordinator is not None and not jax.distributed.is_initialized():
         _join(config)
+    require_devices()
     if is_main_process():
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
+
+
+def require_devices() -> None:
+    """Begin JAX's backend.
+
+    Raises:
+        ValueError: `JAX_PLATFORMS` names one that isn't here.
+    """
+    asked = jax.config.values["jax_platforms"]
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        if not asked:
+            raise
+        why = (str(error).splitlines() or ["none of its devices is here"])[0].partition(" (set ")[0]
+        raise ValueError(
+            f"JAX_PLATFORMS={asked}: JAX can't begin there ({why}); expected one that it has "
+            "here, such as JAX_PLATFORMS=cpu, or nothing"
+        ) from error
 
 
 def _join(config: HostsConfig) -> None:

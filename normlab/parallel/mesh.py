@@ -10,6 +10,7 @@ import jax
 from jax.sharding import AxisType
 
 from normlab.config import field, require
+from normlab.parallel.distributed import require_devices
 from normlab.parallel.sharding import shard_parameters
 
 
@@ -58,6 +59,7 @@ class MeshConfig:
         Raises:
             ValueError: data × model is neither 1 nor the number of devices.
         """
+        require_devices()
         there, size = jax.device_count(), self.data * self.model
         if size == 1 and jax.process_count() == 1:
             yield

@@ -103,7 +103,7 @@ def terminal(tables: Sequence[Table]) -> Group:
         rows = [
             [
                 *map(str, subject),
-                *("\n".join(c.parts) if (c := cells.get(p)) else "" for p in table.precisions),
+                *("\n".join(c.parts) if c else "" for c in table.shown(cells)),
             ]
             for subject, cells in table.rows.items()
         ]

@@ -135,7 +135,9 @@ def spreads(
     Numbers that don't compare never share a table, as in `normlab.results.table.tables`.
     """
     found = [
-        (tables(group)[0].title, lines(group, precisions)) for group in by_text(latest(records))
+        (tables(group)[0].title, lines(group, precisions))
+        for group in by_text(latest(records))
+        if any(r.status == OK for r in group)  # the others are rows of the first tables
     ]
     return [(title, made) for title, made in found if made]
 

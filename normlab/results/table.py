@@ -156,9 +156,15 @@ class Table:
     def lines(self) -> list[list[str]]:
         """The rows of the text formats, under `columns`; empty where there is no record."""
         return [
-            [*map(str, subject), *(str(cells.get(p, "")) for p in self.precisions)]
+            [*map(str, subject), *(str(c or "") for c in self.shown(cells))]
             for subject, cells in self.rows.items()
         ]
+
+    def shown(self, cells: dict[str, Cell]) -> list[Cell | None]:
+        """A row's cells; what is said of the whole model, with its reason, is said once."""
+        found = [cells.get(p) for p in self.precisions]
+        once = len({c.status if c else OK for c in found}) == 1 and ": " in str(found[0])
+        return [c if i == 0 or not once else None for i, c in enumerate(found)]
 
 
 def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -> list[Table]:

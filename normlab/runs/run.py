@@ -53,7 +53,7 @@ class Run:
         half = self[f".{name}.{os.getpid()}"]
         try:
             with named(self[name]):
-                half.write_text(text)
+                half.write_text(text, encoding="utf-8")
                 half.replace(self[name])
         finally:
             half.unlink(missing_ok=True)
@@ -62,13 +62,16 @@ class Run:
         """A JSON or YAML file's content; an empty dictionary where there is no such file."""
         if not self[name].exists():
             return {}
-        text = self[name].read_text()
+        found = self._parsed(name)
+        return renamed.config(found) if name == "config.yaml" and found else found
+
+    def _parsed(self, name: str) -> Any:
         try:
-            found = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            text = self[name].read_text(encoding="utf-8")
+            return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"{self[name]} can't be read: {said}") from error
-        return renamed.config(found) if name == "config.yaml" and found else found
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -94,8 +97,8 @@ class Run:
     @property
     def is_older(self) -> bool:
         """Whether it was saved under names that have changed: it can be read, but not resumed."""
-        path = self["config.yaml"]
-        return path.exists() and renamed.is_older(yaml.safe_load(path.read_text()) or {})
+        there = self["config.yaml"].exists()
+        return there and renamed.is_older(self._parsed("config.yaml") or {})
 
     @property
     def record(self) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     """A file's lines of JSON, without the half one that a kill may leave at the end."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     try:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:

@@ -7,6 +7,7 @@ machine alone unless its own environment variables say otherwise.
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -70,11 +71,13 @@ def scalars(values: Any, path: str = "") -> dict[str, float]:
 def known_as(run: Run, config: Mapping[str, Any]) -> str:
     """A name that only sessions of one run share: its directory's, which has its config's hash.
 
-    A directory that was given by hand may have a namesake elsewhere; its name gets the hash.
+    A directory that was given by hand may have a namesake elsewhere; its name gets the hash. Of its
+    letters those stay that every tracker takes for a name, and 64 of them.
     """
     if not config.get("run"):
         return run.directory.name
-    return f"{run.directory.name}-{digest(dict(config), None)}"
+    plain = re.sub(r"[^A-Za-z0-9._=+-]+", "_", run.directory.resolve().name)[:64]
+    return f"{plain}-{digest(dict(config), None)}"
 
 
 def need(extra: str) -> Any:

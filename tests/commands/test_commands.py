@@ -12,7 +12,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from normlab.commands.errors import TRACEBACK
+from normlab.commands.errors import OTHER_WORDS, TRACEBACK
 from normlab.commands.groups import CONFIGS, register
 from normlab.commands.help import shown
 from normlab.commands.launch import launch, verb
@@ -98,6 +98,12 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("model.width.x=1", "model.width is one value and has no keys; expected model.width=VALUE"),
         ("stepz=1", "unknown key 'stepz'. Did you mean 'steps'"),
         ("lr=1e-3", "unknown key 'lr'. Did you mean 'optimizer.lr'?"),
+        ("learning_rate=1e-3", "unknown key 'learning_rate'. Did you mean 'optimizer.lr'?"),
+        ("n_layer=3", "unknown key 'n_layer'. Did you mean 'model.layers'?"),
+        ("norm=", "norm=: expected a name; left out it is norm=rmsnorm. Known: ai-layernorm, "),
+        ("norm=null", "norm=null: expected a name; left out it is norm=rmsnorm. Known: "),
+        ("norm=rmsnorm,null", "norm=rmsnorm,null: expected a name; left out it is norm=rmsnorm"),
+        ("experiment=null", "experiment=null: expected a name; left out there is none. Known: "),
         ("optimizer.lr=fast", "optimizer.lr = 'fast': expected float, got str"),
         ("model.heads=3", "model.width = 128 is not divisible by model.heads = 3"),
         ("window=99999", "window = 99999 tokens is longer than model.max_length"),
@@ -106,7 +112,8 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("steps==1", "'steps==1': the value has a sign that must stand in quotes"),
         ("run=runs/lr=1e-3", "'run=\"runs/lr=1e-3\"'"),
         ('norm="rmsnorm', "'norm=\"rmsnorm\"'"),
-        ("run=é#1", "'run=\"é#1\"'"),
+        ("run=é", "'run=\"é\"'"),
+        ("run=a#1", "'run=\"a#1\"'"),
         ("steps", "'steps': expected FIELD=VALUE without spaces, or a verb; --help"),
         ("--steps", "--steps: fields are written without dashes: steps=VALUE"),
         ("--eval-every=5", "without dashes: eval_every=VALUE"),
@@ -120,6 +127,46 @@ def test_what_cannot_be_is_refused_in_a_line_or_two(capsys, monkeypatch, argumen
     assert message in printed
     assert "Traceback" not in printed
     assert printed.strip().count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# @package _global_\nsteps:\t3\n", r"mine.yaml, line 2: found character '\t'"),
+        (b"# @package _global_\nsteps: 3\nsteps: 4\n", "mine.yaml, line 3: found duplicate key"),
+        (b"# @package _global_\nsteps: 3 # \xe9\n", "mine.yaml: not UTF-8"),
+        (b"steps: 3\n", "experiment=mine: its file has no line `# @package _global_`"),
+        (b"", "experiment=mine: its file has no line `# @package _global_`"),
+        (b"# @package _global_\n- a\n", "In 'experiment/mine': "),
+    ],
+    ids=["tab", "duplicate key", "latin-1", "no package", "empty", "list"],
+)
+def test_a_file_of_ones_own_that_cannot_be_read_is_named(
+    capsys, monkeypatch, tmp_path, content, message
+):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(content)
+    arguments = ("--config-dir", str(tmp_path), "experiment=mine")
+    status, printed = run(capsys, monkeypatch, "train", *arguments)
+    assert status == 2
+    assert message in printed
+    assert "Traceback" not in printed
+    assert printed.strip().count("\n") <= 2
+
+
+def test_the_names_that_other_programs_have_are_of_fields_that_there_are():
+    assert OTHER_WORDS.keys() <= {path for path, _, _ in describe(TrainConfig())}
+
+
+def test_a_sweep_prints_an_error_once(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, printed = run(capsys, monkeypatch, "train", "-m", "steps=0,3", "optimizer.warmup=1")
+    assert status == 2
+    assert "Error executing job" not in printed
+    assert [line.partition(":")[0] for line in printed.splitlines()][-2:] == [
+        "error",
+        "(NORMLAB_TRACEBACK=1 shows where)",
+    ]
 
 
 @pytest.mark.parametrize(

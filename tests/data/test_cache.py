@@ -57,6 +57,12 @@ def test_a_failed_make_leaves_nothing(tmp_path):
     assert [f.name for f in (tmp_path / "thing").iterdir()] == [LOCK]
 
 
+def test_where_nothing_can_be_written_the_variable_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="say NORMLAB_CACHE=DIR .*file/thing"):
+        cached(tmp_path / "file", "thing", {}, never)
+
+
 def race(root, barrier, number):
     for turn in range(20):
         barrier.wait()

@@ -18,6 +18,18 @@ def test_bad_values_name_the_nearest_right_one():
         DataConfig(tokenizer="word", vocab_size=500)
 
 
+def test_without_a_home_what_to_say_instead_is_said(monkeypatch):
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("NORMLAB_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    with pytest.raises(
+        OSError, match="nothing here knows a home directory; say HOME=DIR, or NORML"
+    ):
+        DataConfig().cache_folder()
+
+
 def test_folders_come_from_the_config_then_the_environment(monkeypatch):
     monkeypatch.setenv("NORMLAB_DATA", "/from/environment")
     monkeypatch.setenv("NORMLAB_CACHE", "/cache/of/environment")

@@ -117,6 +117,23 @@ def test_another_text_is_refused(tmp_path, facts):
         read("valid")
 
 
+def test_a_text_of_another_encoding_is_named(tmp_path, facts):
+    publish(tmp_path, "tokens")
+    (tmp_path / "wiki.test.tokens").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(CorpusDamagedError, match=rf"{tmp_path}/wiki.test.tokens: not UTF-8"):
+        wikitext.find("wikitext2", tmp_path)("test")
+
+
+def test_a_local_text_needs_no_folder_of_its_reader(tmp_path, facts, monkeypatch):
+    import datasets
+
+    publish(tmp_path, "tokens")
+    file = tmp_path / "a file"  # where no folder can be made, as in a home that is read-only
+    file.touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", file / "below")
+    assert wikitext.find("wikitext2", tmp_path)("test") == facts
+
+
 @pytest.mark.parametrize("root", [None, "missing", "empty"])
 def test_what_is_nowhere_is_an_error_with_three_ways(root, no_network):
     (no_network / "empty").mkdir()

@@ -1,5 +1,6 @@
 import os
 import socket
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -11,8 +12,24 @@ from normlab.parallel.distributed import (
     joined_processes,
     on_main_process,
     private_copy,
+    require_devices,
 )
+from normlab.parallel.mesh import MeshConfig
 from tests.support.parallel_runs import done, same, start, trained
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to begin (set X)"), AssertionError()])
+def test_a_backend_that_is_not_here_is_named(monkeypatch, error):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fails)
+    with pytest.raises(type(error)):  # nobody asked for one
+        require_devices()
+    monkeypatch.setitem(jax.config._value_holders, "jax_platforms", SimpleNamespace(value="cuda"))
+    for enter in (joined_processes(HostsConfig()), MeshConfig().use()):
+        with pytest.raises(ValueError, match="JAX_PLATFORMS=cuda: JAX can't begin there"), enter:
+            pass
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,16 @@ def test_figures_are_of_what_there_is(fresh, names):
     assert names(fresh[:2]) == set()
 
 
+def test_a_run_alone_is_one_of_one(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "normlab.commands.figures.run_figures", lambda r, out: given.extend(r) or [out]
+    )
+    run = make(tmp_path / "a", "pre", 1e-3, 0, 3.0)
+    main([str(run.directory)])
+    assert [one.directory for one in given] == [run.directory]
+
+
 @pytest.mark.system
 def test_the_command_draws_a_directory_of_runs(fresh, tmp_path):
     main([str(tmp_path)])

@@ -1,11 +1,14 @@
 """What a table says: rows, columns, cells, its head."""
 
 import dataclasses
+import io
 import math
 
 import pytest
+from rich.console import Console
 
 from normlab.results import latest, tables
+from normlab.results.formats import markdown, terminal
 from normlab.results.spread import spreads
 from normlab.results.table import difference, number
 from tests.support.records import record
@@ -126,6 +129,17 @@ def test_what_must_be_known_of_a_model_is_in_the_title_once():
     (table,) = tables([record("a", note=said), record("a (fold)", note=said), record("b")])
     assert table.title.endswith(f" a: {said}.")
     assert table.title.count(said) == 1
+
+
+def test_why_a_model_has_no_number_is_said_once():
+    why = "refused: ValueError: optimizer.warmup = 20"
+    none = [record("r", p, status=why, perplexity=None, dataset_title=None) for p in ("fp32", "x")]
+    (table,) = tables(none)
+    assert table.lines() == [["r", "rmsnorm", "pre", why, ""]]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(terminal([table]))
+    assert console.export_text().count(why) == markdown([table]).count(why) == 1
+    assert spreads([_trained(r, seed) for seed in (0, 1) for r in none], ["x"]) == []
 
 
 def test_the_later_of_two_records_counts():

@@ -38,6 +38,15 @@ def test_a_half_written_line_is_no_metric_and_another_bad_one_is_named(tmp_path)
         _ = run.record
 
 
+@pytest.mark.parametrize("content", [b"a:\t1", b"a: \xe9", b"a: ["])
+def test_a_config_that_cannot_be_read_is_named(tmp_path, content):
+    run = Run(tmp_path)
+    run["config.yaml"].write_bytes(content)
+    for ask in (lambda: run.read("config.yaml"), lambda: run.is_older):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/config\.yaml can't be read: "):
+            ask()
+
+
 def test_one_process_at_a_time_holds_a_directory(tmp_path):
     run = Run(tmp_path)
     with (

@@ -89,6 +89,9 @@ def test_runs_of_one_directory_name_are_told_apart(tmp_path):
         names.append(known_as(Run(directory), {"seed": seed, "run": str(directory)}))
     assert names[0] == names[1] != names[2]
     assert all(name.startswith("mine-") for name in names)
+    odd = known_as(Run(tmp_path / ("a/lr:1e-3 #2?%é\\" + "x" * 200)), {"run": "there"})
+    assert re.fullmatch(r"lr_1e-3_2_x+-[0-9a-f]{10}", odd)  # what W&B takes for an id
+    assert len(odd) < 128
     assert known_as(Run("runs/rmsnorm-pre-0123456789"), {"run": None}).endswith("-0123456789")
 
 
