@@ -14,7 +14,7 @@ import jax
 import yaml
 from flax import nnx
 
-from normlab.config import build
+from normlab.config import build, require
 from normlab.data.tokenizer import load_tokenizer
 from normlab.locks import HeldError, locked
 from normlab.model import ModelConfig, PlacementConfig, Transformer
@@ -196,8 +196,10 @@ def load(directory: str | Path) -> LanguageModel:
 
     Raises:
         FileNotFoundError: no run there, or one without a checkpoint yet.
+        ValueError: it was trained with JAX's 64 bits, which are off here.
     """
     run = open_run(directory)
+    _check_width(run)
     config, tokenizer = run.read("config.yaml"), load_tokenizer(run["tokenizer"])
     shape = nnx.eval_shape(lambda: build_model(config, tokenizer.vocab_size))
     graphdef, params = nnx.split(shape)
@@ -215,6 +217,15 @@ def load(directory: str | Path) -> LanguageModel:
         "training_provenance": run.read("provenance.json"),
     }
     return LanguageModel(run.directory.name, nnx.merge(graphdef, loaded), tokenizer, facts)
+
+
+def _check_width(run: Run) -> None:
+    sessions = run.read("provenance.json").get("sessions") or [{}]
+    wide = sessions[-1].get("jax_settings", {}).get("jax_enable_x64", False)
+    require(
+        not wide or jax.config.values["jax_enable_x64"],
+        f"{run.directory} was trained with JAX_ENABLE_X64=1: expected that in the environment",
+    )
 
 
 def parameters(model: nnx.Module) -> int:

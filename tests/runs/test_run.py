@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from normlab.runs.run import Run, open_run
+from normlab.runs.run import Run, load, open_run
 
 
 def test_files_come_back_as_they_were_written(tmp_path):
@@ -45,6 +45,14 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, content):
     for ask in (lambda: run.read("config.yaml"), lambda: run.is_older):
         with pytest.raises(ValueError, match=rf"{tmp_path}/config\.yaml can't be read: "):
             ask()
+
+
+def test_a_run_of_64_bits_is_not_taken_for_damaged(tmp_path):
+    run = Run(tmp_path)
+    run.write("config.yaml", {})
+    run.write("provenance.json", {"sessions": [{"jax_settings": {"jax_enable_x64": True}}]})
+    with pytest.raises(ValueError, match=f"{tmp_path} was trained with JAX_ENABLE_X64=1: expected"):
+        load(tmp_path)
 
 
 def test_one_process_at_a_time_holds_a_directory(tmp_path):
