@@ -24,6 +24,7 @@ import pytest
 from flax import nnx
 from hypothesis import settings
 
+from normlab import progress
 from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormState, norms
 
@@ -149,3 +150,10 @@ def alone(tmp_path_factory):
     from tests.support.runs import tiny_config
 
     return train(tiny_config(tmp_path_factory.mktemp("alone")), asked=["steps=12"])
+
+
+@pytest.fixture(autouse=True)
+def no_sweep():
+    """A test that begins a sweep in this process ends it, too."""
+    yield
+    progress.sweep.__init__()
