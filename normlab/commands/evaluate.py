@@ -1,10 +1,10 @@
-"""`python -m evaluate [list|show|figures|report]`: perplexities, and what is made of them."""
+"""`python -m evaluate [list|show|ranges|figures|report]`: perplexities, and what is made of it."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
-from normlab.commands import tables
+from normlab.commands import ranges, tables
 from normlab.commands.launch import explained, launch, verb
 from normlab.evaluation.config import EvaluateConfig
 from normlab.parallel.distributed import is_main_process
@@ -14,13 +14,14 @@ python -m evaluate runs=runs                                   the table of all 
 python -m evaluate run=runs/dyt-peri-HASH precision=[fp32,bf16:sequential,fp8_e5m2+slanc]
 python -m evaluate pretrained=smollm2-135m max_windows=20      a pretrained model, fetched by pip
 python -m evaluate pretrained=hf:DIR transform=[none,fold]     a folder of safetensors, rewritten
+python -m evaluate ranges pretrained=NAME                       where it leaves FP16, and the cure
 python -m evaluate list                                        every name there is, with a line
 python -m evaluate show OUT ...                                tables of earlier calls again
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate report OUT runs                             all of it as one page of HTML
 """
 VERBS = {"list": "listing", "figures": "figures", "report": "report"}
-"""Each verb's module beside this one, read when it is asked for; `show` is a function."""
+"""Each verb's module beside this one, read when it is asked for; others are functions."""
 
 
 def perplexities(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
@@ -34,9 +35,12 @@ def perplexities(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
 
 def main() -> None:
     """What `python -m evaluate` and `normlab-evaluate` do."""
-    asked = verb({"show", *VERBS})
+    asked = verb({"show", "ranges", *VERBS})
     if asked is None:
         launch("evaluate", EvaluateConfig, perplexities, EXAMPLES)
+        return
+    if asked == "ranges":
+        launch("evaluate", EvaluateConfig, ranges.main, ranges.EXAMPLES)
         return
     with explained():
         if asked == "show":

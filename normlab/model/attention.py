@@ -123,7 +123,9 @@ class Attention(nnx.Module):
         q, k = self._normed(self.norm_q, q, context), self._normed(self.norm_k, k, context)
         if c.positions == "rotary":
             q, k = self._rotated(q), self._rotated(k)
-        h = self._attend(q, k, context.norm(self.norm_v, v), context)
+        q, k = context.stores(".query", q), context.stores(".key", k)
+        v = context.stores(".value", context.norm(self.norm_v, v))
+        h = context.stores(".heads", self._attend(q, k, v, context))
         if self.head_scale is not None:
             h = h * self.head_scale[...].astype(h.dtype)[:, None]
         return self.out(context.norm(self.sub_norm, h.reshape(b, length, c.heads * c.head_size)))

@@ -33,9 +33,10 @@ class Block(nnx.Module):
             sublayer: str, build: Callable[[ResidualConfig, MakeNorm], nnx.Module]
         ) -> Residual:
             residual = placement.residual(sublayer, layer, config.layers)
-            make_norm = make_norms(residual.sites, f"blocks.{layer}.{sublayer}")
+            path = f"blocks.{layer}.{sublayer}"
+            make_norm = make_norms(residual.sites, path)
             branch = build(residual, make_norm)
-            return Residual(branch, residual, make_norm, config.width, gain, config.dropout)
+            return Residual(branch, residual, make_norm, config.width, gain, config.dropout, path)
 
         local = config.local(layer)
         self.attention = wrap("attention", lambda w, make: Attention(config, w, make, local, rngs))

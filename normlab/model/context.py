@@ -1,17 +1,25 @@
 """What a forward pass is told beside its tokens, and what it writes down."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from normlab.config import require
 from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm, NormContext, observe
 from normlab.numerics import Accumulator, Arithmetic, RangeCounts, arithmetic
 from normlab.parallel.sharding import whole_rows
+
+
+class Stored(NamedTuple):
+    """Of one tensor: of each token its largest |x| and its elements beyond the edge; its width."""
+
+    size: Float[Array, "b l"]
+    over: Int[Array, "b l"]
+    width: int
 
 
 class Context:
@@ -27,6 +35,8 @@ class Context:
         scales: scale by site name (see `normlab.scaling`); a site that is missing has scale 1;
             the model refuses a name that none of its sites has.
         observe: count rows out of range and keep the largest values, by site, in `observed`.
+        edge: keep the size of every tensor that a runtime stores, by name and in forward order, in
+            `stored`, and how much of it is beyond this number.
         capture: keep every norm's input, by site, in `inputs`; the residual stream before the first
             block and after each one in `streams`; each block's largest attention score in `scores`.
         dropout_key: without one, nothing is dropped.
@@ -41,6 +51,7 @@ class Context:
         scales: Mapping[str, Any] | None = None,
         *,
         observe: bool = False,
+        edge: float | None = None,
         capture: bool = False,
         dropout_key: jax.Array | None = None,
         progress: Float[Array, ""] | None = None,
@@ -48,6 +59,9 @@ class Context:
     ):
         self.scales = scales or {}
         self.observe = observe
+        self.edge = edge
+        self.stored: dict[str, Stored] = {}
+        self.path = ""  # of the sublayer that is running
         self.capture = capture
         self.progress = progress
         self.compute = compute or ComputeConfig()
@@ -72,6 +86,8 @@ class Context:
         x = whole_rows(x).astype(jnp.promote_types(came, jnp.float32))
         if self.capture:
             self.inputs[name] = x
+        if self.edge is not None and norm.has_statistic:
+            self._store(f"{name}.sum", jnp.sum(jnp.square(norm.summed(x)), axis=-1))
         scale: Any = self.scales.get(name, 1.0)
         if callable(scale):  # a dynamic rule: rows [*batch d] to their scales [*batch 1]
             scale = scale(x)
@@ -85,7 +101,19 @@ class Context:
             f"norm {norm.config.type!r} at {name} returned rows of shape {y.shape}: expected "
             f"{x.shape}, as they came",
         )
-        return y.astype(came)
+        return self.stores(name, y.astype(came))
+
+    def stores(self, name: str, x: Float[Array, "b l ..."]) -> Float[Array, "b l ..."]:
+        """`x` itself, a tensor that a runtime stores; `.name` is one of the running sublayer."""
+        if self.edge is not None:
+            self._store(f"{self.path}{name}" if name.startswith(".") else name, x)
+        return x
+
+    def _store(self, name: str, x: Array) -> None:
+        assert self.edge is not None
+        size = jnp.abs(x.astype(jnp.float32)).reshape(*x.shape[:2], -1)
+        over = jnp.sum(~(size <= self.edge), axis=-1)
+        self.stored[name] = Stored(jnp.max(size, axis=-1), over, size.shape[-1])
 
     def enters(self, x: Float[Array, "b l d"], attention: Any) -> None:
         """Told by a block of the rows that enter it, and of its attention; for `entered`."""
@@ -104,11 +132,16 @@ class Context:
         scale: float,
         mask: Bool[Array, "l l"],
     ) -> None:
-        """Told by a block of the queries and keys that it attends with; for `scores`."""
+        """Told by a block of the queries and keys that it attends with; for `scores`, `stored`."""
+        if not self.capture and self.edge is None:
+            return
+        k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+        products = scale * jnp.where(
+            mask[:, None], jnp.abs(jnp.einsum("bqhk,bshk->bqhs", q, k)), 0.0
+        )
         if self.capture:
-            k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-            products = jnp.abs(jnp.einsum("bqhk,bshk->bhqs", q, k))
-            self.scores.append(scale * jnp.where(mask, products, 0.0).max())
+            self.scores.append(products.max())
+        self.stores(".scores", products)
 
     def dropout(self, x: Array, rate: float) -> Array:
         """Drop elements with probability `rate` and scale the others by 1 / (1 − rate)."""

@@ -44,7 +44,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The branch's output."""
-        h = FUNCTIONS[self.activation](self.gate(x))
+        h = FUNCTIONS[self.activation](context.stores(".gate", self.gate(x)))
         if self.up is not None:
-            h = h * self.up(x)
+            h = h * context.stores(".up", self.up(x))
+        h = context.stores(".hidden", h)
         return self.down(context.norm(self.sub_norm, h))

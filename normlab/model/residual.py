@@ -49,7 +49,9 @@ class Residual(nnx.Module):
         width: int,
         gain: float | None,
         dropout: float,
+        path: str,
     ):
+        self.path = path
         self.branch = branch
         self.norm_in = make_norm("norm_in", width)
         self.norm_out = make_norm("norm_out", width)
@@ -59,11 +61,14 @@ class Residual(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this sublayer."""
+        context.path = self.path
         h = times(self.scale_in, context.norm(self.norm_in, x))
-        h = context.norm(self.norm_out, self.branch(context.compute.narrow(h), context))
+        h = context.stores(".out", self.branch(context.compute.narrow(h), context))
+        h = context.norm(self.norm_out, h)
         if self.branch_gain is not None:
             h = h * self.branch_gain[...]
-        return context.norm(self.post_norm, times(self.alpha, x) + context.dropout(h, self.dropout))
+        x = context.stores(".stream", times(self.alpha, x) + context.dropout(h, self.dropout))
+        return context.norm(self.post_norm, x)
 
 
 def learned(start: float | None) -> nnx.Param[Array] | None:

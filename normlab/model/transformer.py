@@ -116,7 +116,8 @@ class Transformer(nnx.Module):
             call = rematerialized if context.compute.remat else Block.__call__
             for block in self.blocks:
                 x = context.stream(call(block, x, context))
-        return self.logits(context.compute.narrow(context.norm(self.norm_final, x)))
+        logits = self.logits(context.compute.narrow(context.norm(self.norm_final, x)))
+        return context.stores("logits", logits)
 
     def embed_tokens(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
         """The residual stream before the first block."""
@@ -134,6 +135,7 @@ class Transformer(nnx.Module):
             x = x + self.positions(jnp.arange(length))
         if self.embed_scale is not None:
             x = x * self.embed_scale[...]
+        x = context.stores("embed", x)
         return context.dropout(context.norm(self.norm_embed, x), self.config.dropout)
 
     def logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:

@@ -1,0 +1,45 @@
+"""`python -m evaluate ranges`: where a model leaves FP16, tensor by tensor, and the cure."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from normlab.config import require
+from normlab.evaluation.config import EvaluateConfig
+from normlab.progress import console
+from normlab.results.column import Column
+from normlab.results.range_report import RangeReport, report
+
+WINDOWS = 8
+EXAMPLES = """
+python -m evaluate ranges pretrained=smollm2-135m              one float32 pass of 8 windows
+python -m evaluate ranges run=runs/dyt-peri-HASH precision=[bf16]    against another format
+"""
+
+
+def main(config: EvaluateConfig, asked: object = ()) -> None:
+    """Print and write the report of every model that was asked for."""
+    from normlab.evaluation.evaluator import Evaluator  # slow to import: help comes first
+    from normlab.evaluation.targets import targets
+    from normlab.evaluation.tensor_ranges import tensor_ranges
+    from normlab.evaluation.texts import Texts
+    from normlab.results.record import OK
+
+    config = dataclasses.replace(config, max_windows=config.max_windows or WINDOWS)
+    columns = [Column.parse(text) for text in config.precision]
+    formats = [c.precision.format for c in columns if not c.precision.format.is_float32]
+    require(bool(formats), f"precision = {list(config.precision)}: expected one that is narrower")
+    texts, found = Texts(), list[RangeReport]()
+    for target in targets(config):
+        evaluator = Evaluator(config, target, texts)
+        if evaluator.status != OK:
+            console.print(f"{target.name}: {evaluator.status}")
+            continue
+        found.append(tensor_ranges(evaluator.lm, evaluator.windows, str(formats[0])))
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join(report(one) for one in found)
+    (out / "ranges.md").write_text(text + "\n", encoding="utf-8")
+    told = [dataclasses.asdict(one) for one in found]
+    (out / "ranges.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(f"{text}\n\nwritten to {out}: ranges.md, ranges.json")
