@@ -14,7 +14,7 @@ from tests.support.command_line import SCHEMAS, composed, documented, evaluation
 
 pytestmark = pytest.mark.documents
 
-VERBS = {"train": ["remove"], "evaluate": ["show", *evaluate.VERBS]}
+VERBS = {"train": ["remove"], "evaluate": ["show", "ranges", *evaluate.VERBS]}
 COMMANDS = list(dict.fromkeys(command[2:] for command in documented()))
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 
@@ -41,7 +41,9 @@ def test_its_fields_are_there_and_take_its_values(command):
     given = [a for a in arguments if "=" in a]
     # What a page leaves to its reader: a number, and the norm that another page writes.
     given = [a.replace("=N", "=4").replace("mediannorm", "layernorm") for a in given]
-    if verb is not None:
+    if verb == "ranges":
+        evaluation(*given)
+    elif verb is not None:
         assert verb in VERBS[app]
         composed(verb, *given) if verb in SCHEMAS else None
     elif app == "evaluate":
