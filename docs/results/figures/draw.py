@@ -1,5 +1,6 @@
-"""Figures of result pages from the pages' own tables: `python docs/results/figures/draw.py`."""
+"""Figures of result pages, from their tables: `python docs/results/figures/draw.py`."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,12 @@ def rows(page: str, first: str) -> list[list[str]]:
             [c.replace("`", "").strip(" *") for c in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
         )
     return found
+
+
+def more(page: str, table: str) -> list[list[str]]:
+    """The cells of a table that stands in JSON beside its page."""
+    held = json.loads((PAGES / f"{page}-more.json").read_text(encoding="utf-8"))
+    return [list(row.values()) for row in held["tables"][table]]
 
 
 def number(text: str) -> float:
