@@ -77,10 +77,10 @@ def ten_models() -> Any:
 def catalogue() -> Any:
     """Perplexity of each type at pre, and of each placement with RMSNorm."""
     made, ((left, right),) = figure(1, 2, (9, 3.8))
-    types = rows("catalogue.md", "| norm | seeds |")
-    places = rows("catalogue.md", "| placement | norm_embed |")
-    ranked(left, [(r[0], r[2]) for r in types], "Norm types, at pre")
-    named = [(r[0] + ", normed embedding" * (r[1] == "True"), r[3]) for r in places]
+    found = rows("catalogue.md", "| norm | placement | fp32 | fp16:pairwise")
+    half = next(n for n, r in enumerate(found) if r[1] != "pre")
+    ranked(left, [(r[0], r[2]) for r in found[:half]], "Norm types, at pre")
+    named = [(r[1].replace(" + norm_embed", ", normed embedding"), r[2]) for r in found[half:]]
     ranked(right, named, "Placements, with RMSNorm")
     return made
 
