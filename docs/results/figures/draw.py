@@ -102,7 +102,7 @@ def word_level() -> Any:
 def unseen() -> Any:
     """What `moments` predicts and what the rows are, on the two wide models that it fails on."""
     made, ((ax,),) = figure(1, 1, (7, 2.8))
-    found = rows("unseen.md", "| d | site |")[::-1]
+    found = more("unseen", "what moments predicts on wide models")[::-1]
     for at, r in enumerate(found):
         low, high = (number(part) for part in r[2].split(", "))
         ax.plot([low, high], [at, at], lw=6, solid_capstyle="butt", color=look(5)[0])
