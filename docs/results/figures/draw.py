@@ -88,7 +88,7 @@ def catalogue() -> Any:
 def word_level() -> Any:
     """Validation perplexity over the passes."""
     made, ((ax,),) = figure(1, 1, (5, 3))
-    found = [[number(c) for c in r] for r in rows("word-level.md", "| step | passes")]
+    found = [[number(c) for c in r] for r in more("word-level", "validation perplexity by step")]
     ax.plot([r[1] for r in found], [r[2] for r in found], "o-", ms=4, color=look(0)[0])
     best = min(found, key=lambda r: r[2])
     ax.annotate(
