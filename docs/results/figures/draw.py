@@ -144,11 +144,12 @@ def arithmetic() -> Any:
 def transforms() -> Any:
     """Perplexity as norms are removed one at a time."""
     made, ((ax,),) = figure(1, 1, (7, 3.4))
-    found = [r for r in rows("transforms.md", "| site | after freezing") if r[1]]
+    held = more("transforms", "validation perplexity as norms are removed, in this order")
+    found = [r for r in held if r[1]]
     for i, (column, name) in enumerate(((1, "after freezing"), (2, "after tuning"))):
         colour, marker = look(i)
         ax.plot([number(r[column]) for r in found], marker, ls="-", color=colour, label=name)
-    control = next(r for r in rows("transforms.md", "| site | after freezing") if "control" in r[0])
+    control = next(r for r in held if "control" in r[0])
     ax.axhline(number(control[2]), ls=":", color="k", label="tuned as long with all norms")
     ax.set_xticks(
         range(len(found)), [r[0].replace("blocks.", "") for r in found], rotation=30, ha="right"
