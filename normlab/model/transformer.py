@@ -145,11 +145,23 @@ class Transformer(nnx.Module):
             logits = self.head(x).astype(wide)
         else:
             table = self.embed.embedding[...].astype(x.dtype)
-            rows = (x.reshape(-1, x.shape[-1]) @ table.T).astype(wide)
+            rows = (x.reshape(-1, x.shape[-1]) @ transposed(table)).astype(wide)
             if self.embed_length is not None:
                 rows = rows / length_of(self.embed.embedding[...])[:, 0]
             logits = rows.reshape(*x.shape[:-1], rows.shape[-1])
         return soft_cap(logits, self.config.logit_softcap)
+
+
+@jax.custom_vjp
+def transposed(table: Float[Array, "v d"]) -> Float[Array, "d v"]:
+    """The table transposed, whose gradient is transposed after the product that it comes from.
+
+    XLA would turn the product around: that one is half as fast on a CPU, or less.
+    """
+    return table.T
+
+
+transposed.defvjp(lambda table: (table.T, None), lambda _, d: (jax.lax.optimization_barrier(d).T,))
 
 
 def length_of(rows: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from normlab.model import Context
 from normlab.model import attention as module
-from normlab.model.attention import BLOCKS, QUERIES, rotate, spans
+from normlab.model.attention import BLOCKS, QUERIES, rotate, scaled_attention, spans
 from tests.conftest import tiny_model
 from tests.support.passes import QUICK
 from tests.support.transformer_reference import Reference
@@ -52,6 +53,30 @@ def test_the_formula_at_once_and_in_blocks_of_queries(options, monkeypatch):
         expected = reference.attention(f"{name}.branch", name, np.float64(x), layer + 1)
         for way in found:
             np.testing.assert_allclose(way[layer], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_own_gradient_is_the_one_that_jax_derives(dtype):
+    draw = np.random.default_rng(0).standard_normal
+    given = [jnp.asarray(draw((2, LENGTH, h, 8)), dtype) for h in (4, 2, 2, 4)]  # grouped heads
+    age = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
+    mask = ((age >= 0) & (age < 5))[None, None]
+
+    def derived(*qkv):
+        return jax.nn.dot_product_attention(*qkv, mask=mask, scale=0.3, implementation="xla")
+
+    def both(*given):
+        ways = derived, lambda *qkv: scaled_attention(*qkv, mask, 0.3)
+        found = [jax.vjp(way, *given[:3]) for way in ways]
+        return [(out, *back(given[3])) for out, back in found]
+
+    for expected, found in zip(*jax.jit(both, compiler_options=QUICK)(*given), strict=True):
+        assert found.dtype == expected.dtype == dtype
+        tolerance = 1e-5 if dtype == "float32" else 2**-6
+        largest = np.abs(np.float32(expected)).max()
+        np.testing.assert_allclose(
+            np.float32(found), np.float32(expected), rtol=0, atol=tolerance * largest
+        )
 
 
 @given(st.integers(1, 20_000), st.none() | st.integers(1, 5_000))

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from normlab.model import Context, ModelConfig
+from normlab.model.transformer import transposed
 from normlab.norms import norms
 from normlab.numerics import Precision
 from normlab.registry import UnknownNameError
@@ -165,3 +166,9 @@ def test_tokens_are_a_batch_of_sequences_no_longer_than_the_model_reads():
     with pytest.raises(ValueError, match="65 tokens are more than model.max_length = 64"):
         said(tiny_model(), long)
     assert said(tiny_model(), long[:, :64]) == (1, 64, 97)
+
+
+def test_the_gradient_of_a_transposed_table_is_its_transpose():
+    gradient = jnp.arange(6.0).reshape(2, 3)
+    (found,) = jax.vjp(transposed, jnp.zeros((3, 2)))[1](gradient)
+    np.testing.assert_array_equal(found, gradient.T)
