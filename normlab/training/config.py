@@ -33,7 +33,9 @@ class TrainConfig:
     hosts: HostsConfig = field(HostsConfig, "processes that train together")
     steps: int = field(1000, "optimizer steps")
     batch: int = field(8, "sequences in a step")
-    accumulate: int = field(1, "parts of the batch, differentiated one after another (memory)")
+    accumulate: int = field(
+        1, "parts of the batch, differentiated one after another (memory); 1: what is fastest"
+    )
     window: int = field(256, "tokens in a sequence")
     seed: int = field(0, "of initial weights, order of the text, and dropout")
     eval_every: int = field(100, "steps between validations; each one saves a checkpoint")

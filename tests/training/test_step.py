@@ -16,7 +16,7 @@ from normlab.norms import NormState, norms, penalties
 from normlab.training import diagnostics as watch
 from normlab.training import step as steps
 from normlab.training.optimizer import OptimizerConfig, make_optimizer
-from normlab.training.step import _step, learned, make_step, make_validate
+from normlab.training.step import _step, learned, make_step, make_validate, parts_in_cache
 from normlab.training.trainer import train
 from tests.conftest import VOCAB, forward, same_trees, tiny_model
 from tests.support.norm_walk import started
@@ -100,6 +100,23 @@ def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
     kept = (nnx.state(m, NormState) for m in (nnx.merge(graphdef, params), by_hand))
     for a, b in zip(*map(jax.tree.leaves, kept), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "window", "parts"), [(16, 128, 8), (8, 64, 4), (6, 100, 3), (7, 64, 1), (4, 32, 1)]
+)
+def test_parts_of_a_batch_are_equal_and_neither_many_nor_short(batch, window, parts):
+    assert parts_in_cache(batch, window) == parts
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("norm", "parts"), [("rmsnorm", 4), ("batchnorm", 1)])
+def test_a_batch_is_taken_in_parts_unless_norms_keep_something_of_it(norm, parts, monkeypatch):
+    monkeypatch.setattr(steps, "_step", _step.__wrapped__)
+    monkeypatch.setattr(steps, "PART", 10**6)
+    wanted = trained(small(norm), accumulate=parts)
+    monkeypatch.setattr(steps, "PART", 16)  # of the batch's 64 tokens
+    assert same_trees(trained(small(norm)), wanted)
 
 
 def test_unequal_parts_are_refused(tmp_path):
