@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from normlab.config import require
 
@@ -20,7 +20,7 @@ class Batches:
 
     An epoch cuts the tokens into windows that don't overlap, from a random offset, and takes
     them in a random order. What doesn't fill a batch is left out: other windows in each epoch.
-    There is no state: step k can be had without the steps before it.
+    No step depends on another: step k can be had without the steps before it.
 
     Args:
         tokens: the split.
@@ -49,14 +49,20 @@ class Batches:
         self.steps_per_epoch = max(1, (len(tokens) - window) // (batch_size * window))
         used = self.steps_per_epoch * batch_size * window
         self._offsets = min(window, len(tokens) - used)
+        self._epoch, self._starts = -1, np.empty(0, np.int64)  # of the windows, as they are taken
 
     def at(self, step: int) -> Batch:
         """The batch of `step`, counted from 0 and on through the epochs."""
         epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._starts = epoch, self._order(epoch)
+        starts = self._starts[place * self.batch_size :][: self.batch_size]
+        rows = self.tokens[starts[:, None] + np.arange(self.window + 1)].astype(np.int32)
+        return Batch(rows[:, :-1], rows[:, 1:])
+
+    def _order(self, epoch: int) -> Int64[np.ndarray, " windows"]:
+        """Where the windows of an epoch start, in the order in which they are taken."""
         rng = np.random.default_rng((self.seed, epoch))
         offset = int(rng.integers(self._offsets))
         windows = (len(self.tokens) - 1 - offset) // self.window
-        chosen = rng.permutation(windows)[place * self.batch_size :][: self.batch_size]
-        starts = offset + chosen * self.window
-        rows = self.tokens[starts[:, None] + np.arange(self.window + 1)].astype(np.int32)
-        return Batch(rows[:, :-1], rows[:, 1:])
+        return offset + rng.permutation(windows) * self.window

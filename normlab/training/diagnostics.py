@@ -67,8 +67,7 @@ class Diagnostics:
         self.lines = StepLines(run["diagnostics.jsonl"])
         self.steps, self.every = steps, every
         self._inputs, self._targets = (w[:ROWS] for w in windows)
-        look = make_look(graphdef, steps, precision)
-        self._looks = announced(look), announced(look)  # without the weights before, and with them
+        self._look = announced(make_look(graphdef, steps, precision))
         self._before: Params | None = None
 
     def due(self, step: int) -> bool:
@@ -77,23 +76,31 @@ class Diagnostics:
 
     def before(self, step: int, params: Params) -> None:
         """Told before the `step`-th step, which takes the arrays away: they are copied if due."""
-        self._before = jax.tree.map(jnp.copy, learned(params)) if self.due(step) else None
+        self._before = _copied(learned(params)) if self.due(step) else None
 
     def after(self, step: int, params: Params) -> None:
         """Write the line of the model after `step` steps."""
-        look = self._looks[self._before is not None]
-        seen = look(params, self._before, np.int32(step), self._inputs, self._targets)
-        self._before = None
+        before = learned(params) if self._before is None else self._before
+        seen = self._look(params, before, np.int32(step), self._inputs, self._targets)
         values = plain(jax.device_get(seen))
+        if self._before is None:  # no update lies between them
+            for found in values["parts"].values():
+                del found["update_ratio"]
+        self._before = None
         self.lines.append({"step": step, **values})
         for tracker in self.trackers:
             tracker.log(step, scalars(values))
 
 
+@jax.jit
+def _copied(tree: Params) -> Params:
+    return jax.tree.map(jnp.copy, tree)
+
+
 def make_look(
     graphdef: nnx.GraphDef[Transformer], steps: int, precision: Precision | None = None
 ) -> Callable[..., Values]:
-    """(params, weights before the last step or None, step, inputs, targets) → a line's values.
+    """(params, weights before the last step, step, inputs, targets) → a line's values.
 
     As in a step of training: norms are told step / steps, their statistics are of `precision`. But
     it is in float32 whatever the run computes in, and without dropout and norms' penalties. What
@@ -124,7 +131,7 @@ def _look(
     def look(
         steps: jax.Array,
         params: Params,
-        before: Params | None,
+        before: Params,
         step: jax.Array,
         inputs: jax.Array,
         targets: jax.Array,
@@ -148,14 +155,13 @@ def sizes(x: Float[Array, "*batch d"]) -> Values:
     }
 
 
-def parts(gradients: Params, weights: Params, before: Params | None) -> Values:
+def parts(gradients: Params, weights: Params, before: Params) -> Values:
     """By part of the model: the gradient's norm, and the update against the weights before it."""
-    found = {name: {"grad_norm": norm} for name, norm in _norms(gradients).items()}
-    if before is not None:
-        moved = _norms(jax.tree.map(jnp.subtract, weights, before))
-        for name, size in _norms(before).items():
-            found[name]["update_ratio"] = moved[name] / size
-    return found
+    moved, sizes = _norms(jax.tree.map(jnp.subtract, weights, before)), _norms(before)
+    return {
+        name: {"grad_norm": norm, "update_ratio": moved[name] / sizes[name]}
+        for name, norm in _norms(gradients).items()
+    }
 
 
 def _norms(tree: Params) -> dict[str, jax.Array]:

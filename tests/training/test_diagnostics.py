@@ -137,23 +137,31 @@ def test_what_is_no_finite_number_is_null():
 
 
 def test_a_look_is_due_at_the_start_every_so_often_and_at_the_end(tmp_path, monkeypatch):
-    asked = []
-    look = lambda *given: asked.append(given) or {"a": 1.0}  # noqa: E731
+    asked, params = [], nnx.State({})
+    gradient, update = {"grad_norm": 2.0}, {"update_ratio": 1.0}
+
+    def look(*given):
+        asked.append(given)
+        return {"a": 1.0, "parts": {"head": gradient | update}}
+
     monkeypatch.setattr("normlab.training.diagnostics.make_look", lambda *_: look)
     windows = tuple(np.arange(10 * ROWS).reshape(-1, 5) + i for i in range(2))
     assert not Diagnostics(Run(tmp_path), None, 12, None, windows).due(0)
     watch = Diagnostics(Run(tmp_path), None, 12, 5, windows)
     assert [step for step in range(13) if watch.due(step)] == [0, 5, 10, 12]
-    watch.after(0, "params")
-    watch.before(4, nnx.State({}))
-    watch.after(5, "params")
-    watch.before(5, nnx.State({}))
-    watch.after(5, "params")
-    assert [before for _, before, *_ in asked] == [None, None, nnx.State({})]
+    watch.after(0, params)
+    watch.before(4, params)
+    watch.after(5, params)
+    watch.before(5, params)
+    watch.after(5, params)
     for *_, inputs, targets in asked:
         np.testing.assert_array_equal(inputs, windows[0][:ROWS])
         np.testing.assert_array_equal(targets, windows[1][:ROWS])
-    assert Run(tmp_path).diagnostics == [{"step": step, "a": 1.0} for step in (0, 5, 5)]
+    head = [line["parts"]["head"] for line in Run(tmp_path).diagnostics]
+    assert head == [gradient, gradient, gradient | update], "an update has weights before it"
+    assert [(line["step"], line["a"]) for line in Run(tmp_path).diagnostics] == [
+        (s, 1.0) for s in (0, 5, 5)
+    ]
 
 
 WALK = [(norm, "pre", 1) for norm in norms] + [("layernorm", row, 2) for row in placements]
