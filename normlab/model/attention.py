@@ -118,14 +118,14 @@ def _attend_back(scale: float, kept: Any, d_out: Float[Array, "b l h k"]) -> tup
     d_p = jnp.matmul(d_out, v.swapaxes(2, 3), preferred_element_type=wide)
     d_scores = (p * (d_p - inner) * scale).astype(q.dtype)
     d_q = d_scores @ k
-    d_k = (q.swapaxes(2, 3) @ d_scores).swapaxes(2, 3)
-    d_v = (d_out.swapaxes(2, 3) @ p).swapaxes(2, 3)
+    # Kept apart from what turns them, or XLA would turn the larger factor, the scores.
+    d_k, d_v = jax.lax.optimization_barrier((q.swapaxes(2, 3) @ d_scores, d_out.swapaxes(2, 3) @ p))
 
     def summed(t: Float[Array, "b h s k"]) -> Float[Array, "b s g k"]:
         b, h, s, width = t.shape
         return t.reshape(b, groups, h // groups, s, width).sum(2).swapaxes(1, 2)
 
-    return d_q.swapaxes(1, 2), summed(d_k), summed(d_v), None
+    return d_q.swapaxes(1, 2), summed(d_k.swapaxes(2, 3)), summed(d_v.swapaxes(2, 3)), None
 
 
 scaled_attention.defvjp(_attend, _attend_back)
