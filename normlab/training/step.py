@@ -73,13 +73,14 @@ def make_step(
     return partial(_step(graphdef, compute, accumulate, layout()), run)
 
 
-def parts_in_cache(batch: int, window: int) -> int:
+def parts_in_cache(batch: int, window: int, width: int) -> int:
     """In how many parts a batch is fastest on a CPU: the activations of one stay in its cache.
 
-    A function of the shape alone, so that a run has the same bits on each machine of a kind.
+    In a wide model a part of few tokens costs more, for all gradients are added up after each one.
+    The shape alone decides, so that a run has the same bits on each machine of a kind.
     """
-    most = range(1, PARTS + 1)
-    return max(k for k in most if k == 1 or (batch % k == 0 and batch // k * window >= PART))
+    most, least = range(1, PARTS + 1), max(PART, width)
+    return max(k for k in most if k == 1 or (batch % k == 0 and batch // k * window >= least))
 
 
 @lru_cache(PROGRAMS)
@@ -101,13 +102,16 @@ def _step(
 
     differentiated = jax.value_and_grad(loss, has_aux=True)
 
-    def parts(kept: Params, texts: Texts) -> int:
+    def parts(weights: Params, kept: Params, texts: Texts) -> int:
         free = accumulate == 1 and where[0].empty and not jax.tree.leaves(kept)
-        on_cpu = free and jax.default_backend() == "cpu"
-        return parts_in_cache(*texts[0].shape) if on_cpu else accumulate
+        if not free or jax.default_backend() != "cpu":
+            return accumulate
+        batch, window = texts[0].shape
+        width = nnx.merge(graphdef, weights, kept, copy=True).config.width
+        return parts_in_cache(batch, window, width)
 
     def in_parts(weights: Params, kept: Params, progress: jax.Array, key: jax.Array, texts: Texts):
-        k = parts(kept, texts)
+        k = parts(weights, kept, texts)
         if k == 1:
             return differentiated(weights, kept, progress, key, texts)
 

@@ -102,21 +102,23 @@ def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("batch", "window", "parts"), [(16, 128, 8), (8, 64, 4), (6, 100, 3), (7, 64, 1), (4, 32, 1)]
-)
-def test_parts_of_a_batch_are_equal_and_neither_many_nor_short(batch, window, parts):
-    assert parts_in_cache(batch, window) == parts
+SHAPES = [(16, 128, 128, 8), (8, 64, 64, 4), (8, 256, 384, 4), (6, 100, 9, 3), (7, 64, 9, 1)]
+
+
+@pytest.mark.parametrize(("batch", "window", "width", "parts"), SHAPES)
+def test_parts_of_a_batch_are_equal_and_neither_many_nor_short(batch, window, width, parts):
+    assert parts_in_cache(batch, window, width) == parts
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(("norm", "parts"), [("rmsnorm", 4), ("batchnorm", 1)])
 def test_a_batch_is_taken_in_parts_unless_norms_keep_something_of_it(norm, parts, monkeypatch):
     monkeypatch.setattr(steps, "_step", _step.__wrapped__)
+    batch = functools.partial(texts, rows=8)
     monkeypatch.setattr(steps, "PART", 10**6)
-    wanted = trained(small(norm), accumulate=parts)
-    monkeypatch.setattr(steps, "PART", 16)  # of the batch's 64 tokens
-    assert same_trees(trained(small(norm)), wanted)
+    wanted = trained(small(norm), accumulate=parts, batch=batch)
+    monkeypatch.setattr(steps, "PART", 16)  # of the batch's 128 tokens
+    assert same_trees(trained(small(norm), batch=batch), wanted)
 
 
 def test_unequal_parts_are_refused(tmp_path):
