@@ -75,6 +75,10 @@ class Datapath:
         for stage in ("input", "square", "tree", "eps", "product", "weight", "bias"):
             as_format(getattr(self, stage) or "fp32")
         Output(self.output or "fp32")
+        require(
+            not self.cast_first or self.output is not None,
+            "cast_first = True: expected an output beside it, which the row is cast to before γ",
+        )
         order = self.precision.summation
         require(
             self.tree is None or order.name == "lanes",

@@ -1,5 +1,6 @@
 """Float32 arithmetic that is what is written: nothing lost by an add, nothing contracted."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -33,6 +34,17 @@ def once(x: Array) -> Array:
     """
     one = jnp.where(x < -jnp.inf, jnp.uint32(2), jnp.uint32(1))
     return lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.uint32) // one, jnp.float32)
+
+
+@jax.custom_jvp
+def sloped(value: Array, like: Array) -> Array:
+    """`value`, whose derivative is that of `like` (straight-through)."""
+    return value
+
+
+@sloped.defjvp
+def _slope(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return primals[0], tangents[1]
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

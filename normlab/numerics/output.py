@@ -8,31 +8,35 @@ from jax import Array
 from jaxtyping import Float
 
 from normlab.config import require
-from normlab.numerics.exact import divided, no_contract
+from normlab.numerics.exact import divided, no_contract, sloped
 from normlab.numerics.formats import FORMATS, as_format, round_to
-from normlab.registry import unknown
+from normlab.registry import UnknownNameError, unknown
 
-_WRITTEN = re.compile(r"(?P<code>int8|fp8_e4m3|fp8_e5m2)\.(?P<per>tensor|row|block(?P<size>\d+))")
+_CODES = ("int8", "fp8_e4m3", "fp8_e5m2")
+_PARTS = r"(?P<per>tensor|row|block(?P<size>[1-9]\d*))"
+_WRITTEN = re.compile(rf"(?P<code>{'|'.join(_CODES)})\.{_PARTS}")
 
 
 @dataclass(frozen=True)
 class Output:
     """`FORMAT`, or `int8.row`, `fp8_e4m3.block32`, `int8.tensor`: 8 bits and a scale for each part.
 
-    The scale is the part's largest |y| over the largest code (127, 448, 57,344), in float32; 1 for
-    a part of zeros. A tensor is all rows of one call: then a row's result depends on the others.
+    The scale is the part's largest |y| over the largest code (127, 448, 57,344), in float32; 1
+    where that is 0. An infinity or NaN makes NaN of its part. A tensor is all rows of one call:
+    then a row's result depends on the others. The derivative is that of y itself.
     """
 
     text: str
 
     def __post_init__(self) -> None:
         """Refuse what can't be read."""
-        if not self._scaled:
-            head = self.text.split(".")[0]
-            if head == "int8":
-                known = [*FORMATS, "int8.tensor", "int8.row", "int8.blockN"]
-                raise unknown("output", self.text, known)
+        if self._scaled:
+            return
+        try:
             as_format(self.text)
+        except UnknownNameError:
+            scaled = (f"{code}.{part}" for code in _CODES for part in ("tensor", "row", "blockN"))
+            raise unknown("output", self.text, [*FORMATS, *scaled]) from None
 
     @property
     def _scaled(self) -> "re.Match[str] | None":
@@ -52,10 +56,11 @@ class Output:
         over = None if written["per"] == "tensor" else -1
         top = jnp.max(jnp.abs(parts), axis=over, keepdims=True)
         most = 127.0 if written["code"] == "int8" else as_format(written["code"]).max
-        scale = jnp.where(top > 0, top * (1.0 / most), 1.0)
+        scale = top * (1.0 / most)
+        scale = jnp.where(scale == 0, 1.0, scale)
         codes = divided(parts, scale)
         if written["code"] == "int8":
             codes = jnp.clip(jnp.round(codes), -most, most)
         else:
             codes = round_to(codes, f"{written['code']}.saturate")
-        return no_contract(codes * scale).reshape(y.shape)
+        return sloped(no_contract(codes * scale).reshape(y.shape), y)

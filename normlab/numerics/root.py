@@ -8,7 +8,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from normlab.config import field, require
-from normlab.numerics.exact import no_contract
+from normlab.numerics.exact import no_contract, sloped
 from normlab.numerics.formats import as_format, round_to
 from normlab.registry import choice
 
@@ -29,12 +29,13 @@ class Root:
       `interpolate`, the line between its ends is taken.
     - `magic`: the float with the bits 0x5f3759df − (bits(v) ≫ 1).
 
-    After a table or the magic, `newton` steps a ← a·(1.5 − 0.5·v·a²), each product rounded.
+    After a table or the magic, `newton` steps a ← a·(1.5 − 0.5·v·a²), each product rounded. The
+    derivative is that of 1/√v.
     """
 
     kind: str = field("rsqrt", f"one of {', '.join(KINDS)}")
     format: str | None = field(None, "of every step's result; null: float32")
-    entries: int = field(64, "cells of the table")
+    entries: int = field(64, "cells of the table, a power of two")
     interpolate: bool = field(False, "take the line between a cell's ends, not one value")
     newton: int = field(0, "Newton steps after the table or the magic")
 
@@ -42,9 +43,14 @@ class Root:
         choice("kind of root", self.kind, KINDS)
         as_format(self.format or "fp32")
         require(
-            self.entries >= 2 and self.entries % 2 == 0,
-            f"root.entries = {self.entries}: expected an even number ≥ 2, such as 64",
+            self.entries >= 2 and self.entries & (self.entries - 1) == 0,
+            f"root.entries = {self.entries}: expected a power of two ≥ 2, such as 64",
         )
+        given = {"entries": self.entries != 64, "interpolate": self.interpolate}
+        for name in (n for n, told in given.items() if told and self.kind != "table"):
+            raise ValueError(
+                f"root.{name} = {getattr(self, name)}: expected kind 'table', not {self.kind!r}"
+            )
         require(self.newton >= 0, f"root.newton = {self.newton}: expected a number ≥ 0, such as 1")
         require(
             not self.newton or self.kind in GUESSED,
@@ -63,13 +69,14 @@ class Root:
             return self.held(lax.rsqrt(v))
         if self.kind in ("sqrt", "divide"):
             return self.reciprocal(self.whole(v))
-        good = (v > 0) & jnp.isfinite(v)
+        good = (v >= jnp.finfo(jnp.float32).tiny) & jnp.isfinite(v)
         safe = jnp.where(good, v, 1.0)
         a = self.held(self._table(safe) if self.kind == "table" else _magic(safe))
         for _ in range(self.newton):
             half = self.held(self.held(0.5 * safe) * self.held(a * a))
             a = self.held(a * self.held(1.5 - no_contract(half)))
-        return jnp.where(good, a, lax.rsqrt(v))
+        exact = lax.rsqrt(v)
+        return sloped(jnp.where(good, a, exact), exact)
 
     def whole(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
         """√v."""

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from normlab.config import build
-from normlab.numerics import Accumulator, Datapath, Mean, Root, arithmetic, datapaths
+from normlab.numerics import (
+    Accumulator,
+    Datapath,
+    Mean,
+    Root,
+    arithmetic,
+    datapaths,
+    presets,
+)
+from normlab.numerics.output import Output
 from normlab.registry import UnknownNameError
 from normlab.results.column import Column
 from tests.support import datapath_reference as reference
@@ -134,12 +143,86 @@ def test_a_columns_name_may_be_a_datapaths():
         ({"output": "int8"}, "unknown output 'int8'. Did you mean 'int8.row'"),
         ({"root": {"kind": "tables"}}, "unknown kind of root 'tables'. Did you mean 'table'"),
         ({"root": {"kind": "sqrt", "newton": 1}}, "root.newton = 1: expected 0 for kind 'sqrt'"),
+        ({"root": {"kind": "table", "entries": 10}}, "root.entries = 10: expected a power of two"),
+        ({"root": {"interpolate": True}}, "root.interpolate = True: expected kind 'table', not"),
+        ({"output": "int8.block0"}, "unknown output 'int8.block0'. Did you mean 'int8.blockN'"),
+        ({"output": "fp8_e4m3.rows"}, "unknown output .* Did you mean 'fp8_e4m3.row'"),
+        ({"cast_first": True}, "cast_first = True: expected an output beside it"),
         ({"sum": "fp16", "tree": "fp32"}, "tree = 'fp32' beside the order pairwise: expected"),
     ],
 )
 def test_a_stage_that_cannot_be_read_is_named(said, message):
     with pytest.raises(ValueError, match=message):
         build(Datapath, said)
+
+
+@pytest.mark.parametrize("name", ["fp16", "my_unit", "my.unit-2", "my-unit+2", "", "hf-olmo2-fp16"])
+def test_a_name_can_be_no_precisions_and_is_given_once(name):
+    with pytest.raises(
+        ValueError, match="expected a name of words joined by|is registered already"
+    ):
+        datapaths.add(Datapath(name=name))
+    with pytest.raises(TypeError, match="root = 'table': expected root.FIELD"):
+        datapaths.add(Datapath(name="my-unit", root="table"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inputs: fp16", "unknown key of the config 'inputs'. Did you mean 'input'"),
+        ("input: [fp16", "expected ',' or"),
+        ("", "None: expected fields of a datapath"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, text, message):
+    """A precision needs none of them."""
+    (tmp_path / "my-unit.yaml").write_text(text)
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    monkeypatch.setattr(presets, "datapaths", fresh := presets.Datapaths("datapath"))
+    with pytest.raises(ValueError, match=f"(?s)my-unit.yaml: .*{message}"):
+        list(fresh)
+    with pytest.raises(ValueError, match="my-unit.yaml"):
+        arithmetic("my-other-unit")
+    assert str(arithmetic("fp16")) == "fp16"
+
+
+def test_a_root_at_the_borders_of_cells_and_below_normal_numbers():
+    """A subnormal number is a 0, as XLA takes it on a CPU, with and without jit."""
+    borders = np.float32(np.outer([1, 2], 1 + np.arange(32) / 32).ravel())
+    near = [np.nextafter(borders, np.float32(way)) for way in (0, np.inf)]
+    edges = np.float32([0, 1e-45, 1e-39, 2.0**-120, 1e37, np.inf, np.nan, -1])
+    v = np.concatenate([borders, *near, edges])[:, None]
+    normal = np.where(np.abs(v) < np.finfo(np.float32).tiny, np.float32(0), v)
+    roots = [root for root in ROOTS.values() if root.kind in ("table", "magic")]
+    found = jax.jit(lambda v: [root.inverse(v) for root in roots])(v)
+    for root, one in zip([*roots, roots[0]], [*found, roots[0].inverse(v)], strict=True):
+        assert same(one, reference.root(normal, root)).all(), root
+
+
+def test_eight_bits_of_what_is_tiny_or_not_finite():
+    """One NaN makes NaN of its part; zeros beside what no scale can hold stay zeros."""
+    y = np.float32([[1, -2, 0, np.nan], [3, 4, 5, 6], [0, 1e-37, 0, 0], [np.inf, 0, 1, 2]])
+    row, tensor = (np.asarray(Output(f"int8.{part}")(y)) for part in ("row", "tensor"))
+    assert np.isnan(row).all(-1).tolist() == [True, False, False, True]
+    assert (row[2] == 0).all()
+    assert np.isnan(tensor).all()
+
+
+def test_derivatives_are_those_of_float32():
+    """Within the error of the values; the steps of tables, of bits and of codes have no slope."""
+    x, t = rows()[:8], np.float32(np.random.default_rng(3).normal(size=(8, D)))
+
+    def slope(path):
+        return jax.grad(lambda x: (t * normed(path, x)).sum())(x)
+
+    rough = (
+        Datapath(output="int8.row"),
+        Datapath(root=Root("table")),
+        Datapath(root=Root("magic")),
+    )
+    exact, *found = jax.jit(lambda: [slope(p) for p in ("fp32", *rough)])()
+    for path, one in zip(rough, found, strict=True):
+        assert np.linalg.norm(one - exact) < 0.06 * np.linalg.norm(exact), path
 
 
 @pytest.mark.extended

@@ -16,10 +16,6 @@ def unit(x, path, weight=None, bias=None, eps=1e-5, scale=1.0, center=False):
     precision, f = Precision.parse(path.sum), np.float32
     to = precision.format
 
-    def held(value, name):
-        with np.errstate(all="ignore"):
-            return f(value) if name is None else f(rounded(f(value), FloatFormat.parse(name)))
-
     def total(terms):
         if precision.plain or path.tree:
             return plain_sum(terms, precision, path.tree)
@@ -44,14 +40,21 @@ def unit(x, path, weight=None, bias=None, eps=1e-5, scale=1.0, center=False):
         if path.root.kind == "divide":
             y = held(z / held(np.sqrt(v), path.root.format), path.product)
         else:
-            y = held(z * root(v, path.root, held), path.product)
+            y = held(z * root(v, path.root), path.product)
         if path.cast_first:
-            y = left(y, path.output, held)
+            y = left(y, path.output)
         if weight is not None:
             y = held(y * held(weight, path.weight), path.weight)
         if bias is not None:
             y = held(y + held(bias, path.bias), path.bias)
-        return left(y, path.output, held)
+        return left(y, path.output)
+
+
+def held(value, name):
+    """In a format, by name; None: float32."""
+    with np.errstate(all="ignore"):
+        value = np.float32(value)
+        return value if name is None else np.float32(rounded(value, FloatFormat.parse(name)))
 
 
 def plain_sum(terms, precision, tree):
@@ -68,12 +71,13 @@ def plain_sum(terms, precision, tree):
     return np.float32(summed(np.stack(lanes, -1), Precision.parse(f"{tree}:pairwise")))[:, None]
 
 
-def root(v, given, held):
+def root(v, given):
     """1/√v of each kind, one number at a time."""
-    return np.array([[_root(np.float32(value), given, held)] for value in v[:, 0]], np.float32)
+    with np.errstate(all="ignore"):
+        return np.array([[_root(np.float32(value), given)] for value in v[:, 0]], np.float32)
 
 
-def _root(v, given, held):
+def _root(v, given):
     f, to = np.float32, given.format
     if not (np.isfinite(v) and v > 0):
         return f(0) if v == np.inf else f(np.inf) if v == 0 else f(np.nan)
@@ -105,7 +109,7 @@ def _root(v, given, held):
     return a
 
 
-def left(y, output, held):
+def left(y, output):
     """In the output's format, or in 8 bits with a scale for each part."""
     if output is None or "." not in output:
         return held(y, output)
@@ -114,7 +118,8 @@ def left(y, output, held):
     size = int(part[5:]) if part.startswith("block") else y.shape[-1]
     parts = y.reshape(len(y), -1, size)
     top = np.abs(parts).max(None if part == "tensor" else -1, keepdims=True)
-    scale = np.where(top > 0, top * (f(1) / f(most)), f(1))
+    scale = top * (f(1) / f(most))
+    scale = np.where(scale == 0, f(1), scale)
     codes = parts / scale
     codes = (
         np.clip(np.rint(codes), -most, most) if code == "int8" else held(codes, f"{code}.saturate")
