@@ -217,12 +217,13 @@ class ByInverseRoot(LayerNorm):
         """Shape and dtype of `x`."""
         c, acc = self.config, context.acc
         z, mean_square = acc.moments(x, c.center)
-        v = mean_square + c.eps / jnp.square(jnp.asarray(acc.scale, mean_square.dtype))
+        eps = c.eps / jnp.square(jnp.asarray(acc.scale, mean_square.dtype))
+        v = acc.with_eps(mean_square, eps)
         # A sum that overflowed gives 0 and a negative variance NaN, as in the exact norm, not what
         # an approximation makes of them.
         exact, good = acc.inverse_rms(mean_square, c.eps), (v >= 0) & jnp.isfinite(v)
         inverse = jnp.where(good, self.inverse_root(jnp.where(good, v, 1.0), acc.apart), exact)
-        return self.affine(z * inverse, x, context)
+        return self.affine(acc.product(z * inverse), x, context)
 
     def inverse_root(self, v: Float[Array, "*batch 1"], apart: Step) -> Float[Array, "*batch 1"]:
         """1/√v for v ≥ 0, as the type has it; `apart` keeps its steps from being contracted."""

@@ -118,11 +118,12 @@ class TaperNorm(Norm):
         y = context.acc.normalize(x, self.config.eps)
         if context.progress is not None:
             self._learn(wide, y, context.progress)
-        gate, (weight, gain_linear) = self.gate[...], self._gains()
+        gate, gain_linear = self.gate[...], self._gains()[1]
         linear = wide * (self.factor() * gain_linear)
         y = jnp.where(gate > 0, y, 0.0)  # which may be no number where its sum overflowed
         acc = context.acc
-        mixed = acc.apart(gate * (y * weight)) + acc.apart((1.0 - gate) * linear)
+        normed = acc.weighted(y, self.gamma())
+        mixed = acc.apart(gate * normed) + acc.apart((1.0 - gate) * linear)
         return acc.affine(mixed, None, None, x.dtype)
 
     def _learn(self, wide: Array, y: Array, progress: Array) -> None:

@@ -120,7 +120,17 @@ class Accumulator:
         """Z · `inverse_rms`, or z / rms where the unit divides."""
         divides = self.datapath.root.kind == "divide"
         root = self._root(mean_square, eps, form, divides)
-        return self._held(divided(z, root) if divides else z * root, self.datapath.product)
+        return self.product(divided(z, root) if divides else z * root)
+
+    def product(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Z · 1/rms, as the unit holds it."""
+        return self._held(y, self.datapath.product)
+
+    def with_eps(
+        self, mean_square: Float[Array, "*batch 1"], eps: Float[Array, "..."]
+    ) -> Float[Array, "*batch 1"]:
+        """Ms + ε, for a norm with a root of its own; `eps` is scaled as z was."""
+        return self._held(mean_square + self._held(eps, self.datapath.eps), self.datapath.eps)
 
     def _root(
         self, mean_square: Array, eps: float | Array, form: EpsForm, divides: bool = False
@@ -144,15 +154,25 @@ class Accumulator:
     ) -> Float[Array, "*batch d"]:
         """γ ⊙ y + β, each where there is one, in `dtype`; float32 where that holds integers."""
         path = self.datapath
-        leaves = Output(path.output) if path.output else self.apart
-        if path.cast_first:
-            y = leaves(y)
-        if weight is not None:
-            y = self._held(y * self._held(weight, path.weight), path.weight)
+        y = self.weighted(y, weight)
         if bias is not None:
             y = self._held(y + self._held(bias, path.bias), path.bias)
-        y = leaves(y)
+        y = self._leaves(y)
         return y.astype(dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
+
+    def weighted(
+        self, y: Float[Array, "*batch d"], weight: Float[Array, "..."] | None
+    ) -> Float[Array, "*batch d"]:
+        """γ ⊙ y, where there is a γ, before it is cast to what leaves."""
+        path = self.datapath
+        if weight is None:
+            return y
+        y = self._leaves(y) if path.cast_first else y
+        return self._held(y * self._held(weight, path.weight), path.weight)
+
+    def _leaves(self, y: Array) -> Array:
+        path = self.datapath
+        return Output(path.output)(y) if path.output else self.apart(y)
 
     def moments(
         self,

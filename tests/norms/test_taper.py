@@ -10,6 +10,7 @@ import normlab.runs.run
 from normlab.loss import token_nll
 from normlab.model import Context
 from normlab.norms import NormContext, norms
+from normlab.numerics import datapaths
 from normlab.training.optimizer import OptimizerConfig, make_optimizer
 from normlab.training.step import learned, make_step
 from normlab.training.trainer import train
@@ -39,6 +40,14 @@ def test_it_goes_from_rmsnorm_to_a_linear_map():
     a, b = (np.asarray(part) for part in norm.fold())
     assert np.array_equal(call(norm, x), a * x + b)
     assert np.array_equal(call(norm, np.float32(8 * x)), 8 * call(norm, x))
+
+
+def test_with_an_open_gate_it_is_rmsnorm_in_a_datapath_too():
+    both = make("tapernorm"), make("rmsnorm")
+    for norm in both:
+        norm.weight[...] = jnp.asarray(row()[0])
+    one, other = (call(norm, row(), datapaths["hf-llama-fp16"]) for norm in both)
+    assert np.array_equal(one, other)
 
 
 def test_the_factor_is_the_least_squares_one():

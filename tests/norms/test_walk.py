@@ -16,6 +16,7 @@ from normlab.norms import Norm, NormConfig, NormContext, NormState, norms
 from normlab.norms.approximate import ByInverseRoot
 from normlab.norms.around import around
 from normlab.norms.pointwise import dyt_alpha
+from normlab.numerics import Datapath
 from tests.support.norm_references import parameters, reference
 from tests.support.norm_walk import (
     FINAL,
@@ -225,6 +226,26 @@ def test_a_precision_acts_where_there_is_a_statistic_and_nowhere_else(name):
     if norms[name].has_statistic and name not in ("max-rescale", "l1"):  # which stay in range
         lost = walked(name, start=True).half[LOST]
         assert np.abs(lost).max() == 0  # an infinite sum gives 0
+
+
+def staged():
+    """The types with a statistic; those that compute more than one by themselves are first."""
+    own = [*(n for n in ROOTS if norms[n].has_statistic), "tapernorm"]
+    others = (n for n in norms if norms[n].has_statistic and n not in own)
+    return [*own, *(pytest.param(n, marks=pytest.mark.system) for n in others)]
+
+
+@pytest.mark.parametrize("name", staged())
+def test_every_stage_of_a_datapath_acts(name):
+    """Each in a format of two bits; the last row is one that ε rules."""
+    norm, x = randomized(make(name)), np.concatenate([row(), np.float32(1e-7) * row()[:1]])
+    stages = ("input", "eps", "product", "weight", "output")
+    paths = [Datapath(sum="fp32:lanes8"), *(Datapath(**{stage: "e8m1"}) for stage in stages)]
+    plain, *others = jax.jit(lambda x: [norm(x, told(path)) for path in paths])(x)
+    for stage, y in zip(stages, others, strict=True):
+        assert (np.linalg.norm(y - plain, axis=-1) > 1e-3 * np.linalg.norm(plain, axis=-1)).any(), (
+            stage
+        )
 
 
 @pytest.mark.parametrize("name", [*STATISTICAL, "dropped-mean", "dyadic", "fast-rsqrt", "iterl2"])
