@@ -124,7 +124,7 @@ def _record(
 ) -> Record:
     """All that a column's scores say by themselves."""
     blank, (scales, calibration) = evaluator.record(column), evaluator.scales(column)
-    precision, windows = column.precision, evaluator.windows
+    windows = evaluator.windows
     alone = None if evaluator.config.compare else seconds
     return dataclasses.replace(
         blank,
@@ -137,7 +137,7 @@ def _record(
         ranges=ranges(scores, scales),
         provenance=dataclasses.replace(
             blank.provenance,
-            order="native float32" if precision.plain else str(precision.summation),
+            order=column.precision.summed,
             scale_rule=column.rule,
             scales_sha256=metadata.sha256(jax.tree.leaves(scales)) if column.rule else None,
             calibration=calibration,

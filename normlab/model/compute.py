@@ -55,6 +55,11 @@ class ComputeConfig:
             f"compute.statistics={self.statistics}: expected a precision without a scale rule, such"
             " as fp16:pairwise; scales are made from weights, which change with each step",
         )
+        require(
+            "-" not in self.statistics,
+            f"compute.statistics={self.statistics}: expected a precision, such as fp16:pairwise; a "
+            "datapath is a column of an evaluation, `python -m evaluate … precision=[…]`",
+        )
         Precision.parse(self.statistics)
         choice("compute.attention", self.attention, ATTENTION)
         choice("compute.products", self.products, PRODUCTS)

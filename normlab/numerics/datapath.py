@@ -102,6 +102,11 @@ class Datapath:
         return self.precision.summation
 
     @property
+    def summed(self) -> str:
+        """The order of the sum as a record says it."""
+        return self.precision.summed
+
+    @property
     def plain(self) -> bool:
         """Whether every stage is float32 as XLA has it."""
         return self.precision.plain and not self.stages

@@ -80,6 +80,11 @@ class Precision:
         return self.order or DEFAULT_ORDER
 
     @property
+    def summed(self) -> str:
+        """The order of summation as a record says it."""
+        return "native float32" if self.plain else str(self.summation)
+
+    @property
     def plain(self) -> bool:
         """True where a sum is XLA's own float32 sum: `fp32` with no order written."""
         return self.format.is_float32 and self.order is None

@@ -1,16 +1,16 @@
 """A figure of several models: their perplexities, what each column costs, how large rows are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normlab.numerics import FloatFormat
 from normlab.numerics.histogram import STEPS, edges
 from normlab.plots.delta import delta_axis, delta_of, of_text
 from normlab.plots.style import BLUE, ORANGE, captioned, figure, logarithmic, look, power
 from normlab.plots.sums import counts
 from normlab.results import Record
-from normlab.results.column import Column
 from normlab.results.table import Cell
 
 if TYPE_CHECKING:
@@ -43,14 +43,15 @@ def models_figure(models: Mapping[str, Columns]) -> "Figure":
     for i, precision in enumerate(columns):
         _deltas(deltas, i, (i + 0.5) / len(columns) - 0.5, precision, models)
     records = [r for held in models.values() for r in held.values()]
-    delta_axis(deltas, [r for r in records if r.precision != "fp32"], 3)
+    narrow = [r for r in records if r.precision != "fp32"]
+    delta_axis(deltas, narrow, 3)
     deltas.set_xlabel("Δ perplexity to fp32 ± standard error")
     values.set_yticks(range(len(models)), models)
     values.set_ylim(len(models) - 0.4, -0.6)
     values.grid(axis="y", alpha=0.3)
     values.set_xlabel("perplexity in fp32")
     rows.set_xlabel("‖x‖² of rows: least, median, largest")
-    _edges(rows, columns)
+    _edges(rows, narrow[0].format if narrow else None)
     handles, labels = deltas.get_legend_handles_labels()
     title = f"{len(models)} models: perplexity, what each column costs, how large rows are"
     return captioned(made, handles, labels, f"{title}\n{of_text(records[0])}")
@@ -85,10 +86,9 @@ def _rows(ax: "Axes", at: int, r: Record) -> None:
     ax.plot(middle, at, "o", color="black", ms=4)
 
 
-def _edges(ax: "Axes", columns: Sequence[str]) -> None:
-    """Smallest normal and largest number of the first column's format."""
+def _edges(ax: "Axes", to: FloatFormat | None) -> None:
+    """Smallest normal and largest number of a format."""
     logarithmic(ax, "x")
-    to = Column.parse(columns[0]).precision.format if columns else None
     for value in (to.smallest_normal, to.max) if to else ():
         ax.axvline(value, color=ORANGE, lw=1.2, ls="--")
     if to:

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from normlab.numerics import FloatFormat
 from normlab.plots.style import BLUE, GREY, ORANGE, captioned, figure, largest, power
 from normlab.results import Record
-from normlab.results.column import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +64,7 @@ def scales_figure(norms: Record, scales: Record) -> "Figure":
         norms: where norms were observed undisturbed: the fp32 record.
         scales: a record with static scales, where `site_norms` finds any.
     """
-    found, to = panels(site_norms(norms, scales)), Column.parse(scales.precision).precision.format
+    found, to = panels(site_norms(norms, scales)), scales.format
     columns = min(len(found), 4)
     rows = -(-len(found) // columns)
     widths = [max(len(sites), 5) for sites in found.values()] if rows == 1 else [1] * columns

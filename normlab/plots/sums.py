@@ -9,7 +9,6 @@ from normlab.numerics import FloatFormat
 from normlab.numerics.histogram import STEPS, edges, unpacked
 from normlab.plots.style import BLUE, ORANGE, captioned, figure, largest, power
 from normlab.results import Record
-from normlab.results.column import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +26,7 @@ def sums_figure(record: Record) -> "Figure":
     As in Figure 3 of SLaNC (arXiv:2410.10553). Rows of all sites; sums in float32, so that they can
     be seen beyond the edges too. One panel where what is summed is the row as it is.
     """
-    to = Column.parse(record.precision).precision.format
+    to = record.format
     scaled = record.provenance.scale_rule is not None
     before, after = counts(record, "squares"), counts(record, "sums")
     panels = [("before scaling: ‖x‖²" if scaled else "‖x‖²", before)]

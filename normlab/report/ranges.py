@@ -10,7 +10,6 @@ from normlab.numerics.histogram import STEPS, median, unpacked
 from normlab.report import charts
 from normlab.report.charts import Spec
 from normlab.results import Record
-from normlab.results.column import Column
 from normlab.results.fields import Ranges, TextInfo
 
 
@@ -39,8 +38,8 @@ def title(r: Record) -> str:
 
 def chart(r: Record) -> Spec:
     """The ranges of one record."""
-    to = Column.parse(r.precision).precision.format
-    return charts.ranges(_rows(r), _edges(FloatFormat.parse("fp16") if to.is_float32 else to))
+    to = FloatFormat.parse("fp16") if r.format.is_float32 else r.format
+    return charts.ranges(_rows(r), _edges(to))
 
 
 def _rows(r: Record) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normlab.config import require
+from normlab.numerics import FloatFormat, Precision
 from normlab.registry import choice
 from normlab.results import renamed
 from normlab.results.fields import (
@@ -54,6 +55,12 @@ class Record:
     comparison: Comparison = field(default_factory=Comparison)
     ranges: Ranges = field(default_factory=Ranges)
     provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def format(self) -> FloatFormat:
+        """In which its norms sum; a datapath, which may be a user's, is read from what was kept."""
+        path = self.provenance.datapath
+        return Precision.parse(path["sum"] if path else self.precision.partition("+")[0]).format
 
     def flat(self) -> dict[str, Any]:
         """Its single values by field, without the groups, as tables name them.

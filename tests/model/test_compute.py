@@ -327,6 +327,10 @@ def test_a_kernel_that_cant_be_had_is_refused(tokens):
         ({"products": "mkl"}, "unknown compute.products 'mkl'"),
         ({"statistics": "fp61"}, "format 'fp61'.*'fp16'"),
         ({"statistics": "fp16+slanc"}, "fp16.slanc: expected a precision without a scale rule"),
+        (
+            {"statistics": "iron-bf16"},
+            "statistics=iron-bf16: expected a precision, such as .*datapath",
+        ),
         ({"attention": "flash"}, "unknown compute.attention 'flash'"),
     ],
 )

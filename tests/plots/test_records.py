@@ -84,6 +84,15 @@ def test_each_column_of_each_model_has_its_figures(names):
     assert set(names([*RECORDS, NOTHING])) == {f"{BASE}-{what}" for what in FIGURES}
 
 
+def test_a_datapath_that_is_not_registered_is_drawn_by_what_the_record_kept(names):
+    """A user's own, whose file is named for the evaluation and not for its figures."""
+    kept = replace(RECORDS[2].provenance, datapath={"sum": "bf16:lanes8"})
+    own = replace(RECORDS[2], precision="not-here+slanc", provenance=kept)
+    found = names([called(r, name) for name in "ab" for r in (RECORDS[0], own)], each=True)
+    assert {"sums", "scales", "models"} <= {name.rsplit("-", 1)[-1] for name in found}
+    assert own.format == replace(RECORDS[2], precision="bf16+slanc").format
+
+
 def several(*names):
     """What FP16 makes of models of these names."""
     return [called(r, name) for name in names for r in RECORDS[:2]]
