@@ -45,7 +45,8 @@ class EvaluateConfig:
     precision: tuple[str, ...] = field(
         ("fp32", "fp16", "fp16+slanc"),
         "columns of the table: in what norms' sums are made, each FORMAT[:ORDER][+RULE], such as "
-        "[fp32,fp16:sequential,fp16:pairwise+random_tokens]. RULE: static scales that inputs of "
+        "[fp32,fp16:sequential,fp16:pairwise+random_tokens]; or DATAPATH[+RULE], every stage of a "
+        "norm (`list datapaths`). RULE: static scales that inputs of "
         "norms are divided by; slanc is the paper's, random_tokens the one to use. fp32 is always "
         "run, for Δ refers to it",
     )
@@ -76,7 +77,7 @@ class EvaluateConfig:
         "run side by side and are written together",
     )
     imports: tuple[str, ...] = field(
-        (), "your own files, [my_norms.py]: what they register (norms, placements, rules) is known"
+        (), "your own files, [my_norms.py]: what they register (norms, datapaths, rules) is known"
     )
     allow_changed_source: bool = field(
         False, "go on where the norm's source or an imported file is another than it was"

@@ -22,8 +22,10 @@ from normlab.evaluation.perplexity import Scaled, Scores, score_columns
 from normlab.evaluation.protocols import Protocol, Windows
 from normlab.evaluation.targets import EvalTarget
 from normlab.evaluation.texts import Texts, calibration_tokens
+from normlab.model.context import Context
 from normlab.model.language_model import LanguageModel
 from normlab.norms import norms
+from normlab.numerics import DoesNotFit
 from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.progress import Progress, console
 from normlab.results.column import Column
@@ -129,8 +131,20 @@ class Evaluator:
         return norms[self.lm.model.norm.type].has_statistic
 
     def applies(self, column: Column) -> bool:
-        """Whether a column can change anything, by a rule that has scales for this model."""
-        return str(column) == REFERENCE or (self._sums and not self._refuses(column))
+        """Whether a column can change anything, by a rule and a datapath that serve this model."""
+        served = self._sums and not self._refuses(column) and self._fits(column)
+        return str(column) == REFERENCE or served
+
+    def _fits(self, column: Column) -> bool:
+        """Whether a datapath can compute this model's norms; why not is printed."""
+        told, two = Context(column.precision), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        try:
+            if column.datapath is not None:
+                jax.eval_shape(lambda tokens: self.lm.model(tokens, told), two)
+        except DoesNotFit as error:
+            console.print(f"{self.target.name}: {column}: {error}")
+            return False
+        return True
 
     def _refuses(self, column: Column) -> bool:
         """Whether the column's rule can't serve this model; why is printed once."""

@@ -9,12 +9,14 @@ from normlab.numerics.precision import Precision
 from normlab.numerics.presets import Arithmetic, arithmetic, datapaths
 from normlab.numerics.range_counts import RangeCounts
 from normlab.numerics.range_recorder import RangeRecorder
+from normlab.numerics.refusal import DoesNotFit
 from normlab.numerics.root import Root
 
 __all__ = [
     "Accumulator",
     "Arithmetic",
     "Datapath",
+    "DoesNotFit",
     "FloatFormat",
     "Mean",
     "Order",

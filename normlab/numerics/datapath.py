@@ -13,6 +13,7 @@ from normlab.numerics.formats import FloatFormat, as_format, round_to
 from normlab.numerics.orders import Order
 from normlab.numerics.output import Output
 from normlab.numerics.precision import Precision
+from normlab.numerics.refusal import DoesNotFit
 from normlab.numerics.root import Root
 from normlab.registry import choice
 
@@ -36,10 +37,8 @@ class Mean:
             case "divide":
                 return divided(total, terms)
             case "shift":
-                require(
-                    terms & (terms - 1) == 0,
-                    f"mean.kind = 'shift' on rows of {terms}: expected a power of two",
-                )
+                if terms & (terms - 1):
+                    raise DoesNotFit(f"mean.kind = 'shift' on rows of {terms}: expected 2ᵏ")
         share = 1.0 / terms
         return total * (share if self.format is None else round_to(jnp.float32(share), self.format))
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from normlab.config import require
+from normlab.numerics.refusal import DoesNotFit
 from normlab.numerics.root import GUESSED, NATIVE, Root
 from normlab.registry import unknown
 
@@ -91,11 +91,11 @@ class EpsForm(StrEnum):
         if self is EpsForm.UNDER:
             square = held(mean_square + held(self.beside_mean(eps, over)))
             return root.whole(square) if divides else root.inverse(square)
-        require(
-            root.kind not in GUESSED,
-            f"root.kind = {root.kind!r}: makes 1/√(m + ε), but the norm has ε outside the root "
-            f"(eps_form = {str(self)!r}); expected eps_form = 'under', or another kind of root",
-        )
+        if root.kind in GUESSED:
+            raise DoesNotFit(
+                f"root.kind = {root.kind!r}: makes 1/√(m + ε), but the norm has ε outside the root "
+                f"(eps_form = {str(self)!r}); expected eps_form = 'under', or another kind of root"
+            )
         zero = mean_square == 0  # where √ has no derivative; a row of zeros gets 0
         size = jnp.where(zero, 0.0, root.whole(jnp.where(zero, 1.0, mean_square)))
         least = held(eps * over)

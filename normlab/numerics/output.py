@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from normlab.config import require
 from normlab.numerics.exact import divided, no_contract, sloped
 from normlab.numerics.formats import FORMATS, as_format, round_to
+from normlab.numerics.refusal import DoesNotFit
 from normlab.registry import UnknownNameError, unknown
 
 _CODES = ("int8", "fp8_e4m3", "fp8_e5m2")
@@ -48,10 +48,8 @@ class Output:
         if written is None:
             return round_to(y, self.text)
         size, d = int(written["size"] or 0), y.shape[-1]
-        require(
-            not size or d % size == 0,
-            f"output {self.text!r}: blocks of {size} don't divide the width {d}",
-        )
+        if size and d % size:
+            raise DoesNotFit(f"output {self.text!r}: blocks of {size} don't divide the width {d}")
         parts = y.reshape(*y.shape[:-1], -1, size) if size else y
         over = None if written["per"] == "tensor" else -1
         top = jnp.max(jnp.abs(parts), axis=over, keepdims=True)

@@ -266,6 +266,17 @@ def test_a_directory_of_runs_is_a_table_whatever_became_of_them(run, tmp_path):
         assert "diverged" in (out / name).read_text()
 
 
+@pytest.mark.system
+def test_a_datapath_that_a_norm_cannot_have_is_na(run, tmp_path, capsys):
+    """And the rows of other norms are computed. ScaleNorm has ε outside its root."""
+    made_run(run.directory.parent / "b", "scalenorm")
+    asked = {"runs": str(run.directory.parent), "max_windows": 2, "out": str(tmp_path / "out")}
+    records = evaluate(EvaluateConfig(precision=("simd16-table64",), **asked))
+    assert [r.status for r in records] == ["ok", "n/a"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "b: simd16-table64: root.kind = 'table': makes 1/√(m + ε)" in told
+
+
 def test_what_must_be_said_beside_a_models_name(run, tmp_path):
     run.write("record.json", {"state": "running"})
     said = "step 2 of 12, unfinished"
