@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from normlab.numerics.accumulator import Accumulator, Statistic
 from normlab.numerics.eps import EpsForm
+from normlab.numerics.formats import as_format
 from normlab.numerics.presets import Arithmetic
 from normlab.numerics.range_counts import RangeCounts
 
@@ -77,7 +78,8 @@ def _counts(seen: _Seen) -> RangeCounts:
     size, left = (jnp.max(jnp.abs(r), axis=-1, keepdims=True) for r in (x, from_mean))
     square = jnp.sum((from_mean if s.row is None else s.row) ** 2, axis=-1, keepdims=True)
     sums = jnp.concatenate(s.sums, axis=-1)
-    saturated = jnp.abs(sums) >= to.max if to.overflow == "saturate" else False
+    last = to if acc.datapath.tree is None else as_format(acc.datapath.tree)
+    saturated = jnp.abs(sums) >= last.max if last.overflow == "saturate" else False
     counts = RangeCounts.of_rows(
         x,
         square,

@@ -15,7 +15,7 @@ from normlab.model.linear import Linear
 from normlab.norms import Norm
 from normlab.norms.context import PLAIN, NormContext
 from normlab.norms.statistics import LayerNorm
-from normlab.numerics import Accumulator
+from normlab.numerics import Accumulator, DoesNotFit
 from normlab.registry import MethodCard
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.fold import Fold
@@ -37,6 +37,12 @@ class DeferredNorm(Norm):
     ) -> Float[Array, "*batch e"]:
         """The row and its factor, e = d + 1; a static scale touches the statistic alone."""
         acc = context.acc
+        apart = {"product", "output"} & {*acc.datapath.stages}
+        if apart or acc.datapath.root.kind == "divide":
+            raise DoesNotFit(
+                f"a deferred norm at {self.site.name}: its product is made by the map that reads "
+                f"it, and has no stage (named: {', '.join(acc.datapath.stages)})"
+            )
         z, mean_square = acc.moments(x, center=self.config.center)
         c = self.config
         factor = acc.inverse_rms(mean_square, c.eps, self.eps_form)

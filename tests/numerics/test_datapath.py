@@ -11,6 +11,7 @@ from normlab.numerics import (
     Accumulator,
     Datapath,
     Mean,
+    RangeRecorder,
     Root,
     arithmetic,
     datapaths,
@@ -206,6 +207,18 @@ def test_eight_bits_of_what_is_tiny_or_not_finite():
     assert np.isnan(row).all(-1).tolist() == [True, False, False, True]
     assert (row[2] == 0).all()
     assert np.isnan(tensor).all()
+
+
+def test_a_wider_tree_has_its_own_range():
+    """Four lanes of 40,000 each fit fp16, as does their sum float32."""
+    x = np.full((3, 40), 63.2, np.float32)
+
+    def lost(tree):
+        recorder = RangeRecorder(Datapath(sum="fp16.saturate:lanes4", tree=tree))
+        recorder.normalize(x, 1e-5)
+        return recorder.counts().overflowed
+
+    assert jax.jit(lambda: [lost(tree) for tree in ("fp32", "fp16.saturate", None)])() == [0, 3, 3]
 
 
 def test_derivatives_are_those_of_float32():

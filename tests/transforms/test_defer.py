@@ -9,7 +9,7 @@ from flax import nnx
 
 from normlab.model import Context
 from normlab.norms import all_norms
-from normlab.numerics import Precision
+from normlab.numerics import Datapath, DoesNotFit, Precision, Root
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.defer import DeferredNorm, peaks
 from tests.conftest import tiny_model
@@ -60,6 +60,15 @@ def in_fp16(model, scale):
     scales = {norm.site.name: np.float32(scale) for norm in all_norms(model)}
     said, lost = _in_fp16(*nnx.split(model), scales)
     return np.asarray(said), {k: int(v) for k, v in lost.items()}
+
+
+def test_a_stage_that_a_deferred_norm_has_not_is_refused():
+    model = apply(tiny_model(), "defer")
+    seen = lambda path: jax.eval_shape(lambda t: model(t, Context(path)), TOKENS).shape  # noqa: E731
+    assert seen(Datapath(input="fp16", eps="fp16", root=Root("sqrt", "bf16")))
+    for path in (Datapath(output="bf16"), Datapath(root=Root("divide"))):
+        with pytest.raises(DoesNotFit, match="its product is made by the map"):
+            seen(path)
 
 
 def test_cancelling_is_exact_without_eps():
