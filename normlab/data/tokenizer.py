@@ -27,9 +27,9 @@ class Encoding(NamedTuple):
     """Tokens of a text, and where they end in it.
 
     `ends[i]` is the offset, in characters, after token i. The tokens a … b−1 stand for
-    `text[ends[a-1]:ends[b-1]]` (from 0 for a = 0), white space between words included, so that
-    bytes and words of any span of tokens can be counted. Of tokens that share a character (a
-    byte-level token may be part of one) each ends after it.
+    `text[ends[a-1]:ends[b-1]]` (from 0 for a = 0), white space between words included. So bytes and
+    words of any span of tokens can be counted. Of tokens that share a character (a byte-level token
+    may be part of one) each ends after it.
     """
 
     ids: Int32[np.ndarray, " tokens"]

@@ -27,8 +27,8 @@ FORMAT = 1
 class Tokenized:
     """The splits of a corpus as tokens of a tokenizer.
 
-    A split is encoded when it is asked for the first time, cached under the hash of its text and
-    of the tokenizer, and read from there (memory-mapped) afterwards.
+    A split is encoded when it is first asked for. It is cached under the hash of its text and of
+    the tokenizer, and read from there (memory-mapped) afterwards.
 
     Args:
         corpus: the text.

@@ -14,8 +14,8 @@ def kl_divergence(
     """KL(p ‖ q) = Σ p log(p/q) in nats, p and q the softmax of `reference` and `other`.
 
     Close distributions have a KL of 1e-6, where float32 log-probabilities are wrong by as much.
-    With δ the logits' differences less their mean under p, it is also log(1 + Σ p (e^−δ − 1 + δ)),
-    whose terms are as small as the result and not negative.
+    With δ the logits' differences less their mean under p, it is also log(1 + Σ p (e^−δ − 1 + δ)).
+    Its terms are as small as the result and not negative.
     """
     top = jnp.max(reference, axis=-1, keepdims=True)
     weight = jnp.exp(reference - top)  # p but for a factor: each exponential is a pass over v

@@ -147,8 +147,8 @@ def score_columns(
 ) -> list[Scores]:
     """One forward pass for each column, batch by batch, all but the first beside the first.
 
-    So that two distributions can be compared without keeping the logits of a text: those of the
-    first column live for one batch, and are computed once for all others.
+    So two distributions can be compared without keeping the logits of a text. Those of the first
+    column live for one batch, and are computed once for all others.
 
     Args:
         model: as in `score`, like all that is not said here.

@@ -91,7 +91,7 @@ def scaled_attention(
 ) -> Float[Array, "b l h k"]:
     """softmax(scale·QKᵀ)V, by `jax.nn.dot_product_attention`, with a gradient written out.
 
-    On a CPU the gradient that JAX derives takes twice as long: it sums over the scores where
+    On a CPU the gradient that JAX derives takes twice as long. It sums over the scores where
     Σ dP·P = Σ dO·O is a sum over the head, and turns the scores around for two of the products.
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
@@ -134,10 +134,10 @@ scaled_attention.defvjp(_attend, _attend_back)
 class Attention(nnx.Module):
     """softmax(QKᵀ/√k) V P, with as many key/value heads as the config has.
 
-    Weights are stored as maps of rows: queries [d, h·k], keys and values [d, g·k], out [h·k, d].
-    A `local` one attends to the config's window, itself included, with its own rotary base. The
-    residual may put norms on queries, keys and values (each head, or all as one row), a learned
-    factor on each head, and a norm on the heads side by side before P.
+    Weights are stored as maps of rows: queries [d, h·k], keys and values [d, g·k], out [h·k, d]. A
+    `local` one attends to the config's window, itself included, with its own rotary base. The
+    residual may put norms on queries, keys and values (each head, or all as one row). It may also
+    put a learned factor on each head, and a norm on the heads side by side before P.
     """
 
     def __init__(

@@ -24,14 +24,13 @@ _ONEDNN: dict[str, str | bool] = {
 class ComputeConfig:
     """Precision of the arithmetic, kernels, and what is kept for the way back.
 
-    In bfloat16, as in PyTorch's autocast, these are bfloat16: both operands and the result of every
-    matrix product (weights are rounded as they are used; products accumulate in float32 where the
-    backend does so), attention, and all of a branch between its input norm and the residual sum.
-    These stay float32: parameters, their gradients and the optimizer's state; embedding and
-    residual stream; the inside of every norm, whose rows are widened before it and rounded back
-    after it where they came as bfloat16, but for its statistic, where `statistics` says otherwise;
-    rotary positions; the softmax of attention; logits, once the head's product has left them, and
-    the loss.
+    bfloat16 is as in PyTorch's autocast. It holds for operands and results of matrix products,
+    attention, and all of a branch between its input norm and the residual sum. Weights are rounded
+    as they are used; products accumulate in float32 where the backend does so. These stay float32:
+    parameters, their gradients and the optimizer's state; embedding and residual stream; the inside
+    of every norm; rotary positions. So do the softmax of attention, the loss, and logits once the
+    head's product has left them. A norm's rows are widened before it and rounded back after it
+    where they came as bfloat16. Its statistic is the exception, where `statistics` says otherwise.
     """
 
     dtype: str = field("float32", "of matrix products and branches: float32, bfloat16")

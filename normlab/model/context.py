@@ -37,8 +37,9 @@ class Context:
         observe: count rows out of range and keep the largest values, by site, in `observed`.
         edge: keep the size of every tensor that a runtime stores, by name and in forward order, in
             `stored`, and how much of it is beyond this number.
-        capture: keep every norm's input, by site, in `inputs`; the residual stream before the first
-            block and after each one in `streams`; each block's largest attention score in `scores`.
+        capture: keep every norm's input, by site, in `inputs`. Keep the residual stream before the
+            first block and after each one in `streams`, and each block's largest attention score in
+            `scores`.
         dropout_key: without one, nothing is dropped.
         progress: the share of the training that is done, a float32 scalar; None outside training.
             With one, norms may update their state.

@@ -10,7 +10,7 @@ class Linear(nnx.Module):
     """x ↦ xW + b over the last axis, with W of shape [i, o], as one product of two matrices.
 
     XLA's CPU backend is up to twice as slow on the gradient of a product with a batch axis than on
-    the same product of two matrices, so all leading axes become one.
+    the same product of two matrices. So all leading axes become one.
 
     Weights are rounded to the dtype of x, in which the product is taken (see `ComputeConfig`).
     """

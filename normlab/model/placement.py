@@ -26,7 +26,7 @@ class ResidualConfig:
         alpha: α, a constant factor on the stream around the branch.
         scale_in: c, a constant factor on the rows that leave norm_in.
         gain: factor on the initial weights of values, output map and MLP, queries and keys left
-            alone; None: the two output maps start smaller by √(2·layers), as in GPT-2.
+            alone. With None the two output maps start smaller by √(2·layers), as in GPT-2.
         head_scales: a learned factor on each head, initially 1, before the output map.
         full_qk: the norms of queries and keys take all heads as one row.
     """

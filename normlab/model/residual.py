@@ -36,8 +36,8 @@ def norm_maker(norm: type[Norm], config: object, sites: frozenset[str], path: st
 class Residual(nnx.Module):
     """A sublayer and its way around: skip(α·x + g·out(F(c·in(x)))), each part where there is one.
 
-    Serves attention and MLP alike. A placement chooses which of in, out and skip are norms, and
-    the constants α and c (`ResidualConfig`); g is a learned scalar where the norm type has one (see
+    Serves attention and MLP alike. A placement chooses which of in, out and skip are norms, and the
+    constants α and c (`ResidualConfig`). The g is a learned scalar where the norm type has one (see
     `normlab.norms.around`).
     """
 

@@ -127,10 +127,10 @@ class MaxRescale(LayerNorm):
     """LayerNorm or RMSNorm (arXiv:1910.07467) of x/m with ε/m², m the power of two above max|x|.
 
     y = z / √(mean z² + ε/m²) ⊙ γ + β, z = x/m, or x/m less its mean. Exact for every m; with a
-    power of two the division rounds nothing that the mean is then taken from. Σ ≤ d, centred or
-    not (16 times that for |x| above 2^126, where m stays: 1/m would be subnormal). That is how
-    LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over the row, and ε has to
-    follow: apple/coremltools#2821 left it as it was. ε/m² is at least float32's smallest normal
+    power of two the division rounds nothing that the mean is then taken from. The sum Σ ≤ d,
+    centred or not (16 times that for |x| above 2^126, where m stays: 1/m would be subnormal). That
+    is how LAPACK takes a Euclidean norm (Blue 1978). It needs one more pass over the row, and ε has
+    to follow: apple/coremltools#2821 left it as it was. ε/m² is at least float32's smallest normal
     value, so that a constant row comes out as 0.
     """
 
@@ -326,9 +326,9 @@ class IterL2Norm(ByInverseRoot):
     y = √d·a·(x − μ) ⊙ γ + β, where a → 1/√m by a ← a + λ·m·a·(1 − m·a²), with m = ‖x − μ‖² + dε.
     For m = f·2^e, 1 ≤ f < 2, it starts at a = 2^(−(e+1)/2) and has λ = c·2^−e.
 
-    With u = a√m it is u ← u + λm·u(1 − u²): near 1 the error shrinks by 1 − 2λm a step, and λm =
-    c·f is within 0.345 and 0.69. λm = ½ is Newton's step. In the worst case five steps leave
-    3.52e-3 of relative error, more than half an ulp of fp16; eight leave 1.1e-4.
+    With u = a√m it is u ← u + λm·u(1 − u²): near 1 the error shrinks by 1 − 2λm a step. The factor
+    λm = c·f is within 0.345 and 0.69. With λm = ½ it is Newton's step. In the worst case five steps
+    leave 3.52e-3 of relative error, more than half an ulp of fp16; eight leave 1.1e-4.
     """
 
     Config: ClassVar[type[NormConfig]] = IterL2Config

@@ -39,7 +39,7 @@ class BatchNorm(Norm):
     """BatchNorm (Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2), made causal.
 
     y = (x − μ) / √(σ² + ε) ⊙ γ + β, channel by channel. In training, μ_t and σ_t² at position t are
-    those of the whole batch over positions ≤ t: over all positions, as in images, they would tell
+    those of the whole batch over positions ≤ t. Over all positions, as in images, they would tell
     each token what follows. The last position's, which are those of all, move the running ones by
     r ← (1 − m)·r + m·(μ, σ²), with the biased variance in both.
 

@@ -43,13 +43,13 @@ class SeeDNormConfig(NormConfig):
 class SeeDNorm(Norm):
     """SeeDNorm (Cai et al. 2025, arXiv:2510.22777): y = [tanh(x·b)·α + γ] ⊙ x / √(mean x² + ε).
 
-    x·b is one number for each row: how far it points along a learned direction b (the paper's β),
-    which starts at zero, so that the norm starts as an RMSNorm. α and γ ∈ R^d start at one. The
+    x·b is one number for each row: how far it points along a learned direction b (the paper's β).
+    It starts at zero, so that the norm starts as an RMSNorm. Both α and γ ∈ R^d start at one. The
     dot product is float32, whatever the statistic's precision. The paper decays α and b; here no
     vector decays.
 
     The multi-head form (`heads`, 16 in the paper's vision models) cuts x and b into n parts and has
-    a dot product for each; its tanh multiplies that part's α. The variance of a dot product grows
+    a dot product for each. Its tanh multiplies that part's α. The variance of a dot product grows
     with its length, so n of them have smaller gradients.
     """
 

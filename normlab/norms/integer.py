@@ -44,10 +44,10 @@ class IBertLayerNorm(LayerNorm):
     step is int32 or uint32 here: y·⌊2³¹/σ⌋ is halved before it can overflow, which changes no bit
     of ⌊·/2⌋.
 
-    Where we depart from the paper: ε, which it leaves out, enters as the integer round(√ε/S), each
-    element's square growing by its square, so that `eps=0` is the paper's; S is the row's own and
-    not calibrated; γ and β are applied in float, as β/γ fails for γ = 0. ⌊2³¹/σ⌋ has few bits when
-    σ, which grows with 2^bits·√d, is large: more bits are not always better.
+    Where we depart from the paper: ε, which it leaves out, enters as the integer round(√ε/S). Each
+    element's square grows by its square, so that `eps=0` is the paper's. S is the row's own and not
+    calibrated. Weight and bias are applied in float, as β/γ fails for γ = 0. The quotient ⌊2³¹/σ⌋
+    has few bits when σ, which grows with 2^bits·√d, is large: more bits are not always better.
     """
 
     Config: ClassVar[type[NormConfig]] = IBertConfig
@@ -112,10 +112,10 @@ def integer_normalize(
 def isqrt(n: UInt32[Array, "*any"], steps: int = 5) -> UInt32[Array, "*any"]:
     """⌊√n⌋ by Newton's steps in integers (I-BERT, Alg. 4): x ← ⌊(x + ⌊n/x⌋)/2⌋ while x falls.
 
-    x starts at 2^⌈bits(n)/2⌉, which is within √n and 2√n. Without the floors four steps leave
-    less than 5e-8 of relative error, 0.004 of √n < 2¹⁶; so x is ⌊√n⌋ or one more, and the fifth
-    step ends it. The paper says that four are enough: they are not for 3.5 in 100,000 n (of 4·10⁸
-    drawn uniformly below 2³², 13,857).
+    x starts at 2^⌈bits(n)/2⌉, which is within √n and 2√n. Without the floors four steps leave less
+    than 5e-8 of relative error, 0.004 of √n < 2¹⁶. So x is ⌊√n⌋ or one more, and the fifth step
+    ends it. The paper says that four are enough: they are not for 3.5 in 100,000 n (of 4·10⁸ drawn
+    uniformly below 2³², 13,857).
 
     Args:
         n: below 2³².
@@ -172,18 +172,19 @@ class AILayerNormConfig(LayerNormConfig):
 class AILayerNorm(LayerNorm):
     """SOLE's AILayerNorm (Wang et al. 2023, arXiv:2510.17189): squares of 4-bit numbers.
 
-    An element is X·2^a·S, X of 8 bits, a a small power of two. |X| is compressed to 4 bits (≫ 4
-    from 64 on, else ≫ 2), squared by a table of 16 entries and shifted back (≪ 8, ≪ 4) and by 2a.
-    Sums of X·2^a and of these squares give μ and σ² = E[x²] − μ², and y = (x − μ)/√(σ² + ε).
+    An element is X·2^a·S, X of 8 bits, a a small power of two. Its size |X| is compressed to 4 bits
+    (≫ 4 from 64 on, else ≫ 2). That is squared by a table of 16 entries and shifted back (≪ 8, ≪ 4)
+    and by 2a. Sums of X·2^a and of these squares give μ and σ² = E[x²] − μ², and
+    y = (x − μ)/√(σ² + ε).
 
     Truncation makes 1/σ too large: on Gaussian rows of d = 576 by 6.2 % on average, single rows by
-    4.6 to 7.8 %; by 8.7 % (7.2 to 10.4 %) where factors let more elements fill their 8 bits.
+    4.6 to 7.8 %. It is 8.7 % (7.2 to 10.4 %) where factors let more elements fill their 8 bits.
     `rounding` leaves less than 1 % on average. Where the mean is large, E[x²] − μ² can come out
     below zero; it is taken for zero.
 
     Where we depart from the paper: its factors belong to channels and come from calibration (PTF,
-    arXiv:2111.13824), ours to elements, the smallest that holds each, which no static choice can
-    better; its table of 1/√ is not modelled.
+    arXiv:2111.13824). Ours belong to elements: the smallest that holds each, which no static choice
+    can better. Its table of 1/√ is not modelled.
     """
 
     Config: ClassVar[type[NormConfig]] = AILayerNormConfig

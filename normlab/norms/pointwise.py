@@ -184,9 +184,9 @@ class BHyT(Norm):
     (MLAI-Yonsei/BHyT). Their cheaper form is `bhyt-estimated`.
 
     Before the head stands an RMSNorm. In their modeling_llama.py that is so for `BHyT_Star` always
-    (line 1277 compares the type with a list, which is never true), and for the cheaper form where
-    `last_layer_lam` is 0: in the script that pretrains it (pt_bhyt_sweep.sh) and in the examples.
-    Their other scripts try 0 to 5 there; `keep_final=False` puts the tanh there too.
+    (line 1277 compares the type with a list, which is never true). For the cheaper form it is so
+    where `last_layer_lam` is 0: in the script that pretrains it (pt_bhyt_sweep.sh) and in the
+    examples. Their other scripts try 0 to 5 there; `keep_final=False` puts the tanh there too.
     """
 
     Config: ClassVar[type[NormConfig]] = BHyTConfig
@@ -234,10 +234,11 @@ class EstimatedBHyT(BHyT):
     """BHyT with one statistic a block (2026, arXiv:2601.09719): the MLP's is estimated.
 
     Before the MLP y = γ ⊙ tanh(λ₂x / (κ·√(m + ε))), and m, in place of the row's own mean square,
-    is s² + λ²/κ² · ‖W_V W_O‖_F² / (T·d): s² is attention's own mean square, λ that of attention's
-    norm, T the length of the sequence. The second term is what attention adds to a row, if its T
-    values count alike and γ is left out of account. No gradient goes through it. Everywhere else it
-    is `bhyt`. It needs placement=pre, where attention adds to the row that it read.
+    is s² + λ²/κ² · ‖W_V W_O‖_F² / (T·d). Here s² is attention's own mean square, λ that of
+    attention's norm, T the length of the sequence. The second term is what attention adds to a row,
+    if its T values count alike and γ is left out of account. No gradient goes through it.
+    Everywhere else it is `bhyt`. It needs placement=pre, where attention adds to the row that it
+    read.
 
     The authors take W_V W_O anew every so many steps, here it is that of the step.
     """

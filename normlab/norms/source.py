@@ -14,8 +14,8 @@ from normlab.norms.base import Norm, NormConfig
 def source_hash(kind: type[Norm]) -> str | None:
     """SHA-256 of what computes a norm, or None where it has no file (a cell of a notebook).
 
-    That is its class, its config's, and the classes and functions of their modules that these use;
-    not the base classes of all norms, nor comments, docstrings, cards and references.
+    That is its class, its config's, and the classes and functions of their modules that these use.
+    Base classes of all norms, comments, docstrings, cards and references are left out.
     """
     classes = [*kind.__mro__, *kind.Config.__mro__]
     modules: dict[str, list[str]] = {}

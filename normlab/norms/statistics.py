@@ -65,8 +65,8 @@ class LayerNorm(Norm):
     y = (x − μ) / √(σ² + ε) ⊙ γ + β, with μ and σ² the mean and the biased variance of the row.
     With `center=False`, μ is 0 throughout: RMSNorm's formula.
 
-    In a low precision with a static scale s the statistic is that of z = x/s, and ε becomes ε/s²,
-    so that in exact arithmetic s changes nothing (SLaNC, arXiv:2410.10553).
+    In a low precision with a static scale s the statistic is that of z = x/s, and ε becomes ε/s².
+    So in exact arithmetic s changes nothing (SLaNC, arXiv:2410.10553).
     """
 
     Config: ClassVar[type[NormConfig]] = ExactLayerNormConfig

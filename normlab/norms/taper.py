@@ -59,18 +59,18 @@ class TaperNorm(Norm):
     """TaperNorm (Kanavalau, Amo Alonso, Lall 2026, arXiv:2602.10408), over an RMSNorm.
 
     y = g · x/r ⊙ γ + (1 − g) · c · x ⊙ (γ + δ), with r = √(mean x² + ε). The gate g is 1 in the
-    first share of the training, falls along a cosine, and is exactly 0 from `end` on: the norm is
-    then the linear map that `fold` gives. c is the least-squares factor that makes c·x⊙γ nearest to
-    x/r⊙γ, E[‖x⊙γ‖²/r] / E[‖x⊙γ‖²], of running means taken while g is 1. The linear map has a weight
-    of its own, γ + δ: δ gets no gradient while g is 1, so the two start apart from the same γ.
+    first share of the training, falls along a cosine, and is exactly 0 from `end` on. The norm is
+    then the linear map that `fold` gives. The least-squares factor c makes c·x⊙γ nearest to x/r⊙γ,
+    E[‖x⊙γ‖²/r] / E[‖x⊙γ‖²], of running means taken while g is 1. The linear map has a weight of its
+    own, γ + δ: δ gets no gradient while g is 1, so the two start apart from the same γ.
 
     The gate and c are those of the last step of training; outside training they stand still. At
     gate 0 the statistic reaches no output, so none of its sums is counted as out of range.
 
     Without a norm before the head (`keep_final=False`) cross-entropy makes its rows ever longer.
-    `anchor` is the paper's other remedy, with the norm or without: from the end of the first share
-    on, λ·E[(r − r₀)²] of the rows before the head joins the training loss. r₀ is the mean of r over
-    the first share, by a running mean whose start at 0 is made good.
+    `anchor` is the paper's other remedy, with the norm or without. From the end of the first share
+    on, λ·E[(r − r₀)²] of the rows before the head joins the training loss. Its r₀ is the mean of r
+    over the first share, by a running mean whose start at 0 is made good.
     """
 
     Config: ClassVar[type[NormConfig]] = TaperNormConfig

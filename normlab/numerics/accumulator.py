@@ -53,7 +53,7 @@ class Accumulator:
 
     Args:
         precision: a precision, or a datapath; or what names it.
-        scale: s, by which the row is divided; broadcasts against x: a number, a number for each
+        scale: s, by which the row is divided. It broadcasts against x: a number, a number for each
             row [*batch, 1], for each head [heads, 1] against [*batch, heads, head_dim].
     """
 

@@ -48,10 +48,11 @@ class Datapath:
     """What a norm unit does to a row, stage by stage; a stage that isn't named is float32.
 
     The row is rounded to `input`; divided by the static scale; squared, each square rounded to
-    `square`; summed as the precision `sum` says, the tree of `lanesK` in the format `tree`; made a
-    mean; ε joins it, rounded to `eps`, the sum of both rounded; its root is taken; the row times it
-    is rounded to `product`, multiplied by γ, rounded to `weight`, added to β, rounded to `bias`,
-    and leaves in `output`. A static scale and ε/s² apply to each. `sum` alone is a precision.
+    `square`. The squares are summed as the precision `sum` says, the tree of `lanesK` in the format
+    `tree`, and made a mean. Then ε joins it, rounded to `eps`, the sum of both rounded; its root is
+    taken. The row times it is rounded to `product`, multiplied by γ, rounded to `weight`, added to
+    β, rounded to `bias`, and leaves in `output`. A static scale and ε/s² apply to each. `sum` alone
+    is a precision.
     """
 
     sum: str = field("fp32", "a precision string: format, order, options")

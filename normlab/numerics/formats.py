@@ -148,7 +148,7 @@ def round_to(x: Float[Array, "*shape"], to: str | FloatFormat) -> Float[Array, "
 
     Signs of zeros are kept, a NaN stays a NaN. Its derivative is that of the identity
     (straight-through), so that a model with rounded norms can be trained. Stochastic rounding is a
-    function of the seed, of the element's value and of its place on the last axis: a row gives the
+    function of the seed, of the element's value and of its place on the last axis. A row gives the
     same result alone and in any batch.
 
     Args:

@@ -201,7 +201,7 @@ def _strided(terms: Array, to: FloatFormat, k: int) -> Array:
 def _fold(step: Callable, carry: Any, terms: Any, k: int) -> Any:
     """Carry = step(carry, terms[..., i*k : (i+1)*k], i) for i = 0, 1, …, the end padded by zeros.
 
-    `terms` is an array or a tuple of them, sliced as they lie in memory: nothing is transposed, and
+    `terms` is an array or a tuple of them, sliced as they lie in memory. Nothing is transposed, and
     nothing padded but a last piece that k leaves short. To pad a row costs as much as to sum it.
     """
     terms = jax.tree.map(lambda row: _padded(row, k), terms)
@@ -223,7 +223,7 @@ def _fold(step: Callable, carry: Any, terms: Any, k: int) -> Any:
 def _exact_sum(terms: Array) -> tuple[Array, Array]:
     """A sum over the last axis as total + rest, to about 48 bits (Ogita, Rump & Oishi 2005, Sum2).
 
-    For halves of one sign whose sum does not overflow it is exact up to 16,000 terms: the rests are
+    For halves of one sign whose sum does not overflow it is exact up to 16,000 terms. The rests are
     multiples of 2^-24, at most (d/64 + 6) 2^-8 together, so that 24 bits hold their sum.
     """
     if terms.shape[-1] <= _LANES:

@@ -14,8 +14,8 @@ All of it reads the mesh that `MeshConfig.use` has set, and does nothing without
 An axis that the number of devices doesn't divide stays whole, and where `model` is 1 a matrix is
 cut along the larger axis that divides. An optimizer's moments lie as their weights do, for their
 names end alike. The split of heads and hidden elements is that of Megatron-LM (Shoeybi et al. 2019,
-arXiv:1909.08053, section 3), the split over `data` that of ZeRO's third stage (Rajbhandari et al.
-2020, arXiv:1910.02054, section 5). XLA's partitioner derives the communication.
+arXiv:1909.08053, section 3). The split over `data` is that of ZeRO's third stage (Rajbhandari et
+al. 2020, arXiv:1910.02054, section 5). XLA's partitioner derives the communication.
 """
 
 from contextvars import ContextVar

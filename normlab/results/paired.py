@@ -26,8 +26,8 @@ def paired_difference(
 
         gᵢ = p₁(S₁ᵢ − m₁nᵢ) − p₀(S₀ᵢ − m₀nᵢ),    SE = √(K/(K−1) · Σ gᵢ²) / N.
 
-    Windows are taken as independent draws; their NLLs in the two precisions are as correlated as
-    they are, which is what makes this error so much smaller than the unpaired one.
+    Windows are taken as independent draws. The NLLs of one window in the two precisions are
+    correlated, which makes this error so much smaller than the unpaired one.
 
     Args:
         nll: sums of NLL of each window, in nats.

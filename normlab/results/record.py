@@ -130,8 +130,8 @@ def _decoded(value: Any) -> Any:
 def latest(records: Iterable[Record]) -> list[Record]:
     """Each model as it was evaluated last; two of one name are told apart by a number.
 
-    A run that goes on has other weights at every evaluation, and a folder's config can be edited:
-    what was measured of an earlier model has no place beside the last. Two models of one name lie
+    A run that goes on has other weights at every evaluation, and a folder's config can be edited.
+    What was measured of an earlier model has no place beside the last. Two models of one name lie
     in two places or differ. Records without weights, of what was not evaluated, stay as they are.
     """
     records = list(records)

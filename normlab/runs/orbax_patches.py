@@ -31,7 +31,7 @@ def _hush() -> None:
     """Keep Orbax from printing what no one can make use of; what went wrong, it raises too.
 
     It logs a traceback for each part of a save that fails: ten for a full disk. Where a part of a
-    load or a save fails, it closes the event loop that the others belong to: when one of them ends,
+    load or a save fails, it closes the event loop that the others belong to. When one of them ends,
     or is collected, at any later time and on any thread, the interpreter prints a traceback.
     """
     logger = logging.getLogger("absl")

@@ -31,10 +31,10 @@ FINAL = (*GOOD, "diverged")
 class Run:
     """A run directory and the files in it.
 
-    overrides.yaml (overrides as given), config.yaml (everything, resolved), provenance.json (code,
-    packages, device, text), tokenizer/, metrics.jsonl (a line a logged step), diagnostics.jsonl
-    (what was seen inside the model, if asked for), checkpoints/, record.json (state, and once it
-    has ended its results).
+    What it is made from: overrides.yaml (overrides as given), config.yaml (everything, resolved),
+    provenance.json (code, packages, device, text), tokenizer/. What is logged: metrics.jsonl (a
+    line a logged step), diagnostics.jsonl (what was seen inside the model, if asked for). Then
+    checkpoints/, and record.json (state, and once it has ended its results).
     """
 
     def __init__(self, directory: str | Path):

@@ -31,13 +31,13 @@ class Adjacent:
 class PublishedCode:
     """A norm's scale is the formula of the block that stands before it, whatever else adds up.
 
-    After attention ‖Γ(W_V P + I)‖_F, with the key/value heads *tiled* over the query heads (0 1 0 1
-    for 0 0 1 1: wrong pairs where there are groups). After a plain MLP mean|γ|·‖E‖₂·‖G‖₂; after a
-    gated one ‖ΓE‖₂·‖ΓBG‖_F, without I. The stream that accumulates in pre- and peri-norm is not
-    seen. A norm with no block before it has 1. So have norms inside a block (of queries, keys and
-    values, and before the output map), for which the code has no formula. An output norm and the
-    input norm after it both have their block's. Constants of a placement (α, 1/√ℓ, head scales) are
-    not seen either.
+    After attention ‖Γ(W_V P + I)‖_F, with the key/value heads *tiled* over the query heads. They
+    lie as 0 1 0 1 for 0 0 1 1: wrong pairs where there are groups. After a plain MLP
+    mean|γ|·‖E‖₂·‖G‖₂; after a gated one ‖ΓE‖₂·‖ΓBG‖_F, without I. The stream that accumulates in
+    pre- and peri-norm is not seen. A norm with no block before it has 1. So have norms inside a
+    block (of queries, keys and values, and before the output map), for which the code has no
+    formula. An output norm and the input norm after it both have their block's. Constants of a
+    placement (α, 1/√ℓ, head scales) are not seen either.
     """
 
     def embed_tokens(self, model: Transformer) -> Adjacent:

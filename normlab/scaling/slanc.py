@@ -44,18 +44,18 @@ class Rows:
 class SLaNC:
     """The paper's formulas, and what carries them to placements that it prints none for.
 
-    Post-norm, M the block's linear map: ‖Γ(M + I)‖_F, with M = EG in a plain MLP (Eq. 5),
-    ‖ΓE‖₂·BG in a gated one (Eq. 8), W_V P in attention (Eq. 10). Γ is the weight, as stored, of the
-    norm whose output enters the block. Where no norm precedes (the first block of a post-norm
-    stack) the embedding stands in: Γ = r/√d with r the RMS norm of its rows.
+    Post-norm, M the block's linear map: ‖Γ(M + I)‖_F. M is EG in a plain MLP (Eq. 5), ‖ΓE‖₂·BG in a
+    gated one (Eq. 8), W_V P in attention (Eq. 10). Γ is the weight, as stored, of the norm whose
+    output enters the block. Where no norm precedes (the first block of a post-norm stack) the
+    embedding stands in: Γ = r/√d with r the RMS norm of its rows.
 
     A branch after a norm of its own adds a vector taken as uncorrelated with the stream: with
-    norm_in alone s² grows by ‖ΓM‖²_F, with norm_out by Σγ_out². An output norm sees the raw
-    branch, ‖ΓM‖_F. Queries, keys and values have ‖ΓW_h‖_F for head h. The norm before an output map
-    has the block's formula up to there: ‖ΓW_V‖_F, ‖ΓE‖_F or ‖ΓE‖₂·‖ΓB‖_F. Behind either, rows are
-    isotropic again. A head scale belongs to W_V, or to the weight of the norm on values. As in the
-    paper, biases (β of a LayerNorm, b of a linear map) and the non-linearity's contraction are left
-    out, and centring, which only lowers the sum, is too.
+    norm_in alone s² grows by ‖ΓM‖²_F, with norm_out by Σγ_out². An output norm sees the raw branch,
+    ‖ΓM‖_F. Queries, keys and values have ‖ΓW_h‖_F for head h. The norm before an output map has the
+    block's formula up to there: ‖ΓW_V‖_F, ‖ΓE‖_F or ‖ΓE‖₂·‖ΓB‖_F. Behind either, rows are isotropic
+    again. A head scale belongs to W_V, or to the weight of the norm on values. As in the paper,
+    biases (β of a LayerNorm, b of a linear map) and the non-linearity's contraction are left out.
+    So is centring, which only lowers the sum.
     """
 
     def embed_tokens(self, model: Transformer) -> Rows:

@@ -14,7 +14,7 @@ class StepLines:
     """A file of JSON lines, each with its `step`.
 
     After a kill the file may be ahead of the newest checkpoint, after a full disk it may end in
-    half a line: `rewind` drops what will be computed again, so that no step is in it twice.
+    half a line. So `rewind` drops what will be computed again: no step is in it twice.
     """
 
     def __init__(self, path: Path):

@@ -36,12 +36,12 @@ class Fold(Transform):
     (LayerNorm Scaling) goes the same way.
 
     A norm that is a fixed linear map outside training goes away (BatchNorm with its running
-    statistics, a frozen norm): y = a ⊙ x + b is W* = diag(a)W, c* = c + bW. A mean that is
+    statistics, a frozen norm). For y = a ⊙ x + b, W* = diag(a)W and c* = c + bW. A mean that is
     subtracted is subtracted from each column of W*. Where such a norm stands after a map
     (norm_out), W* = W diag(a) and c* = c ⊙ a + b.
 
-    Left alone: the final norm before a tied head, for the head is the embedding; norms that write
-    to the stream (norm_out, post_norm, norm_embed); norms of queries, keys and values.
+    Left alone: the final norm before a tied head, for the head is the embedding. So are norms that
+    write to the stream (norm_out, post_norm, norm_embed), and norms of queries, keys and values.
     """
 
     card: ClassVar[MethodCard] = MethodCard(

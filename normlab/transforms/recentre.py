@@ -31,13 +31,13 @@ READ_THE_STREAM = ("norm_in", "norm_final")
 class Recentre(Transform):
     """A pre-norm LayerNorm model as an RMSNorm model with the same logits.
 
-    Let C = I − 11ᵀ/d, the map that takes a row's mean away (rows x, xC): E ← EC, P ← PC, W ← WC and
-    b ← bC for each branch's last map hW + b. Proof sketch: every norm that reads the stream begins
-    with xC, so the model depends on the stream through xC alone, as long as nothing else reads it.
-    The stream is a sum of rows of the embedding, rows of the positions, and branches hW + b. C is
-    linear, so xC is the sum of the same terms centred: EC, PC, hWC + bC. With those as weights the
-    stream itself is xC. Its mean is 0, its variance is its mean square. So LayerNorm of it is
-    RMSNorm of it, with the same ε, γ and β.
+    Let C = I − 11ᵀ/d, the map that takes a row's mean away (rows x, xC). Then E ← EC, P ← PC,
+    W ← WC and b ← bC for each branch's last map hW + b. Proof sketch: every norm that reads the
+    stream begins with xC, so the model depends on the stream through xC alone, as long as nothing
+    else reads it. The stream is a sum of rows of the embedding, rows of the positions, and branches
+    hW + b. C is linear, so xC is the sum of the same terms centred: EC, PC, hWC + bC. With those as
+    weights the stream itself is xC. Its mean is 0, its variance is its mean square. So LayerNorm of
+    it is RMSNorm of it, with the same ε, γ and β.
 
     That fails where a norm writes to the stream (norm_out, post_norm, norm_embed): C diag(γ) is no
     diagonal matrix, so the centred output is no norm's output. Such placements are refused. Norms

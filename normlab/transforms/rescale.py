@@ -43,11 +43,10 @@ class Rescale(Transform):
     """The same model with a residual stream c times as large: exact, ε included.
 
     x ← cx. Everything that writes to the stream is multiplied by c. That is the embedding's output
-    (or γ and β of the norm on it), and of each branch γ and β of its output norm, or without one
+    (or γ and β of the norm on it). Of each branch it is γ and β of its output norm, or without one
     its last linear map. Everything that reads the stream is told. A norm takes ε·c² for ε, a DyT
-    takes α/c; linear maps without a norm before them (OLMo 2's reordered placement) are divided
-    by c. The
-    final norm takes c out again. With c = 2ᵏ no bit of a float32 logit changes.
+    takes α/c; linear maps without a norm before them (OLMo 2's reordered placement) are divided by
+    c. The final norm takes c out again. With c = 2ᵏ no bit of a float32 logit changes.
 
     With c < 1 the norms' inputs come back into FP16's range (Gemma 3's stream exceeds 65504). A
     norm that replaces the stream (post_norm) makes its size by itself: nothing to rescale.

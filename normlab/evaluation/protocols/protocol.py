@@ -197,20 +197,20 @@ def _lm_eval(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
     rules, in rolling windows.
 
     A window has L inputs; each token is scored once. A page begins with BOS, also where the model
-    was trained without, else with the end-of-text token (`Tokenizer.prefix`); without either (a
+    was trained without, else with the end-of-text token (`Tokenizer.prefix`). Without either (a
     tokenizer trained here) its first token is context only. Version 1 began it with BOS only where
-    the tokenizer adds one by itself.
-    Words and bytes are those of the page *before* it is detokenized, words as in the harness by
-    splitting at white space, which counts empty strings at the page's ends. A page that
-    `max_windows` cuts short brings its words and bytes in proportion.
+    the tokenizer adds one by itself. Words and bytes are those of the page *before* it is
+    detokenized. As in the harness, words are split at white space, which counts empty strings at
+    the page's ends. A page that `max_windows` cuts short brings its words and bytes in proportion.
     """
     return _rolled(text, tokenizer, length, None)
 
 
 @_protocol("lm-eval-0.4.9.2", 2048, reported="word_perplexity", prefixed=True)
 def _lm_eval_later(text: str, tokenizer: Tokenizer, length: int) -> Cuts:
-    """lm-evaluation-harness's `wikitext` from its version 0.4.9.2 on: `lm-eval`, and the BOS that a
-    tokenizer adds by itself is a token of the page: it comes after the other one, and is scored.
+    """lm-evaluation-harness's `wikitext` from its version 0.4.9.2 on. It is `lm-eval`, and the BOS
+    that a tokenizer adds by itself is a token of the page. It comes after the other one, and is
+    scored.
     """
     return _rolled(text, tokenizer, length, tokenizer.bos)
 
