@@ -32,7 +32,7 @@ from IPython.display import Markdown
 from normlab.config import build, field, require
 from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig
-from normlab.norms import Norm, NormConfig, Site, norms
+from normlab.norms import Norm, NormConfig, NormContext, Site, norms
 from normlab.progress import console
 from normlab.results import spread, tables
 from normlab.results.formats import grid, markdown
@@ -88,12 +88,12 @@ x = np.random.default_rng(0).normal(0.5, 1.0, (4, 65))
 x[:, 3] = 50.0
 z = x - np.median(x, axis=-1, keepdims=True)
 expected = z / np.sqrt((z**2).mean(-1, keepdims=True) + 1e-6)
-found = np.asarray(norm(jnp.asarray(x, jnp.float32)))
+found = np.asarray(norm(jnp.asarray(x, jnp.float32), NormContext()))
 print(f"largest error {np.abs(found - expected).max():.1e}")
 
 
 def one_output(row):
-    return norm(row)[0, 5]
+    return norm(row, NormContext())[0, 5]
 
 
 row, step = jnp.asarray(np.random.default_rng(1).normal(size=(1, 65)), jnp.float32), 1e-2

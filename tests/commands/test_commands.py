@@ -308,7 +308,7 @@ def test_a_reader_that_has_read_enough_is_no_error():
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stdout.startswith("norms: ")
+    assert done.stdout.startswith("norms (")
     assert not done.stderr
 
 
