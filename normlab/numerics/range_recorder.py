@@ -1,15 +1,14 @@
 """Range counts, made beside a norm: an accumulator that also notes what it was asked for."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from normlab.numerics.accumulator import Accumulator, Statistic
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.formats import as_format
-from normlab.numerics.presets import Arithmetic
 from normlab.numerics.range_counts import RangeCounts
 
 
@@ -29,22 +28,13 @@ class RangeRecorder(Accumulator):
     Make one for one call of a norm, inside the traced function: what it notes are tracers.
     """
 
-    def __init__(
-        self, precision: str | Arithmetic = "fp32", scale: Float[Array, "..."] | float = 1.0
-    ):
-        super().__init__(precision, scale)
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
         self.seen: list[_Seen] = []  # shared with what `scaled_by` makes
 
-    def statistic(
-        self,
-        x: Float[Array, "*batch d"],
-        center: bool = False,
-        first: int | None = None,
-        row: Float[Array, "*batch e"] | None = None,
-        power: int = 2,
-    ) -> Statistic:
+    def statistic(self, *given: Any, **named: Any) -> Statistic:
         """As it is, and noted."""
-        found = super().statistic(x, center, first, row, power)
+        found = super().statistic(*given, **named)
         self.seen.append(_Seen(self, found))
         return found
 
