@@ -162,8 +162,8 @@ class Checkpoints:
         """Give back the room that a failed save has taken: the record needs a little of it.
 
         The save fails with the first of its parts. The others go on, on threads that nobody can
-        wait for, and make their directories anew. It is over once nothing comes for a while (or
-        nothing can be removed).
+        wait for, and create their directories again. This ends once nothing new appears for a
+        while (or nothing can be removed).
         """
         last = time.monotonic()
         while time.monotonic() < last + _QUIET:
