@@ -88,7 +88,7 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
         CorpusUnavailableError, CorpusDamagedError: see `load_tokens`.
     """
     c = config
-    _try_to_build(c.model, c.norm, c.placement, str((c.model, c.norm)))
+    _try_to_build(c.model, c.norm, c.placement)
     tokens = load_tokens(c.data)
     run = Run(c.run or Path(c.runs) / run_name(to_dict(c), tokens.corpus.name))
 
@@ -102,12 +102,10 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
 
 
 @lru_cache(PROGRAMS)
-def _try_to_build(
-    model: ModelConfig, norm: NormConfig, placement: PlacementConfig, written: str
-) -> None:
+def _try_to_build(model: ModelConfig, norm: NormConfig, placement: PlacementConfig) -> None:
     """Raise what such a model raises; a sweep's later runs of the same needn't ask.
 
-    `written` tells initial values apart, which configs that are compared leave out.
+    An initial value that a constructor refuses is met where the trainer builds the model.
     """
     nnx.eval_shape(lambda: Transformer(model, norm, placement, 2))
 
