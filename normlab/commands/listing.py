@@ -18,7 +18,7 @@ from normlab.numerics import datapaths
 from normlab.numerics.formats import FORMAT_OPTIONS, FORMATS, FloatFormat
 from normlab.numerics.orders import ALL_ORDERS, SUMS
 from normlab.pretrained import PACKAGES
-from normlab.pretrained.families import FAMILIES, GGUF_TYPES
+from normlab.pretrained.families import architectures, families
 from normlab.registry import Registry, choice
 from normlab.scaling import scale_rules
 from normlab.transforms import transforms
@@ -123,8 +123,8 @@ def _pretrained() -> Iterator[Row]:
     for name, package in PACKAGES.items():
         wheels = ", ".join(w.partition("==")[0] for w in package.wheels)
         yield name, f"{package.file} ({package.license}), which pip brings: {wheels}"
-    yield "hf:DIR", f"a folder of safetensors: {', '.join(FAMILIES)}"
-    yield "gguf:FILE", f"a GGUF file: {', '.join(GGUF_TYPES)}"
+    yield "hf:DIR", f"a folder of safetensors: {', '.join(families)}"
+    yield "gguf:FILE", f"a GGUF file: {', '.join(architectures())}"
 
 
 KINDS = {

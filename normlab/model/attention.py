@@ -27,20 +27,25 @@ BLOCKS = 8
 
 
 def rotate(
-    x: Float[Array, "b l h k"], theta: float, divisors: Sequence[float] = ()
+    x: Float[Array, "b l h k"],
+    theta: float,
+    divisors: Sequence[float] = (),
+    turned: int | None = None,
 ) -> Float[Array, "b l h k"]:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), element i paired with i + k/2.
 
     This is the pairing of GPT-NeoX and of Llama's published weights in Hugging Face's layout.
-    `divisors` stretch the frequencies one by one, as models for long contexts have it.
+    `divisors` stretch the frequencies one by one, as models for long contexts have it. With
+    `turned` only so many elements turn, the first ones, in pairs among themselves.
     """
-    half = x.shape[-1] // 2
+    size = x.shape[-1] if turned is None else turned
+    half = size // 2
     # In float64, once: an error of a frequency is multiplied by the position.
     frequency = theta ** (-np.arange(half) / half) / np.array(divisors or 1.0)
     angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency.astype(np.float32)
     cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    a, b, rest = x[..., :half], x[..., half:size], x[..., size:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
 
 
 def soft_cap(x: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
@@ -189,8 +194,8 @@ class Attention(nnx.Module):
     def _rotated(self, x: Float[Array, "b l h k"]) -> Float[Array, "b l h k"]:
         c = self.config
         if self.window is not None and c.local_rope_theta is not None:
-            return rotate(x, c.local_rope_theta)
-        return rotate(x, c.rope_theta, c.rope_divisors)
+            return rotate(x, c.local_rope_theta, turned=c.rope_dim)
+        return rotate(x, c.rope_theta, c.rope_divisors, c.rope_dim)
 
     def _attend(
         self,

@@ -36,7 +36,7 @@ class Block(nnx.Module):
             path = f"blocks.{layer}.{sublayer}"
             make_norm = make_norms(residual.sites, path)
             branch = build(residual, make_norm)
-            return Residual(branch, residual, make_norm, config.width, gain, config.dropout, path)
+            return Residual(branch, residual, make_norm, config, gain, path)
 
         local = config.local(layer)
         self.attention = wrap("attention", lambda w, make: Attention(config, w, make, local, rngs))
@@ -45,7 +45,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The stream after this block."""
         context.enters(x, self.attention)
-        return self.mlp(self.attention(x, context), context)
+        return self.mlp(self.attention(x, x, context), x, context)
 
 
 Carry = tuple[Array, Any]

@@ -28,6 +28,7 @@ class ModelConfig:
     max_length: int = field(1024, "longest sequence (rows of the learned table; a bound otherwise)")
     rope_theta: float = field(10000.0, "base of the rotary frequencies")
     rope_divisors: tuple[float, ...] = field((), "one divisor per rotary frequency (long contexts)")
+    rope_dim: int | None = field(None, "elements of a head that turn, the first ones; null: all")
     causal: bool = field(True, "attend to earlier tokens only; false: an encoder")
     window: int | None = field(None, "tokens that a local block attends to; null: no local blocks")
     global_every: int | None = field(None, "each n-th block is global among local ones; null: none")
@@ -36,6 +37,11 @@ class ModelConfig:
     attention_softcap: float | None = field(None, "c of c·tanh(qk/c) before softmax; null: none")
     logit_softcap: float | None = field(None, "c in c·tanh(logit/c) after the head; null: none")
     embed_factor: float = field(1.0, "constant factor on the embedding (Gemma: √d)")
+    embed_width: int | None = field(
+        None, "elements of an embedding row, with a map to width and one back; null: width"
+    )
+    branch_factor: float = field(1.0, "constant factor on what each branch adds (Granite)")
+    logit_factor: float = field(1.0, "constant factor on the logits (Granite)")
     embed_length: float | None = field(
         None,
         "initial length of every embedding row, one learned number (FixNorm); null: rows free",
@@ -44,6 +50,8 @@ class ModelConfig:
     tied: bool = field(True, "the head is the embedding, transposed")
     bias: bool = field(False, "linear maps have biases")
     qkv_bias: bool | None = field(None, "queries, keys and values have biases; null: as bias says")
+    mlp_bias: bool | None = field(None, "the MLP's maps have biases; null: as bias says")
+    head_bias: bool = field(False, "a head of its own has a bias")
     dropout: float = field(0.0, "probability of dropping an element of embedding and branches")
     init_std: float | None = field(
         None,
@@ -57,11 +65,19 @@ class ModelConfig:
         for name in ("layers", "width", "heads", "max_length", "kv_heads", "head_dim", "hidden"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name} = {value}: expected a number ≥ 1")
-        for name in ("rope_theta", "embed_factor"):
+        for name in ("rope_theta", "embed_factor", "branch_factor", "logit_factor"):
             value = getattr(self, name)
             require(value > 0, f"model.{name} = {value}: expected a number > 0")
         self._check_heads()
         self._check_attention()
+        require(
+            not (self.tied and self.head_bias),
+            "model.head_bias = True means nothing to a tied head: set model.tied=false",
+        )
+        require(
+            self.embed_width is None or self.embed_width >= 1,
+            f"model.embed_width = {self.embed_width}: expected null or a number ≥ 1",
+        )
         require(0 <= self.dropout < 1, f"model.dropout = {self.dropout}: expected 0 ≤ p < 1")
         require(
             self.init_std is None or self.init_std > 0,
@@ -100,18 +116,24 @@ class ModelConfig:
                 value is None or self.window is not None,
                 f"model.{name} = {value} means nothing without model.window",
             )
-        for name in ("rope_theta", "rope_divisors", "local_rope_theta"):
+        for name in ("rope_theta", "rope_divisors", "rope_dim", "local_rope_theta"):
             value = getattr(self, name)
             require(
                 self.positions == "rotary" or value == getattr(ModelConfig, name),
                 f"model.{name} = {value} means nothing without model.positions=rotary",
             )
         require(self.causal or self.window is None, "model.window needs model.causal=true")
-        pairs = self.head_size // 2
+        turned = self.head_size if self.rope_dim is None else self.rope_dim
+        require(
+            (turned % 2 == 0 and 2 <= turned <= self.head_size) or self.positions != "rotary",
+            f"model.rope_dim = {turned}: expected an even number, 2 to the head size, "
+            f"{self.head_size}",
+        )
+        pairs = turned // 2
         require(
             len(self.rope_divisors) in (0, pairs),
             f"model.rope_divisors has {len(self.rope_divisors)} values: expected none or {pairs}, "
-            "half the head size",
+            "half of what turns of a head",
         )
 
     def check_norm(self, norm: NormConfig) -> None:

@@ -32,9 +32,10 @@ class MLP(nnx.Module):
         self, config: ModelConfig, residual: ResidualConfig, make_norm: MakeNorm, rngs: nnx.Rngs
     ):
         c, m = config, config.hidden_size
+        bias = c.bias if c.mlp_bias is None else c.mlp_bias
 
         def linear(name: str, n_in: int, n_out: int) -> Linear:
-            return Linear(n_in, n_out, bias=c.bias, std=residual.std(name, c), rngs=rngs)
+            return Linear(n_in, n_out, bias=bias, std=residual.std(name, c), rngs=rngs)
 
         self.activation = c.activation
         self.gate = linear("gate", c.width, m)

@@ -29,6 +29,7 @@ class ResidualConfig:
             alone. With None the two output maps start smaller by √(2·layers), as in GPT-2.
         head_scales: a learned factor on each head, initially 1, before the output map.
         full_qk: the norms of queries and keys take all heads as one row.
+        parallel: F reads the rows that entered the block: x ← skip(α·x + out(F(c·in(x_block)))).
     """
 
     sites: frozenset[str] = frozenset()
@@ -37,6 +38,7 @@ class ResidualConfig:
     gain: float | None = None
     head_scales: bool = False
     full_qk: bool = False
+    parallel: bool = False
 
     def __post_init__(self) -> None:
         for site in self.sites:
@@ -203,6 +205,17 @@ _row(
         source="Kim et al. 2025, arXiv:2502.02732, section unconfirmed",
         property="at the start E‖x_ℓ‖²/d = E‖x₀‖²/d + 2ℓ, whatever the size of the branches",
         test=_tests("test_peri_variance_grows_by_one_a_sublayer"),
+    ),
+)
+_row(
+    "parallel",
+    lambda at: _at("norm_in", parallel=at.sublayer == "mlp"),
+    MethodCard(
+        title="Parallel residual (GPT-J, GPT-NeoX)",
+        formula="x + A(N(x)) + M(N'(x)); a final norm",
+        source="Black et al. 2022, arXiv:2204.06745, section 2.1; there N and N' are two norms",
+        property="the MLP doesn't see what attention adds: with A = 0 it is Pre-LN, bit for bit",
+        test=_tests("test_every_row_is_its_formula"),
     ),
 )
 _row(

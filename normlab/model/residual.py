@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.placement import ResidualConfig
 from normlab.norms import Norm, Site
@@ -34,11 +35,12 @@ def norm_maker(norm: type[Norm], config: object, sites: frozenset[str], path: st
 
 
 class Residual(nnx.Module):
-    """A sublayer and its way around: skip(α·x + g·out(F(c·in(x)))), each part where there is one.
+    """A sublayer and its way around: skip(α·x + g·m·out(F(c·in(x)))), each part where there is one.
 
     Serves attention and MLP alike. A placement chooses which of in, out and skip are norms, and the
     constants α and c (`ResidualConfig`). The g is a learned scalar where the norm type has one (see
-    `normlab.norms.around`).
+    `normlab.norms.around`), m the model's `branch_factor`. A parallel branch reads the rows that
+    entered the block, and is added to the stream like the others.
     """
 
     def __init__(
@@ -46,25 +48,30 @@ class Residual(nnx.Module):
         branch: nnx.Module,
         residual: ResidualConfig,
         make_norm: MakeNorm,
-        width: int,
+        config: ModelConfig,
         gain: float | None,
-        dropout: float,
         path: str,
     ):
+        width = config.width
         self.path = path
         self.branch = branch
         self.norm_in = make_norm("norm_in", width)
         self.norm_out = make_norm("norm_out", width)
         self.post_norm = make_norm("post_norm", width)
         self.branch_gain = learned(gain)
-        self.alpha, self.scale_in, self.dropout = residual.alpha, residual.scale_in, dropout
+        self.alpha, self.scale_in = residual.alpha, residual.scale_in
+        self.parallel, self.factor = residual.parallel, config.branch_factor
+        self.dropout = config.dropout
 
-    def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
-        """The stream after this sublayer."""
+    def __call__(
+        self, x: Float[Array, "b l d"], entered: Float[Array, "b l d"], context: Context
+    ) -> Float[Array, "b l d"]:
+        """The stream after this sublayer, from the stream before it and before its block."""
         context.path = self.path
-        h = times(self.scale_in, context.norm(self.norm_in, x))
+        h = context.norm(self.norm_in, entered if self.parallel else x)
+        h = times(self.scale_in, h)
         h = context.stores(".out", self.branch(context.compute.narrow(h), context))
-        h = context.norm(self.norm_out, h)
+        h = times(self.factor, context.norm(self.norm_out, h))
         if self.branch_gain is not None:
             h = h * self.branch_gain[...]
         x = context.stores(".stream", times(self.alpha, x) + context.dropout(h, self.dropout))

@@ -15,7 +15,7 @@ from normlab.model.context import Context
 from normlab.model.keys import key, pinned
 from normlab.model.linear import Linear
 from normlab.model.placement import PlacementConfig, ResidualConfig
-from normlab.model.residual import learned, norm_maker
+from normlab.model.residual import learned, norm_maker, times
 from normlab.norms import NormConfig, all_norms, norms
 from normlab.norms.around import Around, around
 from normlab.registry import choice
@@ -59,14 +59,17 @@ class Transformer(nnx.Module):
         self.config, self.norm, self.placement = config, norm, placement
         self.stacked = False  # one block that holds the weights of all: normlab.training.stacked
 
-        def table(rows: int) -> nnx.Embed:
-            return nnx.Embed(rows, config.width, embedding_init=normal, rngs=rngs)
+        def table(rows: int, width: int) -> nnx.Embed:
+            return nnx.Embed(rows, width, embedding_init=normal, rngs=rngs)
 
-        def head() -> Linear:
-            return Linear(config.width, vocab_size, bias=False, std=config.std, rngs=rngs)
+        def linear(n_in: int, n_out: int, bias: bool = False) -> Linear:
+            return Linear(n_in, n_out, bias=bias, std=config.std, rngs=rngs)
 
-        self.embed = table(vocab_size)
-        self.positions = table(config.max_length) if config.positions == "learned" else None
+        narrow = config.embed_width
+        rows = narrow or config.width
+        self.embed = table(vocab_size, rows)
+        learned_positions = config.positions == "learned"
+        self.positions = table(config.max_length, config.width) if learned_positions else None
         start = around(norm, config.width, 2 * config.layers)
         self.embed_scale = learned(start.embed_scale)
         self.embed_length = learned(config.embed_length or start.embed_length)
@@ -78,7 +81,9 @@ class Transformer(nnx.Module):
             ]
         )
         self.norm_final = make_norm("norm_final", config.width)
-        self.head = None if config.tied else head()
+        self.head = None if config.tied else linear(rows, vocab_size, config.head_bias)
+        self.embed_in = None if narrow is None else linear(narrow, config.width)
+        self.embed_out = None if narrow is None else linear(config.width, narrow)
         self._scale_weights(start)
 
     def _scale_weights(self, start: Around) -> None:
@@ -131,6 +136,8 @@ class Transformer(nnx.Module):
         x = self.embed(tokens) * self.config.embed_factor
         if self.embed_length is not None:
             x = self.embed_length[...] * x / length_of(x)
+        if self.embed_in is not None:
+            x = self.embed_in(x)
         if self.positions is not None:
             x = x + self.positions(jnp.arange(length))
         if self.embed_scale is not None:
@@ -141,6 +148,8 @@ class Transformer(nnx.Module):
     def logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """The head: the embedding transposed, or a matrix of its own; float32 at least."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
+        if self.embed_out is not None:
+            x = self.embed_out(x)
         if self.head is not None:
             logits = self.head(x).astype(wide)
         else:
@@ -149,7 +158,7 @@ class Transformer(nnx.Module):
             if self.embed_length is not None:
                 rows = rows / length_of(self.embed.embedding[...])[:, 0]
             logits = rows.reshape(*x.shape[:-1], rows.shape[-1])
-        return soft_cap(logits, self.config.logit_softcap)
+        return soft_cap(times(self.config.logit_factor, logits), self.config.logit_softcap)
 
 
 @jax.custom_vjp

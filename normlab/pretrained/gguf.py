@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from normlab.pretrained.families import GGUF_TYPES
+from normlab.pretrained.families import architectures
 from normlab.pretrained.keys import Keys
 from normlab.pretrained.source import CheckpointError
 
@@ -218,12 +218,27 @@ _GGUF_KEYS = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "layer_norm_epsilon": "attention.layer_norm_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "clip_qkv": "attention.clamp_kqv",
+    "use_parallel_residual": "use_parallel_residual",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
     "sliding_window": "attention.sliding_window",
     "sliding_window_pattern": "attention.sliding_window_pattern",
     "rope_local_base_freq": "rope.freq_base_swa",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
+_ACTIVATIONS = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3"), "gelu_pytorch_tanh"),
+    "gptneox": "gelu",
+    "phi2": "gelu_new",
+}
+"""What goes unsaid; the others have silu."""
+_PARTIAL = ("gptneox", "phi2", "phi3")
+"""A part of each of their heads turns."""
 _27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 _WINDOW_UNSAID = {"gemma2": {"sliding_window": 4096}, "gemma3": {"sliding_window_pattern": 1}}
 """What llama.cpp takes where a file names no window; a Gemma 3 without one is global throughout."""
@@ -237,7 +252,7 @@ def gguf_config(file: GGUF) -> dict[str, Any]:
     """
     m = file.metadata
     said = Keys(m, str(file.path))
-    arch = said.word("general.architecture", GGUF_TYPES, "none")
+    arch = said.word("general.architecture", architectures(), "none")
     said.require(f"{arch}.attention.causal", True)
     said.require(f"{arch}.rope.scaling.attn_factor", 1.0)  # llama.cpp multiplies q and k by it
     if (parts := said.get("split.count", 0)) not in (0, 1):
@@ -248,10 +263,10 @@ def gguf_config(file: GGUF) -> dict[str, Any]:
     named = {key: f"{arch}.{name}" for key, name in _GGUF_KEYS.items()}
     config = {key: m[name] for key, name in named.items() if name in m}
     config |= {
-        "model_type": GGUF_TYPES[arch],
+        "model_type": architectures()[arch],
         "tie_word_embeddings": "output.weight" not in file.shapes,
         "vocab_size": (*file.shapes.get("token_embd.weight", ()), None)[0],
-        "hidden_act": "gelu_pytorch_tanh" if arch.startswith("gemma") else "silu",
+        "hidden_act": _ACTIVATIONS.get(arch, "silu"),
         "attention_bias": "blk.0.attn_output.bias" in file.shapes,
         "mlp_bias": "blk.0.ffn_down.bias" in file.shapes,
         "rope_theta": m.get(f"{arch}.rope.freq_base", 10000.0),
@@ -281,11 +296,13 @@ def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]
     width = said.count(f"{arch}.embedding_length")
     heads = said.count(f"{arch}.attention.head_count")
     size = said.count(f"{arch}.attention.key_length", width // heads)
-    if (turned := said.count(f"{arch}.rope.dimension_count", size)) != size:
+    turned = said.count(f"{arch}.rope.dimension_count", size)
+    if turned != size and arch not in _PARTIAL:
         raise CheckpointError(f"{file.path}: rotary positions on {turned} of {size} elements")
     # llama.cpp's rule: the head size, but in the 27B models the width shared out over the heads.
     large = config.get("num_hidden_layers") == _27B_LAYERS.get(arch)
-    return {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
+    share = {"partial_rotary_factor": turned / size} if turned != size else {}
+    return share | {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
 
 
 def _gguf_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:

@@ -19,7 +19,8 @@ from normlab.data.tokenizer import PretrainedTokenizer
 from normlab.model import Transformer
 from normlab.model.language_model import LanguageModel
 from normlab.parallel.sharding import dotted, put
-from normlab.pretrained.families import FAMILIES, Configs, configs, text_config
+from normlab.pretrained.families import Configs, configs, families
+from normlab.pretrained.families.gemma3 import text_config
 from normlab.pretrained.gguf import GGUF, gguf_config
 from normlab.pretrained.huggingface import Safetensors, read_json
 from normlab.pretrained.names import Names, Stored
@@ -234,13 +235,13 @@ def _folder(folder: Path) -> Checkpoint:
     config = text_config(read_json(folder / "config.json"))
     family, found = configs(config, str(folder / "config.json"))
     name = folder.resolve().name
-    return Checkpoint(name, family, found, Safetensors(folder), FAMILIES[family].folder, config)
+    return Checkpoint(name, family, found, Safetensors(folder), families[family].folder, config)
 
 
 def _gguf(path: Path, name: str) -> Checkpoint:
     file = GGUF(path)
     config = gguf_config(file)
     family, found = configs(config, str(path))
-    names = FAMILIES[family].gguf
+    names = families[family].gguf
     assert names is not None  # gguf_config knows only families that have them
     return Checkpoint(name, family, found, file, names, config)

@@ -69,13 +69,15 @@ class _Walk(Generic[R]):
         rows = self.through(branch.sub_norm, self.propagator.inner(rows, branch))
         return self.propagator.out(rows, branch)
 
-    def residual(self, part: Residual, stream: R) -> R:
-        rows = self.through(part.norm_in, self.propagator.fork(stream))
+    def residual(self, part: Residual, stream: R, entered: R) -> R:
+        """The stream after a sublayer; a parallel branch is taken to follow its sum."""
+        read = entered if part.parallel else stream
+        rows = self.through(part.norm_in, self.propagator.fork(read))
         rows = self.branch(part.branch, self.times(rows, part.scale_in))
         rows = self.through(part.norm_out, rows)
         gamma = 1.0 if part.branch_gain is None else float(part.branch_gain[...])
         # αx + gF as α(x + (g/α)F): only the sum knows how the branch follows the stream.
-        total = self.propagator.add(stream, rows, gamma / part.alpha)
+        total = self.propagator.add(stream, rows, gamma * part.factor / part.alpha)
         return self.through(part.post_norm, self.times(total, part.alpha))
 
     def times(self, rows: R, factor: float) -> R:
@@ -108,7 +110,8 @@ def propagate(model: Transformer, propagator: Propagator[R]) -> dict[str, Any]:
     going = _Walk(propagator)
     stream = going.through(model.norm_embed, propagator.embed_tokens(model))
     for block in model.blocks:
-        stream = going.residual(block.attention, stream)
-        stream = going.residual(block.mlp, stream)
+        entered = stream
+        for part in (block.attention, block.mlp):
+            stream = going.residual(part, stream, entered)
     going.through(model.norm_final, stream)
     return going.scales

@@ -102,6 +102,8 @@ def tables(model: Transformer) -> list[tuple[float, Float[Array, "n d"]]]:
     if model.embed_length is not None:  # every row has this norm, whatever is stored (FixNorm)
         rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
         factor = float(model.embed_length[...])
+    if model.embed_in is not None:
+        rows = product(rows, kernel(model.embed_in))
     found = [(learned * factor, rows)]
     if model.positions is not None:
         found.append((learned, model.positions.embedding[...]))

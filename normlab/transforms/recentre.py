@@ -62,9 +62,9 @@ class Recentre(Transform):
         _check(model)
         new = nnx.clone(model)
         untie(new)
-        tables = [new.embed] + ([] if new.positions is None else [new.positions])
-        for table in tables:
-            put(table.embedding, centred(float64(table.embedding)))
+        rows = new.embed.embedding if new.embed_in is None else new.embed_in.kernel
+        for table in [rows] if new.positions is None else [rows, new.positions.embedding]:
+            put(table, centred(float64(table)))
         for sub in sublayers(new):
             linear = writer(sub.branch)
             for param in (linear.kernel, linear.bias):

@@ -93,8 +93,9 @@ def read_by_maps(model: Transformer) -> Iterator[tuple[Any, str, list[Linear]]]:
             yield sub, "norm_in", readers(sub.branch)
         if getattr(sub.branch, "sub_norm", None) is not None:
             yield sub.branch, "sub_norm", [writer(sub.branch)]
-    if model.norm_final is not None and model.head is not None:
-        yield model, "norm_final", [model.head]
+    last = model.head if model.embed_out is None else model.embed_out
+    if model.norm_final is not None and last is not None:
+        yield model, "norm_final", [last]
 
 
 def float64(param: Any) -> Float[np.ndarray, "..."]:

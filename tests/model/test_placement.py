@@ -15,6 +15,7 @@ ATTENTION_AND_MLP = {  # sites of the two sublayers of block 2 of 4
     "pre": ({"norm_in"}, {"norm_in"}),
     "post": ({"post_norm"}, {"post_norm"}),
     "peri": ({"norm_in", "norm_out"}, {"norm_in", "norm_out"}),
+    "parallel": ({"norm_in"}, {"norm_in"}),
     "reordered": ({"norm_out"}, {"norm_out"}),
     "sandwich": ({"norm_in", "norm_out"}, {"norm_in", "norm_out"}),
     "deepnorm": ({"post_norm"}, {"post_norm"}),

@@ -21,10 +21,12 @@ CONFIGS = {
     "shape": {
         "layers": 3, "width": 48, "heads": 4, "kv_heads": 1, "head_dim": 8, "hidden": 40,
         "gated": False, "activation": "relu", "rope_theta": 100.0, "embed_factor": 3.0,
+        "rope_dim": 4, "branch_factor": 0.5, "logit_factor": 2.0,
     },
     "stem and head": {
         "positions": "learned", "max_length": 20, "bias": True, "tied": False, "causal": False,
         "activation": "gelu", "attention_scale": 2.0, "logit_softcap": 0.5,
+        "head_bias": True, "mlp_bias": False, "embed_width": 24,
     },
     "long": {
         "window": 4, "global_every": 2, "local_rope_theta": 100.0, "rope_divisors": (2.0,) * 8,
@@ -36,7 +38,7 @@ CONFIGS = {
 OF_WINDOWS = ("global_every", "local_rope_theta")
 OF_SHAPES = {
     "layers", "width", "heads", "kv_heads", "head_dim", "hidden", "gated", "positions", "bias",
-    "qkv_bias", "tied", "embed_length",
+    "qkv_bias", "mlp_bias", "head_bias", "tied", "embed_length", "embed_width",
 }  # fmt: skip
 """A model without one of these has other arrays, which the formula could not take."""
 ELSEWHERE = {"init_std", "dropout", "max_length"}

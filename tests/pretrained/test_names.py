@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.model import ModelConfig
-from normlab.pretrained.names import GEMMA, GGUF_LLAMA, GGUF_NAMES, GPT2, LLAMA, Stored
+from normlab.pretrained.families import families
+from normlab.pretrained.families.shared_names import GEMMA, GGUF_LLAMA, GGUF_NAMES, LLAMA
+from normlab.pretrained.names import Part, Stored
 
 CONFIG = ModelConfig(heads=4, kv_heads=2, width=32)
 
@@ -26,15 +28,24 @@ def test_rotary_pairs_are_put_in_halves(heads, half, inputs):
     np.testing.assert_array_equal(bias.ours(stored[:, 0].copy()), ours[:, 0])
 
 
-@given(st.integers(1, 5), st.integers(1, 4), st.booleans())
-def test_parts_are_put_apart(inputs, outputs, transposed):
-    parts = [np.full((inputs, outputs), k, np.float32) for k in range(3)]
-    whole = np.concatenate(parts, axis=1)
-    for k in range(3):
-        made = Stored("qkv", transposed=transposed, part=(k, 3))
+@given(
+    st.integers(1, 5),
+    st.lists(st.integers(1, 4), min_size=2, max_size=3),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_parts_are_put_apart(inputs, sizes, groups, transposed):
+    """Of each group the parts follow one another: heads of GPT-NeoX, or one group of all."""
+    rng, sizes = np.random.default_rng(0), [size * groups for size in sizes]
+    parts = [rng.standard_normal((inputs, size)).astype(np.float32) for size in sizes]
+    by_group = [np.split(part, groups, axis=1) for part in parts]
+    whole = np.concatenate([part[g] for g in range(groups) for part in by_group], axis=1)
+    for k, size in enumerate(sizes):
+        part = Part(sum(sizes[:k]), size, sum(sizes), groups)
+        made = Stored("qkv", transposed=transposed, part=part)
         stored = whole.T if transposed else whole
         np.testing.assert_array_equal(made.ours(stored), parts[k])
-        assert made.shape((inputs, outputs)) == stored.shape
+        assert made.shape((inputs, size)) == stored.shape
 
 
 def test_names_of_each_format():
@@ -45,10 +56,11 @@ def test_names_of_each_format():
     assert stored(LLAMA, key) == Stored("layers.2.self_attn.k_proj.weight", transposed=True)
     assert stored(GGUF_NAMES, key) == Stored("blk.2.attn_k.weight", transposed=True)
     assert stored(GGUF_LLAMA, key) == Stored("blk.2.attn_k.weight", transposed=True, heads=2)
-    assert stored(GPT2, key) == Stored("h.2.attn.c_attn.weight", part=(1, 3))
-    assert stored(GPT2, key.replace("kernel", "bias")) == Stored(
-        "h.2.attn.c_attn.bias", part=(1, 3)
-    )
+    part = Part(32, 16, 64)
+    gpt2 = families["gpt2"].folder
+    assert stored(gpt2, key) == Stored("h.2.attn.c_attn.weight", part=part)
+    bias = stored(gpt2, key.replace("kernel", "bias"))
+    assert bias == Stored("h.2.attn.c_attn.bias", part=part)
     weight = "blocks.0.mlp.norm_in.weight"
     assert stored(LLAMA, weight) == Stored("layers.0.post_attention_layernorm.weight")
     assert stored(GEMMA, weight) == Stored("layers.0.pre_feedforward_layernorm.weight", offset=1.0)

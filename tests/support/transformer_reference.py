@@ -33,12 +33,13 @@ def soft_cap(x, cap):
     return x if cap is None else cap * np.tanh(x / cap)
 
 
-def rotated(x, theta, divisors=()):
-    """Rotary positions of [b, l, h, k]: element i turns with element i + k/2."""
-    half = x.shape[-1] // 2
-    out = np.empty_like(x)
+def rotated(x, theta, divisors=(), turned=None):
+    """Rotary positions of [b, l, h, k]: element i turns with element i + k/2; k = `turned`."""
+    size = turned or x.shape[-1]
+    half = size // 2
+    out = x.copy()
     for i in range(half):
-        angle = np.arange(x.shape[1]) * theta ** (-2 * i / x.shape[-1])
+        angle = np.arange(x.shape[1]) * theta ** (-2 * i / size)
         angle = (angle / (divisors[i] if divisors else 1.0))[:, None]
         a, b = x[..., i], x[..., i + half]
         out[..., i] = a * np.cos(angle) - b * np.sin(angle)
@@ -65,14 +66,17 @@ class Reference:
         x = self.embed_tokens(tokens)
         self.streams.append(x)
         for layer in range(1, c.layers + 1):
+            entered = x
             for part in ("attention", "mlp"):
-                x = self.sublayer(x, layer, part)
+                x = self.sublayer(x, entered, layer, part)
             self.streams.append(x)
         if self.has("norm_final"):
             x = self.norm("norm_final", x)
+        if c.embed_width is not None:
+            x = x @ w["embed_out.kernel"]
         table = w["embed.embedding"]
         head = w["head.kernel"] if not c.tied else table.T
-        y = x @ head
+        y = (x @ head + w.get("head.bias", 0.0)) * c.logit_factor
         if c.tied and c.embed_length is not None:
             y = y / np.linalg.norm(table, axis=1)
         return soft_cap(y, c.logit_softcap)
@@ -82,12 +86,14 @@ class Reference:
         x = c.embed_factor * w["embed.embedding"][tokens]
         if c.embed_length is not None:
             x = w["embed_length"] * x / np.linalg.norm(x, axis=-1, keepdims=True)
+        if c.embed_width is not None:
+            x = x @ w["embed_in.kernel"]
         if c.positions == "learned":
             x = x + w["positions.embedding"][: tokens.shape[1]]
         x = x * w.get("embed_scale", 1.0)
         return self.norm("norm_embed", x) if self.placement.norm_embed else x
 
-    def sublayer(self, x, layer, part):
+    def sublayer(self, x, entered, layer, part):
         """The stream after attention or MLP of block `layer`, which counts from 1."""
         name, layers, row = f"blocks.{layer - 1}.{part}", self.c.layers, self.placement.type
         branch = getattr(self, part)
@@ -96,7 +102,7 @@ class Reference:
             return self.norm(f"{name}.{kind}", x)
 
         def f(x):
-            return branch(f"{name}.branch", name, x, layer)
+            return self.c.branch_factor * branch(f"{name}.branch", name, x, layer)
 
         if row == "mix-ln":
             share = self.placement.post_share
@@ -110,6 +116,7 @@ class Reference:
             row = "peri" if part == "attention" else "pre"
         return {
             "pre": lambda: x + f(n("norm_in", x)),
+            "parallel": lambda: x + f(n("norm_in", entered)),
             "sub-ln": lambda: x + f(n("norm_in", x)),
             "lns": lambda: x + f(n("norm_in", x) / np.sqrt(layer)),
             "post": lambda: n("post_norm", x + f(x)),
@@ -139,7 +146,7 @@ class Reference:
         if c.positions == "rotary":
             own = local and c.local_rope_theta is not None
             turn = (c.local_rope_theta,) if own else (c.rope_theta, c.rope_divisors)
-            q, k = rotated(q, *turn), rotated(k, *turn)
+            q, k = (rotated(t, *turn, turned=c.rope_dim) for t in (q, k))
         age = np.arange(length)[:, None] - np.arange(length)
         seen = (age >= 0) | (not c.causal)
         if local:

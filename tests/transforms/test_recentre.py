@@ -10,7 +10,7 @@ from normlab.transforms import DoesNotApply, apply
 from tests.conftest import tiny_model
 from tests.support.transform_models import bits, close, double, same, seen
 
-EXACT = {"pre", "lns", "sub-ln"}
+EXACT = {"pre", "parallel", "lns", "sub-ln"}
 
 
 FULL = {"tied": False, "bias": True, "positions": "learned"}

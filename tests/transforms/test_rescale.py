@@ -11,7 +11,7 @@ from normlab.transforms.rescale import OF_ALPHA, OF_EPS
 from tests.conftest import tiny_model
 from tests.support.transform_models import bits, close, double, same, seen
 
-SUMS = sorted({"pre", "peri", "reordered", "sandwich", "sub-ln", "normformer", "lns"})
+SUMS = sorted({"pre", "peri", "reordered", "sandwich", "sub-ln", "normformer", "lns", "parallel"})
 """Placements whose stream is a sum."""
 
 OTHERS = sorted(set(norms) - {*OF_EPS, *OF_ALPHA})
