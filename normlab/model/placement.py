@@ -215,7 +215,7 @@ _row(
         formula="x + A(N(x)) + M(N'(x)); a final norm",
         source="Black et al. 2022, arXiv:2204.06745, section 2.1; there N and N' are two norms",
         property="the MLP doesn't see what attention adds: with A = 0 it is Pre-LN, bit for bit",
-        test=_tests("test_every_row_is_its_formula"),
+        test=_tests("test_parallel_without_attention_is_pre"),
     ),
 )
 _row(

@@ -101,6 +101,11 @@ def test_post_and_keel_leave_the_stream_normed(name):
         np.testing.assert_allclose(mean_square(x), 1, rtol=1e-3)
 
 
+def test_parallel_without_attention_is_pre():
+    model, pre = (scaled(placed(row), 0.0, "out") for row in ("parallel", "pre"))
+    assert np.array_equal(passed(model).logits, passed(pre).logits)
+
+
 def test_keel_without_branches_is_a_norm():
     model = unit_weights(scaled(placed("keel"), 0.0, "out", "down"))
     stem, first, _ = map(np.float64, passed(model).streams)

@@ -103,6 +103,11 @@ def weight(name, shape, family):
     return values.astype(np.float32)
 
 
+def tensors(config, shapes):
+    """All of them, by name."""
+    return {name: weight(name, shape, config["model_type"]) for name, shape in shapes.items()}
+
+
 def golden():
     """Case → config, shapes and log-probabilities [b, l, v]."""
     return json.loads(FILE.read_text(encoding="utf-8"))
@@ -114,9 +119,7 @@ def write(folder, config, shapes):
 
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    family = config["model_type"]
-    tensors = {name: weight(name, shape, family) for name, shape in shapes.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_file(tensors(config, shapes), folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(folder)
     return folder
 

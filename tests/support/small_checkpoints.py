@@ -227,6 +227,19 @@ _GGUF_NAMES = {
     "attn.c_proj": "attn_output",
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "self_attn.dense": "attn_output",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "model.final_layernorm": "output_norm",
+    "gpt_neox.embed_in": "token_embd",
+    "gpt_neox.final_layer_norm": "output_norm",
+    "embed_out": "output",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
 }
 _GGUF_KEYS = {
     "num_hidden_layers": "block_count",
@@ -248,11 +261,19 @@ _GGUF_KEYS = {
     "rope_theta": "rope.freq_base",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "use_parallel_residual": "use_parallel_residual",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
 }
 
 
-def gguf_tensor(family: str, name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    """One of Hugging Face's tensors as llama.cpp's converter writes it."""
+def gguf_tensor(
+    family: str, name: str, value: np.ndarray, head: int = HEAD
+) -> tuple[str, np.ndarray]:
+    """One of Hugging Face's tensors as llama.cpp's converter writes it; `head`: elements of one."""
     module, leaf = name.rsplit(".", 1)
     block = ""
     if ".layers." in module or ".h." in module:
@@ -262,12 +283,24 @@ def gguf_tensor(family: str, name: str, value: np.ndarray) -> tuple[str, np.ndar
         value = value + 1
     if family == "gpt2" and value.ndim == 2 and block:
         value = value.T
-    if family == "llama" and module in ("self_attn.q_proj", "self_attn.k_proj"):
-        halves = value.reshape(-1, 2, HEAD // 2, *value.shape[1:])
+    if family == "gptneox" and module == "attention.query_key_value":  # the three of each head
+        by_head = value.reshape(-1, 3, head, *value.shape[1:])
+        value = by_head.swapaxes(0, 1).reshape(value.shape)
+    if family in ("llama", "granite", "olmo") and module in (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+    ):
+        halves = value.reshape(-1, 2, head // 2, *value.shape[1:])
         value = halves.swapaxes(1, 2).reshape(value.shape)
-    after = {"llama": "ffn_norm", "qwen2": "ffn_norm", "qwen3": "ffn_norm"}
-    names = {**_GGUF_NAMES, "post_attention_layernorm": after.get(family, "post_attention_norm")}
+    after = "post_attention_norm" if family in ("olmo2", "gemma2", "gemma3") else "ffn_norm"
+    names = {**_GGUF_NAMES, "post_attention_layernorm": after}
     return f"{block}{names[module]}.{leaf}", np.ascontiguousarray(value)
+
+
+def head_size(config: Mapping[str, object]) -> int:
+    """Elements of a head; that of the small configs here where there is none in it."""
+    heads, said = config.get("num_attention_heads"), config.get("head_dim")
+    return said or (config["hidden_size"] // heads if heads else HEAD)  # type: ignore
 
 
 def write_gguf(
@@ -285,6 +318,8 @@ def write_gguf(
     if family == "gpt2":
         values["gpt2.feed_forward_length"] = 4 * WIDTH
     for key, value in (values | metadata).items():
+        if value is None:
+            continue
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
@@ -298,7 +333,7 @@ def write_gguf(
     writer.add_token_list([*letters(), "ab"])
     writer.add_token_merges(["a b"])
     for name, value in weights.items():
-        writer.add_tensor(*gguf_tensor(family, name, value))
+        writer.add_tensor(*gguf_tensor(family, name, value, head_size(config)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -70,7 +70,7 @@ class Reference:
             for part in ("attention", "mlp"):
                 x = self.sublayer(x, entered, layer, part)
             self.streams.append(x)
-        if self.has("norm_final"):
+        if "norm_final" in self.placement.around(c.layers):
             x = self.norm("norm_final", x)
         if c.embed_width is not None:
             x = x @ w["embed_out.kernel"]
@@ -191,7 +191,7 @@ class Reference:
         if self.norms.type == "layernorm":
             x = x - x.mean(-1, keepdims=True)
         y = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + self.norms.eps)
-        return y * self.w[f"{name}.weight"] + self.w.get(f"{name}.bias", 0.0)
+        return y * self.w.get(f"{name}.weight", 1.0) + self.w.get(f"{name}.bias", 0.0)
 
 
 def nll(logits, targets):

@@ -9,7 +9,7 @@ from normlab.pretrained.families.base import (
     model_of,
     norm_of,
 )
-from normlab.pretrained.families.shared_names import BUFFERS, GGUF_MODULES, GGUF_PLAIN, MODULES
+from normlab.pretrained.families.shared_names import BUFFERS, GGUF_MODULES, MODULES
 from normlab.pretrained.keys import Keys
 from normlab.pretrained.names import Names
 
@@ -28,7 +28,13 @@ NAMES = Names(
 )
 """The one norm is loaded twice: before attention and before the MLP."""
 
-GGUF = Names({**GGUF_PLAIN.modules, "mlp.norm_in": GGUF_MODULES["attention.norm_in"]})
+GGUF = Names(
+    {
+        **GGUF_MODULES,
+        "mlp.norm_in": GGUF_MODULES["attention.norm_in"],
+        "mlp.branch.gate": GGUF_MODULES["mlp.branch.up"],
+    }
+)
 
 
 def read(c: Keys) -> Configs:

@@ -70,4 +70,4 @@ QKV = dict.fromkeys(
 """One map for queries, keys and values, as GGUF names it."""
 
 GGUF_PLAIN = Names({**GGUF_MODULES, **QKV, "mlp.branch.gate": f"{_BLOCK}ffn_up"})
-"""Queries, keys and values in one map, and no gate: GPT-2, GPT-NeoX, Phi 2."""
+"""Queries, keys and values in one map, and no gate: GPT-2, GPT-NeoX."""
