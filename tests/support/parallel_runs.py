@@ -135,7 +135,7 @@ def removed(directory, **fields):
     from normlab.config import build
     from normlab.training.removal import RemoveConfig, remove
 
-    values = {"checkpoint": str(directory), "steps": 3, "batch": 8, "eval_windows": 8}
+    values = {"run": str(directory), "steps": 3, "batch": 8, "eval_windows": 8}
     lines = remove(build(RemoveConfig, values | fields))
     found = {line.site: [line.factor, line.frozen, line.tuned] for line in lines}
     return {site: [n for n in numbers if n is not None] for site, numbers in found.items()}

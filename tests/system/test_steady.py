@@ -11,6 +11,7 @@ import pytest
 
 from normlab.data import load_tokens
 from normlab.runs.run import Run
+from normlab.training.identity import sign
 from normlab.training.trainer import Trainer
 from tests.support.runs import tiny_config
 
@@ -26,10 +27,9 @@ def trainer(tmp_path, **fields):
     config = tiny_config(
         tmp_path, **{"eval_every": 1000, "eval_windows": 4, "run": str(tmp_path)} | fields
     )
-    run = Run(tmp_path)
-    run.write("provenance.json", {"sessions": []})
-    run.write("record.json", {"state": "running"})
-    return Trainer(config, load_tokens(config.data), run)
+    run, tokens = Run(tmp_path), load_tokens(config.data)
+    sign(run, config, tokens, [])
+    return Trainer(config, tokens, run)
 
 
 def resident():
