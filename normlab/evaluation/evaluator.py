@@ -122,7 +122,9 @@ class Evaluator:
     def record(self, column: Column) -> Record:
         """What a column's record says before anything is computed."""
         known = self.model, self.status, self.text
-        provenance = replace(self.provenance, datapath=column.datapath)
+        provenance = replace(
+            self.provenance, datapath=column.datapath, activations=column.activations
+        )
         return Record(self.key(column), str(column), *known, provenance=provenance)
 
     @cached_property
@@ -132,7 +134,8 @@ class Evaluator:
 
     def applies(self, column: Column) -> bool:
         """Whether a column can change anything, by a rule and a datapath that serve this model."""
-        served = self._sums and not self._refuses(column) and self._fits(column)
+        held = column.activations is not None and column.rule is column.datapath is None
+        served = (self._sums or held) and not self._refuses(column) and self._fits(column)
         return str(column) == REFERENCE or served
 
     def _fits(self, column: Column) -> bool:
@@ -221,7 +224,7 @@ class Evaluator:
                 rate = (before[done] - before[start]) / (time.monotonic() - began)
                 progress.update(done, f"{rate:,.0f} tokens/s")
 
-            scaled = [Scaled(c.precision, self.scales(c)[0]) for c in columns]
+            scaled = [Scaled(c.precision, self.scales(c)[0], c.held) for c in columns]
             found = score_columns(
                 self.lm.model, windows, scaled, batch=batch, on_batch=on_batch, unfinished=partial
             )

@@ -11,7 +11,7 @@ import jax
 from normlab.config import build
 from normlab.evaluation import metadata
 from normlab.evaluation.comparison import comparison, token_measures
-from normlab.evaluation.config import REFERENCE, EvaluateConfig, column
+from normlab.evaluation.config import REFERENCE, EvaluateConfig
 from normlab.evaluation.evaluator import Evaluator, loaded
 from normlab.evaluation.measures import ranges, result
 from normlab.evaluation.perplexity import Scores
@@ -64,7 +64,7 @@ def _records(config: EvaluateConfig) -> list[Record]:
     for target in found:
         if target.tokenizer is not None:  # of the others nothing is read
             texts.corpus(target, config)
-    asked = list(dict.fromkeys(str(column(text)) for text in config.precision))
+    asked = [str(column) for column in config.columns]
     records = []
     for target in found:
         evaluator = Evaluator(config, _readable(target, config), texts)

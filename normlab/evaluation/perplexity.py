@@ -18,8 +18,9 @@ from normlab.evaluation.protocols import Windows
 from normlab.evaluation.range_stats import RangeStats
 from normlab.loss import token_nll
 from normlab.model import Context, Transformer
+from normlab.model.half import half_weights
 from normlab.norms import Norm, all_norms
-from normlab.numerics import Arithmetic, RangeCounts, arithmetic
+from normlab.numerics import Arithmetic, FloatFormat, RangeCounts, arithmetic
 from normlab.parallel.sharding import padded_rows, replicate, shard_batch
 from normlab.progress import announced
 
@@ -35,10 +36,11 @@ Tensor = Any
 
 
 class Scaled(NamedTuple):
-    """A precision and the static scales by site; a site that is missing has scale 1."""
+    """A precision, static scales by site (1 where one is missing), what activations are held in."""
 
     precision: Arithmetic
     scales: Mapping[str, Any] | None = None
+    activations: FloatFormat | None = None
 
 
 class TokenComparison(NamedTuple):
@@ -178,12 +180,13 @@ def score_columns(
 
 def _told(
     model: Transformer, params: Any, column: Scaled
-) -> tuple[Arithmetic, Any, dict[str, Any]]:
-    """What `_batch_nll` is told of the precision, the weights and the scales."""
-    precision, scales = column
+) -> tuple[Arithmetic, FloatFormat | None, Any, dict[str, Any]]:
+    """What `_batch_nll` is told of the precision, the activations, the weights and the scales."""
+    precision, scales, activations = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
-    return precision, params, given
+    held = params if activations is None else half_weights(model, activations)
+    return precision, activations, held, given
 
 
 class Out(NamedTuple):
@@ -253,10 +256,11 @@ Passed = tuple[Float[Array, "b l"], dict[str, RangeCounts], Any]
 """Each position's NLL, what the norms saw and, where they are kept, the logits [b, l, v]."""
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="keep")
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="keep")
 def _batch_nll(
     graphdef: nnx.GraphDef,
     precision: Arithmetic,
+    activations: FloatFormat | None,
     params: Any,
     scales: dict[str, Any],
     inputs: Int[Array, "b l"],
@@ -265,7 +269,7 @@ def _batch_nll(
     real: Bool[Array, "b l"],
     keep: bool,
 ) -> Passed:
-    context = _RealRows(precision, scales, real)
+    context = _RealRows(precision, scales, real, activations)
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
@@ -304,8 +308,14 @@ class _RealRows(Context):
     rows neither overflow nor count as underflowed; `_merged` takes them off the number of rows.
     """
 
-    def __init__(self, precision: Arithmetic, scales: dict[str, Any], real: Bool[Array, "b l"]):
-        super().__init__(precision, scales, observe=True)
+    def __init__(
+        self,
+        precision: Arithmetic,
+        scales: dict[str, Any],
+        real: Bool[Array, "b l"],
+        activations: FloatFormat | None,
+    ):
+        super().__init__(precision, scales, observe=True, activations=activations)
         self._real = real
 
     def norm(self, norm: Norm | None, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:

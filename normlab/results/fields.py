@@ -178,6 +178,7 @@ class Provenance:
         order: the order of summation, the default written out.
         default_order: that of precisions which name none.
         datapath: every stage of it, where the precision is the name of one.
+        activations: the format of weights and of all that a runtime stores; None: float32.
         scale_rule: by its registered name.
         scales_sha256: of the scales that it gave.
         calibration: the text that a rule looked at.
@@ -188,6 +189,7 @@ class Provenance:
     order: str | None = None
     default_order: str | None = None
     datapath: dict[str, Any] | None = None
+    activations: str | None = None
     scale_rule: str | None = None
     scales_sha256: str | None = None
     calibration: dict[str, Any] | None = None

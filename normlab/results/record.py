@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,8 @@ class Record:
     def format(self) -> FloatFormat:
         """In which its norms sum; a datapath, which may be a user's, is read from what was kept."""
         path = self.provenance.datapath
-        return Precision.parse(path["sum"] if path else self.precision.partition("+")[0]).format
+        norms = re.split(r"[+@]", self.precision)[0]
+        return Precision.parse(path["sum"] if path else norms).format
 
     def flat(self) -> dict[str, Any]:
         """Its single values by field, without the groups, as tables name them.

@@ -17,9 +17,10 @@ HEAD = (
     "max_windows", "tokenizer", "tokenizer_hash", "windows", "tokens_scored", "default_order",
 )  # fmt: skip
 LEGEND = (
-    "A column is the precision of norms' sums, or the name of a datapath, which rounds every stage "
-    "of a norm as it says; +RULE: their inputs are divided by static scales "
-    "first (slanc: the paper's; random_tokens: the rule to use). Δ is the difference to fp32, ± "
+    "A column is the precision of norms' sums, with all else in float32, or the name of a datapath, "
+    "which rounds every stage of a norm as it says. +RULE: norms' inputs are divided by static "
+    "scales first (slanc: the paper's; random_tokens: the rule to use). @fp16: weights, and all "
+    "that a half-precision runtime stores, are rounded to fp16 as well. Δ is the difference to fp32, ± "
     "its paired standard error over windows. overflow: rows (one token at one norm) whose sum "
     "left the format's range and became infinite; zero: rows whose sum vanished; n/a: the norm "
     "sums nothing, or the transform, the rule or the datapath doesn't apply to this model."
