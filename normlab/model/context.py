@@ -100,7 +100,8 @@ class Context:
             scale = scale(x)
         told = NormContext(Accumulator(self.precision, scale), self.entered, self.progress)
         if self.observe and norm.has_statistic:
-            y, self.observed[name] = observe(norm, x, told)
+            y, seen = observe(norm, x, told)
+            self.observed[name] = seen.with_input(x, self.activations or self.precision.row)
         else:
             y = norm(x, told)
         require(

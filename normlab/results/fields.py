@@ -157,6 +157,8 @@ class Ranges:
         zero_rows: those of them whose sum is zero.
         precision_loss_rows: on which underflow may cost more than one rounding.
         underflow_error_rows: of them, whose exact sum is below the smallest normal.
+        outside_elements: elements of norms' inputs beyond the largest value of the format that
+            the column holds them in.
         sites: by site a `normlab.evaluation.range_stats.RangeStats`, and its `scale` (a number, or
             [heads, 1]) where a rule gave it one.
     """
@@ -167,6 +169,7 @@ class Ranges:
     zero_rows: int | None = None
     precision_loss_rows: int | None = None
     underflow_error_rows: int | None = None
+    outside_elements: int | None = None
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

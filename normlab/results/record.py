@@ -64,6 +64,14 @@ class Record:
         norms = re.split(r"[+@]", self.precision)[0]
         return Precision.parse(path["sum"] if path else norms).format
 
+    @property
+    def row_format(self) -> FloatFormat:
+        """What holds the norms' inputs: its activations' format, or else that of its norms."""
+        if self.provenance.activations:
+            return FloatFormat.parse(self.provenance.activations)
+        given = (self.provenance.datapath or {}).get("input") or "fp32"
+        return min(self.format, FloatFormat.parse(given), key=lambda to: to.max)
+
     def flat(self) -> dict[str, Any]:
         """Its single values by field, without the groups, as tables name them.
 

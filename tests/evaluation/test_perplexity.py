@@ -246,6 +246,14 @@ def test_a_stream_that_fp16_cannot_hold_is_nan_where_activations_are_fp16():
     assert restored.perplexity == pytest.approx(exact.perplexity, rel=1e-3)
     assert math.isnan(lost.perplexity)
     assert lost.nonfinite_windows == len(read)
+    reference = HalfReference(far, "pairwise", dict(of_norms.scales))
+    reference.logits(read.inputs)
+    real = np.arange(LENGTH) < read.lengths[:, None]
+    outside = {s: int((np.abs(x[real]) > 65504).sum()) for s, x in reference.inputs.items()}
+    assert {s: seen.outside for s, seen in restored.sites.items()} == outside
+    assert sum(outside.values()) > 0
+    assert sum(seen.outside for seen in exact.sites.values()) == 0
+    assert lost.sites["norm_final"].outside == read.lengths.sum() * D  # all NaN
     near = score_columns(model, read, [asked[0], Scaled(asked[0].precision, None, held)])
     assert near[1].perplexity == pytest.approx(near[0].perplexity, rel=1e-2)
     assert near[1].perplexity != near[0].perplexity
