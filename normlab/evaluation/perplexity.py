@@ -36,11 +36,15 @@ Tensor = Any
 
 
 class Scaled(NamedTuple):
-    """A precision, static scales by site (1 where one is missing), what activations are held in."""
+    """A precision, static scales by site (1 where one is missing), what activations are held in.
+
+    And the model, where it is not the one that is scored beside it.
+    """
 
     precision: Arithmetic
     scales: Mapping[str, Any] | None = None
     activations: FloatFormat | None = None
+    model: Transformer | None = None
 
 
 class TokenComparison(NamedTuple):
@@ -161,9 +165,8 @@ def score_columns(
         unfinished: where an evaluation of the same that was cut off has left its first batches, and
             where this one leaves its own.
     """
-    graphdef, params = nnx.split(model)
     size = padded_rows(batch or default_batch(windows, model.embed.num_embeddings))
-    passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
+    passes = [partial(_batch_nll, *_told(column.model or model, column)) for column in columns]
     run = announced(partial(_side_by_side, passes))
     batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
@@ -178,15 +181,14 @@ def score_columns(
     return found
 
 
-def _told(
-    model: Transformer, params: Any, column: Scaled
-) -> tuple[Arithmetic, FloatFormat | None, Any, dict[str, Any]]:
-    """What `_batch_nll` is told of the precision, the activations, the weights and the scales."""
-    precision, scales, activations = column
+def _told(model: Transformer, column: Scaled) -> tuple[Any, ...]:
+    """What `_batch_nll` is told: the model's structure, precision, activations, weights, scales."""
+    graphdef, params = nnx.split(model)
+    precision, scales, activations, _ = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
     held = params if activations is None else half_weights(model, activations)
-    return precision, activations, held, given
+    return graphdef, precision, activations, held, given
 
 
 class Out(NamedTuple):

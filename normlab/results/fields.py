@@ -121,6 +121,8 @@ class Result:
 class Comparison:
     """Differences to fp32 on the same windows; from `token_delta_mean` on where it was asked for.
 
+    After a transform fp32 is that of the model as it was before.
+
     Args:
         delta: perplexity less that of fp32.
         delta_stderr: its paired standard error over windows.

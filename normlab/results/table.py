@@ -22,10 +22,10 @@ LEGEND = (
     "datapath, which rounds every stage of a norm as it says. +RULE: norms' inputs are divided by "
     "static scales first (slanc: the paper's; random_tokens: the rule to use). @fp16: weights, "
     "and all that a half-precision runtime stores, are rounded to fp16 as well. Δ is the "
-    "difference to fp32, ± its paired standard error over windows. overflow: rows (one token at "
-    "one norm) whose sum left the format's range and became infinite; zero: rows whose sum "
-    "vanished; n/a: the norm sums nothing, or the transform, the rule or the datapath doesn't "
-    "apply to this model."
+    "difference to the model in fp32 before any transform, ± its paired standard error over "
+    "windows. overflow: rows (one token at one norm) whose sum left the format's range and became "
+    "infinite; zero: rows whose sum vanished; n/a: the norm sums nothing, or the transform, the "
+    "rule or the datapath doesn't apply to this model."
 )
 
 
@@ -46,10 +46,17 @@ class Cell:
     def of(cls, r: Record) -> "Cell":
         """What the record's protocol reports."""
         value, *moved = reported(r)
-        delta, stderr = (None, None) if r.precision == "fp32" else moved
+        exact = r.precision == "fp32" and r.model.transform == "none"
+        delta, stderr = (None, None) if exact else moved
         lost = r.ranges.overflowed_rows or 0, r.ranges.zero_rows or 0
         inputs = Inputs.of(r.ranges, r.row_format, r.model.transform) if r.ranges.sites else None
         return cls(value, delta, stderr, *lost, r.status, r.key, inputs)
+
+    @property
+    def exact(self) -> float:
+        """What its Δ refers to, of a cell in fp32; NaN where nothing was measured."""
+        value = math.nan if self.value is None else self.value
+        return value if self.delta is None else value - self.delta
 
     @property
     def parts(self) -> list[str]:
