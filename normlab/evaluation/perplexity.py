@@ -271,7 +271,7 @@ def _batch_nll(
     real: Bool[Array, "b l"],
     keep: bool,
 ) -> Passed:
-    context = _RealRows(precision, scales, real, activations)
+    context = RealRows(precision, scales, real, activations)
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
@@ -303,7 +303,7 @@ def _likeliest(logits: Float[Array, "*batch v"]) -> Int[Array, "*batch"]:
     return jnp.argmax(logits == jnp.max(logits, axis=-1, keepdims=True), axis=-1)
 
 
-class _RealRows(Context):
+class RealRows(Context):
     """A pass whose norms see padding as rows of zeros, so that it leaves no trace in `observed`.
 
     Padding stands after all real tokens and the model is causal, so no score depends on it. Zero
@@ -316,8 +316,9 @@ class _RealRows(Context):
         scales: dict[str, Any],
         real: Bool[Array, "b l"],
         activations: FloatFormat | None,
+        edge: float | None = None,
     ):
-        super().__init__(precision, scales, observe=True, activations=activations)
+        super().__init__(precision, scales, observe=True, activations=activations, edge=edge)
         self._real = real
 
     def norm(self, norm: Norm | None, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
