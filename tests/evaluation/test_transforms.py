@@ -62,7 +62,9 @@ def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
 def test_the_delta_of_a_transform_is_to_the_model_before_it(spec, tmp_path):
     """In every column, fp32 too, and token by token; that model is run though nobody asks."""
     columns = ("fp32", "fp16:sequential")
-    config = ask(spec, tmp_path, transform=("prmsnorm", "rescale:0.25"), precision=columns, compare=True)
+    config = ask(
+        spec, tmp_path, transform=("prmsnorm", "rescale:0.25"), precision=columns, compare=True
+    )
     found = {(r.model.transform, r.precision): r for r in evaluate(config)}
     assert len(found) == 4
     (plain,) = (
