@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+
+from rich.text import Text
 
 from normlab.config import require
 from normlab.evaluation.config import EvaluateConfig
+from normlab.plots import ranges_figure, save
+from normlab.plots.records import slug
 from normlab.progress import console
 from normlab.results.column import Column
-from normlab.results.range_report import RangeReport, report
+from normlab.results.formats import ruled
+from normlab.results.range_report import RangeReport, answer, legend, lines, report
 
 WINDOWS = 8
 EXAMPLES = """
-python -m evaluate ranges pretrained=smollm2-135m              one float32 pass of 8 windows
+python -m evaluate ranges pretrained=smollm2-135m              where it leaves FP16, and the cure
 python -m evaluate ranges run=runs/dyt-peri-HASH precision=[bf16]    against another format
 """
 
@@ -42,4 +48,18 @@ def main(config: EvaluateConfig, asked: object = ()) -> None:
     (out / "ranges.md").write_text(text + "\n", encoding="utf-8")
     told = [dataclasses.asdict(one) for one in found]
     (out / "ranges.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"{text}\n\nwritten to {out}: ranges.md, ranges.json")
+    for one in found if console.is_terminal else ():
+        console.print(ruled(f"{answer(one)}\n", lines(one), 1), Text(legend(one), "dim"))
+    print("" if console.is_terminal else f"{text}\n")
+    written = ["ranges.md", "ranges.json", *_figures(found, out)]
+    print(f"written to {out}: {', '.join(written)}")
+
+
+def _figures(found: Sequence[RangeReport], out: Path) -> list[str]:
+    """The names of a figure for each report; none without matplotlib, which is said."""
+    try:
+        drawn = [save(ranges_figure(one), out / f"ranges-{slug(one.model)}") for one in found]
+    except ImportError as error:
+        console.print(str(error))
+        return []
+    return [path.name for pair in drawn for path in pair]

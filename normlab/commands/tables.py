@@ -10,13 +10,12 @@ from rich.text import Text
 from normlab.evaluation.config import EvaluateConfig
 from normlab.progress import console
 from normlab.results import Record, RecordFile, spread, tables
-from normlab.results.column import Column
 from normlab.results.formats import as_csv, grid, latex, markdown, ruled, terminal
 
 
 def write(config: EvaluateConfig, records: Sequence[Record]) -> None:
     """Tables in files beside the records; on a terminal ruled, in a pipe as they are in a file."""
-    out, asked = Path(config.out), [str(Column.parse(text)) for text in config.precision]
+    out, asked = Path(config.out), [str(column) for column in config.columns]
     made = tables(records, asked)
     for name, form in (("table.md", markdown), ("table.csv", as_csv), ("table.tex", latex)):
         (out / name).write_text(form(made), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Everything that an evaluation is told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from normlab.config import field, require
 from normlab.data import SPLITS
@@ -9,7 +9,7 @@ from normlab.evaluation.protocols import protocols
 from normlab.parallel.distributed import HostsConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
-from normlab.results.column import Column
+from normlab.results.column import HALF, Column
 from normlab.scaling import scale_rules
 from normlab.transforms import parse, transforms
 
@@ -50,6 +50,11 @@ class EvaluateConfig:
         "norms are divided by; slanc is the paper's, random_tokens the one to use. fp32 is always "
         "run, for Δ refers to it",
     )
+    activations: str | None = field(
+        None,
+        f"{' or '.join(HALF)}: round weights and everything that a half-precision runtime stores, "
+        "in every column but fp32 (FORMAT@fp16 is one such column); null: float32 but for norms",
+    )
     transform: tuple[str, ...] = field(
         ("none",),
         "rows of the table, each a chain of rewrites of the model before it is read, such as "
@@ -89,8 +94,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         self._check_source()
         require(len(self.precision) > 0, "precision = []: expected at least one, such as [fp32]")
-        for text in self.precision:
-            column(text)
+        if self.activations is not None:
+            choice("activations", self.activations, HALF)
+        for asked in self.columns:
+            check_rule(asked)
         require(len(self.transform) > 0, "transform = []: expected at least one, such as [none]")
         for text in self.transform:
             parse(text)
@@ -104,6 +111,17 @@ class EvaluateConfig:
             self.window is None or self.window >= 2,
             f"window = {self.window}: expected at least 2 tokens (one told, one asked)",
         )
+
+    @property
+    def columns(self) -> list[Column]:
+        """Those of `precision`, each once; all but the reference with the activations asked for."""
+        asked = (Column.parse(text) for text in self.precision)
+        return list(dict.fromkeys(self._held(column) for column in asked))
+
+    def _held(self, column: Column) -> Column:
+        if self.activations is None or str(column) == REFERENCE or column.activations:
+            return column
+        return replace(column, activations=self.activations)
 
     def _check_source(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) is not None]
@@ -130,13 +148,7 @@ class EvaluateConfig:
         return given[0]
 
 
-def column(text: str) -> Column:
-    """The column that a text names, its scale rule a registered one.
-
-    Raises:
-        ValueError: with the part that can't be read, and the nearest.
-    """
-    found = Column.parse(text)
-    if found.rule is not None:
-        scale_rules[found.rule]
-    return found
+def check_rule(column: Column) -> None:
+    """Raise `UnknownNameError` for a scale rule that nobody registered."""
+    if column.rule is not None:
+        scale_rules[column.rule]

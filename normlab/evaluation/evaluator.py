@@ -122,7 +122,9 @@ class Evaluator:
     def record(self, column: Column) -> Record:
         """What a column's record says before anything is computed."""
         known = self.model, self.status, self.text
-        provenance = replace(self.provenance, datapath=column.datapath)
+        provenance = replace(
+            self.provenance, datapath=column.datapath, activations=column.activations
+        )
         return Record(self.key(column), str(column), *known, provenance=provenance)
 
     @cached_property
@@ -132,7 +134,8 @@ class Evaluator:
 
     def applies(self, column: Column) -> bool:
         """Whether a column can change anything, by a rule and a datapath that serve this model."""
-        served = self._sums and not self._refuses(column) and self._fits(column)
+        held = column.activations is not None and column.rule is column.datapath is None
+        served = (self._sums or held) and not self._refuses(column) and self._fits(column)
         return str(column) == REFERENCE or served
 
     def _fits(self, column: Column) -> bool:
@@ -202,15 +205,19 @@ class Evaluator:
             )
         return self._scales[rule], facts
 
-    def scores(self, columns: Sequence[Column]) -> tuple[list[Scores], float | None]:
+    def scores(
+        self, columns: Sequence[Column], beside: LanguageModel | None = None
+    ) -> tuple[list[Scores], float | None]:
         """Of columns side by side, and the seconds that they took; None where some were done.
 
-        The first is the one that the others' tokens are compared with.
+        Args:
+            columns: the first is the one that the others' tokens are compared with.
+            beside: a model in whose fp32 tokens are compared with those of all columns instead.
         """
         batch, windows = self._batch(self.lm.tokenizer), self.windows
         began = time.monotonic()
         title = f"{self.target.name} {', '.join(map(str, columns))}"
-        partial = self._partial(columns)
+        partial = self._partial(columns, beside is not None)
         start = min(len(partial.done) * batch, len(windows)) if partial else 0
         if start:
             console.print(f"{title}: goes on after the first {start} windows of an earlier call")
@@ -221,18 +228,20 @@ class Evaluator:
                 rate = (before[done] - before[start]) / (time.monotonic() - began)
                 progress.update(done, f"{rate:,.0f} tokens/s")
 
-            scaled = [Scaled(c.precision, self.scales(c)[0]) for c in columns]
+            scaled = [Scaled(c.precision, self.scales(c)[0], c.held) for c in columns]
+            if beside is not None:
+                scaled.insert(0, Scaled(Column().precision, model=beside.model))
             found = score_columns(
                 self.lm.model, windows, scaled, batch=batch, on_batch=on_batch, unfinished=partial
             )
         if partial:
             partial.remove()
-        return found, None if start else time.monotonic() - began
+        return found[-len(columns) :], None if start else time.monotonic() - began
 
-    def _partial(self, columns: Sequence[Column]) -> PartialResults | None:
+    def _partial(self, columns: Sequence[Column], beside: bool) -> PartialResults | None:
         """Where these columns' first batches are kept; hosts that share a pass keep nothing."""
         if jax.process_count() > 1:
             return None
-        keys = " ".join(map(self.key, columns))
+        keys = " ".join(["beside"] * beside + [self.key(column) for column in columns])
         name = hashlib.sha256(keys.encode()).hexdigest()[:24]
         return PartialResults(Path(self.config.out) / "unfinished" / name)

@@ -11,13 +11,14 @@ import jax
 from normlab.config import build
 from normlab.evaluation import metadata
 from normlab.evaluation.comparison import comparison, token_measures
-from normlab.evaluation.config import REFERENCE, EvaluateConfig, column
+from normlab.evaluation.config import REFERENCE, EvaluateConfig
 from normlab.evaluation.evaluator import Evaluator, loaded
 from normlab.evaluation.measures import ranges, result
 from normlab.evaluation.perplexity import Scores
 from normlab.evaluation.store import RecordStore
 from normlab.evaluation.targets import UNREADABLE, EvalTarget, targets
 from normlab.evaluation.texts import Texts
+from normlab.model.language_model import LanguageModel
 from normlab.parallel.distributed import joined_processes, private_copy
 from normlab.progress import console
 from normlab.results import Record
@@ -64,13 +65,22 @@ def _records(config: EvaluateConfig) -> list[Record]:
     for target in found:
         if target.tokenizer is not None:  # of the others nothing is read
             texts.corpus(target, config)
-    asked = list(dict.fromkeys(str(column(text)) for text in config.precision))
+    asked = [str(column) for column in config.columns]
     records = []
     for target in found:
         evaluator = Evaluator(config, _readable(target, config), texts)
         rows = _of_model(evaluator, store, [REFERENCE, *asked])
         records += [rows[text] for text in asked]
     return records
+
+
+def _reference(evaluator: Evaluator, store: RecordStore) -> tuple[Record, LanguageModel] | None:
+    """The model of a transform before it, and its record in fp32; None where it is as loaded."""
+    plain = evaluator.target.untransformed
+    if plain == evaluator.target:
+        return None
+    base = Evaluator(evaluator.config, plain, evaluator.texts)
+    return _of_model(base, store, [REFERENCE])[REFERENCE], base.lm
 
 
 def _readable(target: EvalTarget, config: EvaluateConfig) -> EvalTarget:
@@ -99,22 +109,29 @@ def _of_model(evaluator: Evaluator, store: RecordStore, asked: list[str]) -> dic
             left.remove(text)
             empty = evaluator.record(columns[text])
             rows[text] = store.add(dataclasses.replace(empty, status=status))
-    for group in _passes(left, evaluator.config.compare):
-        scores, seconds = evaluator.scores([columns[text] for text in group])
+    compare = evaluator.config.compare
+    base = _reference(evaluator, store) if left else None
+    for group in _passes(left, compare, base is None):
+        beside = base[1] if base and compare else None
+        scores, seconds = evaluator.scores([columns[text] for text in group], beside)
         for text, one in zip(group, scores, strict=True):
             if text in left:
                 made = _record(evaluator, store, columns[text], one, seconds)
-                reference = made if text == REFERENCE else rows[REFERENCE]
+                own = made if text == REFERENCE else rows[REFERENCE]
+                exact = base[0] if base else own
                 tokens = token_measures(one, evaluator.windows)
-                delta = comparison(made.result, reference.result, tokens)
+                delta = comparison(made.result, exact.result, tokens)
                 rows[text] = store.add(dataclasses.replace(made, comparison=delta))
     return rows
 
 
-def _passes(left: Sequence[str], compare: bool) -> Iterator[list[str]]:
-    """The columns that run together: one by one, or to compare tokens all beside the reference."""
+def _passes(left: Sequence[str], compare: bool, own: bool) -> Iterator[list[str]]:
+    """The columns that run together: one by one, or to compare tokens all beside the reference.
+
+    That is the model's own fp32, if `own`, and then the first column.
+    """
     if compare and left:
-        yield list(dict.fromkeys([REFERENCE, *left]))
+        yield list(dict.fromkeys([REFERENCE] * own + list(left)))
     elif not compare:
         yield from ([text] for text in left)
 

@@ -38,6 +38,7 @@ def ranges(scores: Scores, scales: Mapping[str, Any]) -> Ranges:
         zero_rows=sum(s.zero for s in seen),
         precision_loss_rows=sum(s.precision_loss for s in seen),
         underflow_error_rows=sum(s.underflow_errors for s in seen),
+        outside_elements=sum(s.outside for s in seen),
         sites=_sites(scores, scales),
     )
 

@@ -18,8 +18,9 @@ from normlab.evaluation.protocols import Windows
 from normlab.evaluation.range_stats import RangeStats
 from normlab.loss import token_nll
 from normlab.model import Context, Transformer
+from normlab.model.half import half_weights
 from normlab.norms import Norm, all_norms
-from normlab.numerics import Arithmetic, RangeCounts, arithmetic
+from normlab.numerics import Arithmetic, FloatFormat, RangeCounts, arithmetic
 from normlab.parallel.sharding import padded_rows, replicate, shard_batch
 from normlab.progress import announced
 
@@ -35,10 +36,15 @@ Tensor = Any
 
 
 class Scaled(NamedTuple):
-    """A precision and the static scales by site; a site that is missing has scale 1."""
+    """A precision, static scales by site (1 where one is missing), what activations are held in.
+
+    And the model, where it is not the one that is scored beside it.
+    """
 
     precision: Arithmetic
     scales: Mapping[str, Any] | None = None
+    activations: FloatFormat | None = None
+    model: Transformer | None = None
 
 
 class TokenComparison(NamedTuple):
@@ -159,9 +165,8 @@ def score_columns(
         unfinished: where an evaluation of the same that was cut off has left its first batches, and
             where this one leaves its own.
     """
-    graphdef, params = nnx.split(model)
     size = padded_rows(batch or default_batch(windows, model.embed.num_embeddings))
-    passes = [partial(_batch_nll, graphdef, *_told(model, params, column)) for column in columns]
+    passes = [partial(_batch_nll, *_told(column.model or model, column)) for column in columns]
     run = announced(partial(_side_by_side, passes))
     batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
@@ -176,14 +181,14 @@ def score_columns(
     return found
 
 
-def _told(
-    model: Transformer, params: Any, column: Scaled
-) -> tuple[Arithmetic, Any, dict[str, Any]]:
-    """What `_batch_nll` is told of the precision, the weights and the scales."""
-    precision, scales = column
+def _told(model: Transformer, column: Scaled) -> tuple[Any, ...]:
+    """What `_batch_nll` is told: the model's structure, precision, activations, weights, scales."""
+    graphdef, params = nnx.split(model)
+    precision, scales, activations, _ = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
-    return precision, params, given
+    held = params if activations is None else half_weights(model, activations)
+    return graphdef, precision, activations, held, given
 
 
 class Out(NamedTuple):
@@ -253,10 +258,11 @@ Passed = tuple[Float[Array, "b l"], dict[str, RangeCounts], Any]
 """Each position's NLL, what the norms saw and, where they are kept, the logits [b, l, v]."""
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="keep")
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="keep")
 def _batch_nll(
     graphdef: nnx.GraphDef,
     precision: Arithmetic,
+    activations: FloatFormat | None,
     params: Any,
     scales: dict[str, Any],
     inputs: Int[Array, "b l"],
@@ -265,7 +271,7 @@ def _batch_nll(
     real: Bool[Array, "b l"],
     keep: bool,
 ) -> Passed:
-    context = _RealRows(precision, scales, real)
+    context = RealRows(precision, scales, real, activations)
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
@@ -297,15 +303,22 @@ def _likeliest(logits: Float[Array, "*batch v"]) -> Int[Array, "*batch"]:
     return jnp.argmax(logits == jnp.max(logits, axis=-1, keepdims=True), axis=-1)
 
 
-class _RealRows(Context):
+class RealRows(Context):
     """A pass whose norms see padding as rows of zeros, so that it leaves no trace in `observed`.
 
     Padding stands after all real tokens and the model is causal, so no score depends on it. Zero
     rows neither overflow nor count as underflowed; `_merged` takes them off the number of rows.
     """
 
-    def __init__(self, precision: Arithmetic, scales: dict[str, Any], real: Bool[Array, "b l"]):
-        super().__init__(precision, scales, observe=True)
+    def __init__(
+        self,
+        precision: Arithmetic,
+        scales: dict[str, Any],
+        real: Bool[Array, "b l"],
+        activations: FloatFormat | None,
+        edge: float | None = None,
+    ):
+        super().__init__(precision, scales, observe=True, activations=activations, edge=edge)
         self._real = real
 
     def norm(self, norm: Norm | None, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:

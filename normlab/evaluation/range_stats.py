@@ -25,6 +25,8 @@ class RangeStats:
         below_subnormal: those of them below its smallest subnormal.
         precision_loss: rows on which underflow may cost more than one rounding.
         underflow_errors: those of `below_normal` on which it may: not ruled by ε.
+        outside: elements of its input, before any scale, beyond the largest value of the format
+            that the column holds it in.
         sum_error: mean of Σ̂/Σ − 1 over the rows that did not overflow; −0.3 says that sums stall
             (swamping). None where all did.
         max_abs: largest |x|.
@@ -43,6 +45,7 @@ class RangeStats:
     below_subnormal: int
     precision_loss: int
     underflow_errors: int
+    outside: int
     sum_error: float | None
     max_abs: float
     max_norm: float
@@ -75,5 +78,5 @@ class RangeStats:
 
 _COUNTS = (
     "rows", "overflowed", "subnormal", "zero", "above", "below_normal", "below_subnormal",
-    "precision_loss", "underflow_errors",
+    "precision_loss", "underflow_errors", "outside",
 )  # fmt: skip

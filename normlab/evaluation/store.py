@@ -13,6 +13,7 @@ from normlab.results import Record, RecordFile
 from normlab.results.fields import Comparison, Result
 from normlab.results.record import OK
 from normlab.runs.run import make_directory
+from normlab.transforms import NOTHING
 
 T = TypeVar("T", Result, Comparison)
 
@@ -36,7 +37,8 @@ class RecordStore:
         record = self._by_key.get(key)
         if record is None or record.status != OK:
             return record
-        compares = self._config.compare and record.precision != REFERENCE
+        exact = record.precision == REFERENCE and record.model.transform == NOTHING
+        compares = self._config.compare and not exact
         if compares and record.comparison.kl_mean is None:
             return None
         name = record.result.token_nll_file

@@ -55,6 +55,12 @@ class EvalTarget:
         name = f"{self.name} ({chain})" if chain.steps else self.name
         return replace(self, name=name, transform=chain)
 
+    @property
+    def untransformed(self) -> "EvalTarget":
+        """The model as it is loaded, to whose fp32 the Δ of all its transforms refers."""
+        plain = self.name.removesuffix(f" ({self.transform})")
+        return replace(self, name=plain, transform=parse(NOTHING)) if self.transform.steps else self
+
     def protocol(self, asked: str | None) -> Protocol:
         """The protocol asked for, or its own."""
         word_level = self.config.get("data", {}).get("tokenizer") == "word"

@@ -1,19 +1,23 @@
 """Where a model leaves FP16: the size of every tensor of a float32 pass, and the smallest cure."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from normlab.evaluation.perplexity import RealRows, exp
 from normlab.evaluation.protocols import Windows
-from normlab.model import Context, Transformer
+from normlab.loss import token_nll
+from normlab.model import Transformer
+from normlab.model.half import half_weights
 from normlab.model.language_model import LanguageModel
-from normlab.numerics import FloatFormat
+from normlab.norms import all_norms
+from normlab.numerics import FloatFormat, arithmetic
 from normlab.progress import Progress
 from normlab.results.range_report import RangeReport, TensorRange
 from normlab.scaling import RuleDoesNotApply, scales
@@ -21,84 +25,155 @@ from normlab.transforms import DoesNotApply
 from normlab.transforms.rescale import Rescale
 
 RULE = "random_tokens"
-OF_THE_STREAM = (".stream", ".out", "embed")
-"""Ends of names of tensors that a rescaling of the stream divides, beside norms' own outputs."""
+
+
+class Cure(NamedTuple):
+    """What brings a model into range, if all is well: the factor of its stream, a rule for sums.
+
+    Args:
+        model: with the factor.
+        scales: by site, of the rule.
+        rescale: the factor; None without one.
+        rule: its name; None without one.
+        left: names of tensors that these two don't reach.
+    """
+
+    model: Transformer
+    scales: Mapping[str, Any]
+    rescale: float | None
+    rule: str | None
+    left: list[str]
+
+
+class Pass(NamedTuple):
+    """What a pass over the windows leaves: every tensor, sums that overflowed, the perplexity."""
+
+    tensors: list[TensorRange]
+    overflowed: list[str]
+    perplexity: float
 
 
 def tensor_ranges(lm: LanguageModel, windows: Windows, format: str = "fp16") -> RangeReport:
-    """One float32 pass over the windows, and one more for a cure, if there is need of one."""
+    """One float32 pass over the windows; where there is need of a cure, one more to prove it.
+
+    That one is in the format: weights, stored tensors, and norms' sums with the rule's scales.
+    """
     to = FloatFormat.parse(format)
-    found = _pass(lm, windows, to)
-    out = [t for t in found if not t.fits]
-    rescale, rule, left = None, None, [t.name for t in out]
-    if out:
-        rescale, model, after = _rescaled(lm, windows, to, out)
-        rule, left = _ruled(model, after, to)
-    tokens = int(windows.lengths.sum())
-    return RangeReport(lm.name, format, tokens, found, rescale, rule, left)
+    found = _pass(lm, lm.model, windows, to)
+    cure = _cure(lm.model, [t for t in found.tensors if not t.fits], to)
+    left, proved = cure.left, None
+    if not left and (cure.rescale or cure.rule):
+        proved = _pass(lm, cure.model, windows, to, cure)
+        out = [t.name for t in proved.tensors if not t.fits and not t.is_sum]
+        left = out + [f"{site}.sum" for site in proved.overflowed]
+    return RangeReport(
+        lm.name,
+        format,
+        int(windows.lengths.sum()),
+        found.tensors,
+        cure.rescale,
+        cure.rule,
+        left,
+        found.perplexity,
+        None if proved is None else proved.perplexity,
+    )
+
+
+def _cure(model: Transformer, out: list[TensorRange], to: FloatFormat) -> Cure:
+    """The smallest one for the tensors that are out of range."""
+    of_stream = _of_stream(model)
+    stored = [t for t in out if not t.is_sum]
+    stream = [t.largest for t in stored if t.name.endswith(of_stream)]
+    factor, rescaled = _rescaled(model, max(stream, default=0.0), to)
+    cured = of_stream if factor else ()
+    left = [t.name for t in stored if not cured or not t.name.endswith(cured)]
+    sums = [t.name for t in out if t.is_sum and t.largest * (factor or 1.0) ** 2 > to.max]
+    if not sums:
+        return Cure(rescaled, {}, factor, None, left)
+    try:
+        return Cure(rescaled, scales(rescaled, RULE), factor, RULE, left)
+    except RuleDoesNotApply:
+        return Cure(rescaled, {}, factor, None, left + sums)
+
+
+def _of_stream(model: Transformer) -> tuple[str, ...]:
+    """Ends of names of the tensors that a rescaling makes smaller: what writes to the stream."""
+    normed = any(norm.site.kind == "norm_out" for norm in all_norms(model))
+    return (".stream", "embed", ".norm_out" if normed else ".out")
 
 
 def _rescaled(
-    lm: LanguageModel, windows: Windows, to: FloatFormat, out: list[TensorRange]
-) -> tuple[float | None, Transformer, list[TensorRange]]:
-    """The factor, the model with it, and its tensors that stay out of range."""
-    stream = [t.largest for t in out if t.name.endswith(OF_THE_STREAM)]
-    if not stream or not math.isfinite(max(stream)):
-        return None, lm.model, out
-    factor = 2.0 ** -math.ceil(math.log2(max(stream) / to.max))
+    model: Transformer, largest: float, to: FloatFormat
+) -> tuple[float | None, Transformer]:
+    if largest <= to.max or not math.isfinite(largest):
+        return None, model
+    factor = 2.0 ** -math.ceil(math.log2(largest / to.max))
     try:
-        model = Rescale(factor)(lm.model)
+        return factor, Rescale(factor)(model)
     except DoesNotApply:
-        return None, lm.model, out
-    after = _pass(dataclasses.replace(lm, model=model), windows, to)
-    return factor, model, [t for t in after if not t.fits]
+        return None, model
 
 
-def _ruled(
-    model: Transformer, out: list[TensorRange], to: FloatFormat
-) -> tuple[str | None, list[str]]:
-    """The rule, if its scales bring every norm's sum into range; and what is left."""
-    sums = [t for t in out if t.is_sum]
-    others = [t.name for t in out if not t.is_sum]
-    if not sums:
-        return None, others
-    try:
-        given = scales(model, RULE)
-    except RuleDoesNotApply:
-        return None, [*others, *(t.name for t in sums)]
-    left = [t.name for t in sums if not _fits(t, given, to)]
-    return RULE, others + left
-
-
-def _fits(total: TensorRange, given: Mapping[str, Any], to: FloatFormat) -> bool:
-    least = float(np.min(given.get(total.name.removesuffix(".sum"), 1.0)))
-    return total.largest / least**2 <= to.max
-
-
-def _pass(lm: LanguageModel, windows: Windows, to: FloatFormat) -> list[TensorRange]:
-    graphdef, params = nnx.split(lm.model)
-    run = jax.jit(partial(_stored, graphdef, to.max))
-    kept: dict[str, list[Any]] = {}
+def _pass(
+    lm: LanguageModel,
+    model: Transformer,
+    windows: Windows,
+    to: FloatFormat,
+    cure: Cure | None = None,
+) -> Pass:
+    """In float32; with a cure in the format."""
+    graphdef, params = nnx.split(model)
+    params = params if cure is None else half_weights(model, to)
+    given = {} if cure is None else cure.scales
+    run, names = jax.jit(partial(_run, graphdef, to, cure is not None)), list[str]()
+    told = params, given, *_read(windows, 0)
+    jax.eval_shape(partial(_run, graphdef, to, cure is not None, names=names), *told)
+    kept, overflowed, nll = dict[str, list[Any]](), dict[str, int](), 0.0
     with Progress(f"{lm.name} ranges", len(windows)) as progress:
-        for i, tokens in enumerate(windows.inputs):
-            length, found = windows.lengths[i], jax.device_get(run(params, tokens[None]))
-            for name, (size, over, width) in found.items():
+        for i, length in enumerate(windows.lengths):
+            stored, lost, total = jax.device_get(run(params, given, *_read(windows, i)))
+            for name, (size, over, width) in stored.items():
                 kept.setdefault(name, []).append((size[0, :length], over[0, :length], int(width)))
+            for site, rows in lost.items():
+                overflowed[site] = overflowed.get(site, 0) + int(rows)
+            nll += float(total)
             progress.update(i + 1, "")
-    return [_range(name, kept[name], windows, lm, to) for name in _order(graphdef, params, windows)]
+    return Pass(
+        [_range(name, kept[name], windows, lm, to) for name in names],
+        [site for site, rows in overflowed.items() if rows],
+        exp(nll / int(windows.counts.sum())),
+    )
 
 
-def _stored(graphdef: Any, edge: float, params: Any, tokens: Any) -> dict[str, Any]:
-    context = Context(edge=edge)
-    nnx.merge(graphdef, params)(tokens, context)
-    return context.stored
+def _read(windows: Windows, i: int) -> tuple[np.ndarray, ...]:
+    """Of one window its inputs, targets, which are scored and which no padding, each [1, l]."""
+    real = np.arange(windows.inputs.shape[1]) < windows.lengths[:, None]
+    arrays = (windows.inputs, windows.targets, windows.scored, real)
+    return tuple(a[i : i + 1] for a in arrays)
 
 
-def _order(graphdef: Any, params: Any, windows: Windows) -> list[str]:
-    """Names in forward order, which a compiled function's dictionary forgets."""
-    context = Context(edge=1.0)
-    jax.eval_shape(lambda p, t: nnx.merge(graphdef, p)(t, context), params, windows.inputs[:1])
-    return list(context.stored)
+def _run(
+    graphdef: Any,
+    to: FloatFormat,
+    narrow: bool,
+    params: Any,
+    given: Mapping[str, Any],
+    tokens: Any,
+    targets: Any,
+    scored: Any,
+    real: Any,
+    names: list[str] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """What is stored, overflowed sums by site, Σ NLL; the names in forward order go to `names`."""
+    precision = arithmetic(str(to) if narrow else "fp32")
+    context = RealRows(precision, dict(given), real, to if narrow else None, to.max)
+    with jax.default_matmul_precision("highest"):
+        logits = nnx.merge(graphdef, params)(tokens, context)
+    nll = jnp.where(scored, token_nll(logits, targets), 0.0)
+    if names is not None:
+        names += context.stored
+    lost = {site: seen.overflowed for site, seen in context.observed.items()}
+    return context.stored, lost, jnp.sum(nll)
 
 
 def _range(

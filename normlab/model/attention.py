@@ -1,7 +1,7 @@
 """Causal self-attention."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
+from normlab.model.half import stored_attention
 from normlab.model.linear import Linear
 from normlab.model.placement import ResidualConfig
 from normlab.model.residual import MakeNorm
@@ -31,21 +32,24 @@ def rotate(
     theta: float,
     divisors: Sequence[float] = (),
     turned: int | None = None,
+    holds: Callable[[Array], Array] = lambda step: step,
 ) -> Float[Array, "b l h k"]:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), element i paired with i + k/2.
 
     This is the pairing of GPT-NeoX and of Llama's published weights in Hugging Face's layout.
     `divisors` stretch the frequencies one by one, as models for long contexts have it. With
-    `turned` only so many elements turn, the first ones, in pairs among themselves.
+    `turned` only so many elements turn, the first ones, in pairs among themselves. Cosines, sines
+    and their products are what `holds` makes of them.
     """
     size = x.shape[-1] if turned is None else turned
     half = size // 2
     # In float64, once: an error of a frequency is multiplied by the position.
     frequency = theta ** (-np.arange(half) / half) / np.array(divisors or 1.0)
     angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency.astype(np.float32)
-    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    cos, sin = holds(jnp.cos(angle)[:, None, :]), holds(jnp.sin(angle)[:, None, :])
     a, b, rest = x[..., :half], x[..., half:size], x[..., size:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
+    turns = [holds(a * cos) - holds(b * sin), holds(b * cos) + holds(a * sin), rest]
+    return jnp.concatenate(turns, axis=-1).astype(x.dtype)
 
 
 def soft_cap(x: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
@@ -173,14 +177,14 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
         """The branch's output."""
         c, (b, length, _) = self.config, x.shape
-        q = self.query(x).reshape(b, length, c.heads, c.head_size)
-        k = self.key(x).reshape(b, length, c.kv, c.head_size)
-        v = self.value(x).reshape(b, length, c.kv, c.head_size)
+        q = context.stores(".query", self.query(x)).reshape(b, length, c.heads, c.head_size)
+        k = context.stores(".key", self.key(x)).reshape(b, length, c.kv, c.head_size)
+        v = context.stores(".value", self.value(x)).reshape(b, length, c.kv, c.head_size)
         q, k = self._normed(self.norm_q, q, context), self._normed(self.norm_k, k, context)
         if c.positions == "rotary":
-            q, k = self._rotated(q), self._rotated(k)
-        q, k = context.stores(".query", q), context.stores(".key", k)
-        v = context.stores(".value", context.norm(self.norm_v, v))
+            q = context.stores(".query_rotated", self._rotated(q, context))
+            k = context.stores(".key_rotated", self._rotated(k, context))
+        v = context.norm(self.norm_v, v)
         h = context.stores(".heads", self._attend(q, k, v, context))
         if self.head_scale is not None:
             h = h * self.head_scale[...].astype(h.dtype)[:, None]
@@ -191,11 +195,11 @@ class Attention(nnx.Module):
             return context.norm(norm, x)
         return context.norm(norm, x.reshape(*x.shape[:-2], norm.width)).reshape(x.shape)
 
-    def _rotated(self, x: Float[Array, "b l h k"]) -> Float[Array, "b l h k"]:
+    def _rotated(self, x: Float[Array, "b l h k"], context: Context) -> Float[Array, "b l h k"]:
         c = self.config
         if self.window is not None and c.local_rope_theta is not None:
-            return rotate(x, c.local_rope_theta, turned=c.rope_dim)
-        return rotate(x, c.rope_theta, c.rope_divisors, c.rope_dim)
+            return rotate(x, c.local_rope_theta, turned=c.rope_dim, holds=context.holds)
+        return rotate(x, c.rope_theta, c.rope_divisors, c.rope_dim, context.holds)
 
     def _attend(
         self,
@@ -208,6 +212,9 @@ class Attention(nnx.Module):
         scale = c.attention_scale or 1.0 / math.sqrt(c.head_size)
         mask = self._mask(q.shape[1])
         context.attends(q, k, scale, mask)
+        if context.activations is not None:
+            cap, stores = c.attention_softcap, context.stores
+            return stored_attention(q, k, v, mask=mask, scale=scale, cap=cap, stores=stores)
         if c.attention_softcap is not None:
             attend = partial(capped_attention, scale=scale, cap=c.attention_softcap)
         elif context.compute.attention_kernel(q.dtype, c.head_size) == "cudnn":

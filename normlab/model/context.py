@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from normlab.config import require
 from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm, NormContext, observe
-from normlab.numerics import Accumulator, Arithmetic, RangeCounts, arithmetic
+from normlab.numerics import Accumulator, Arithmetic, FloatFormat, RangeCounts, arithmetic
+from normlab.numerics.formats import round_to
 from normlab.parallel.sharding import whole_rows
 
 
@@ -37,6 +38,9 @@ class Context:
         observe: count rows out of range and keep the largest values, by site, in `observed`.
         edge: keep the size of every tensor that a runtime stores, by name and in forward order, in
             `stored`, and how much of it is beyond this number.
+        activations: round every tensor that a half-precision runtime stores to this format;
+            products accumulate in float32. The weights are the model's own: see
+            `normlab.model.half`.
         capture: keep every norm's input, by site, in `inputs`. Keep the residual stream before the
             first block and after each one in `streams`, and each block's largest attention score in
             `scores`.
@@ -53,6 +57,7 @@ class Context:
         *,
         observe: bool = False,
         edge: float | None = None,
+        activations: FloatFormat | None = None,
         capture: bool = False,
         dropout_key: jax.Array | None = None,
         progress: Float[Array, ""] | None = None,
@@ -61,6 +66,7 @@ class Context:
         self.scales = scales or {}
         self.observe = observe
         self.edge = edge
+        self.activations = activations
         self.stored: dict[str, Stored] = {}
         self.path = ""  # of the sublayer that is running
         self.capture = capture
@@ -94,7 +100,8 @@ class Context:
             scale = scale(x)
         told = NormContext(Accumulator(self.precision, scale), self.entered, self.progress)
         if self.observe and norm.has_statistic:
-            y, self.observed[name] = observe(norm, x, told)
+            y, seen = observe(norm, x, told)
+            self.observed[name] = seen.with_input(x, self.activations or self.precision.row)
         else:
             y = norm(x, told)
         require(
@@ -105,10 +112,15 @@ class Context:
         return self.stores(name, y.astype(came))
 
     def stores(self, name: str, x: Float[Array, "b l ..."]) -> Float[Array, "b l ..."]:
-        """`x` itself, a tensor that a runtime stores; `.name` is one of the running sublayer."""
+        """What a runtime stores, as it holds it; `.name` is a tensor of the running sublayer."""
+        x = self.holds(x)
         if self.edge is not None:
             self._store(f"{self.path}{name}" if name.startswith(".") else name, x)
         return x
+
+    def holds(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`x` in the format of the activations; itself without one."""
+        return x if self.activations is None else round_to(x, self.activations)
 
     def _store(self, name: str, x: Array) -> None:
         assert self.edge is not None
@@ -137,12 +149,12 @@ class Context:
         if not self.capture and self.edge is None:
             return
         k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-        products = scale * jnp.where(
-            mask[:, None], jnp.abs(jnp.einsum("bqhk,bshk->bqhs", q, k)), 0.0
-        )
+        products = jnp.where(mask[:, None], jnp.abs(jnp.einsum("bqhk,bshk->bqhs", q, k)), 0.0)
         if self.capture:
-            self.scores.append(products.max())
-        self.stores(".scores", products)
+            self.scores.append((scale * products).max())
+        if self.edge is not None and self.activations is None:  # else they are stored
+            self.stores(".products", products)
+            self.stores(".scores", scale * products)
 
     def dropout(self, x: Array, rate: float) -> Array:
         """Drop elements with probability `rate` and scale the others by 1 / (1 − rate)."""

@@ -47,6 +47,6 @@ class MLP(nnx.Module):
         """The branch's output."""
         h = FUNCTIONS[self.activation](context.stores(".gate", self.gate(x)))
         if self.up is not None:
-            h = h * context.stores(".up", self.up(x))
+            h = context.stores(".activated", h) * context.stores(".up", self.up(x))
         h = context.stores(".hidden", h)
         return self.down(context.norm(self.sub_norm, h))

@@ -71,7 +71,7 @@ class Residual(nnx.Module):
         h = context.norm(self.norm_in, entered if self.parallel else x)
         h = times(self.scale_in, h)
         h = context.stores(".out", self.branch(context.compute.narrow(h), context))
-        h = times(self.factor, context.norm(self.norm_out, h))
+        h = context.holds(times(self.factor, context.norm(self.norm_out, h)))
         if self.branch_gain is not None:
             h = h * self.branch_gain[...]
         x = context.stores(".stream", times(self.alpha, x) + context.dropout(h, self.dropout))

@@ -1,6 +1,7 @@
 """The decoder: embedding, blocks, head."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +122,8 @@ class Transformer(nnx.Module):
             call = rematerialized if context.compute.remat else Block.__call__
             for block in self.blocks:
                 x = context.stream(call(block, x, context))
-        logits = self.logits(context.compute.narrow(context.norm(self.norm_final, x)))
-        return context.stores("logits", logits)
+        rows = context.compute.narrow(context.norm(self.norm_final, x))
+        return self.logits(rows, context)
 
     def embed_tokens(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
         """The residual stream before the first block."""
@@ -133,11 +134,12 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"{length} tokens are more than model.max_length = {self.config.max_length}"
             )
-        x = self.embed(tokens) * self.config.embed_factor
+        factor: Any = self.config.embed_factor
+        x = self.embed(tokens) * context.holds(factor)
         if self.embed_length is not None:
             x = self.embed_length[...] * x / length_of(x)
         if self.embed_in is not None:
-            x = self.embed_in(x)
+            x = context.stores("embed_in", self.embed_in(x))
         if self.positions is not None:
             x = x + self.positions(jnp.arange(length))
         if self.embed_scale is not None:
@@ -145,11 +147,14 @@ class Transformer(nnx.Module):
         x = context.stores("embed", x)
         return context.dropout(context.norm(self.norm_embed, x), self.config.dropout)
 
-    def logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+    def logits(
+        self, x: Float[Array, "b l d"], context: Context | None = None
+    ) -> Float[Array, "b l v"]:
         """The head: the embedding transposed, or a matrix of its own; float32 at least."""
+        context = context or Context()
         wide = jnp.promote_types(x.dtype, jnp.float32)
         if self.embed_out is not None:
-            x = self.embed_out(x)
+            x = context.stores("embed_out", self.embed_out(x))
         if self.head is not None:
             logits = self.head(x).astype(wide)
         else:
@@ -158,7 +163,9 @@ class Transformer(nnx.Module):
             if self.embed_length is not None:
                 rows = rows / length_of(self.embed.embedding[...])[:, 0]
             logits = rows.reshape(*x.shape[:-1], rows.shape[-1])
-        return soft_cap(times(self.config.logit_factor, logits), self.config.logit_softcap)
+        logits = context.stores("logits", times(self.config.logit_factor, logits))
+        cap = self.config.logit_softcap
+        return logits if cap is None else context.stores("capped", soft_cap(logits, cap))
 
 
 @jax.custom_vjp

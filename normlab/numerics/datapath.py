@@ -97,6 +97,11 @@ class Datapath:
         return self.precision.format
 
     @property
+    def row(self) -> FloatFormat:
+        """Of the formats of the input and of the sum the one that ends first."""
+        return min(self.format, as_format(self.input or "fp32"), key=lambda to: to.max)
+
+    @property
     def summation(self) -> Order:
         """The order of the sum."""
         return self.precision.summation

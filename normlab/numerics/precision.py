@@ -75,6 +75,11 @@ class Precision:
         return ".".join([head, *options])
 
     @property
+    def row(self) -> FloatFormat:
+        """Of the two formats that an input has to fit, the narrower: here there is one."""
+        return self.format
+
+    @property
     def summation(self) -> Order:
         """The order of summation, the default where none is written."""
         return self.order or DEFAULT_ORDER

@@ -37,6 +37,7 @@ class RangeCounts:
     below_normal: Int[Array, ""]  # rows with Σ below the smallest normal
     below_subnormal: Int[Array, ""]  # those of them below the smallest value that is not zero
     precision_loss: Int[Array, ""]  # rows on which underflow may cost more than one rounding
+    outside: Int[Array, ""]  # elements of the norm's input beyond its format's largest value
     underflow_errors: Int[Array, ""]  # those of them with Σ below the smallest normal
     max_abs: Float[Array, ""]  # the largest |x|, before any scale
     max_square: Float[Array, ""]  # largest ‖x‖² (‖x − μ‖² if centred), whatever is summed of x
@@ -132,6 +133,10 @@ class RangeCounts:
             precision_loss=self.precision_loss + count(precision_loss),
             underflow_errors=self.underflow_errors + count(underflow_errors),
         )
+
+    def with_input(self, x: Float[Array, "*batch d"], to: FloatFormat) -> "RangeCounts":
+        """The same, of a norm that was given x, which `to` has to hold; NaN is outside."""
+        return dataclasses.replace(self, outside=count(~(jnp.abs(x) <= to.max)))
 
 
 def smallest(to: FloatFormat) -> float:

@@ -2,6 +2,7 @@
 
 from normlab.plots.delta import delta_figure
 from normlab.plots.models import models_figure
+from normlab.plots.ranges import ranges_figure
 from normlab.plots.records import record_figures
 from normlab.plots.runs import (
     depth_figure,
@@ -27,6 +28,7 @@ __all__ = [
     "look",
     "loss_figure",
     "models_figure",
+    "ranges_figure",
     "record_figures",
     "run_figures",
     "save",

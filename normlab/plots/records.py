@@ -52,7 +52,7 @@ def record_figures(records: Sequence[Record], out: Path, each: bool = False) -> 
             for name, part in pages(f"{own(base)}-models", list(models), MODELS):
                 written += save(models_figure({m: models[m] for m in part}), out / name)
         for model, columns in models.items() if each or len(models) == 1 else ():
-            for name, made in _of_model(own(f"{_slug(model)}-{base}"), columns):
+            for name, made in _of_model(own(f"{slug(model)}-{base}"), columns):
                 written += save(made, out / name)
     return written
 
@@ -71,7 +71,7 @@ def _of_model(name: str, columns: Mapping[str, Record]) -> Iterator[tuple[str, "
     for file, part in pages(f"{name}-delta", low, COLUMNS):
         yield file, delta_figure(part)
     for r in low:
-        path = f"{name}-{_slug(r.precision)}"
+        path = f"{name}-{slug(r.precision)}"
         if r.ranges.sites:
             yield f"{path}-sums", sums_figure(r)
         norms = columns.get("fp32", r)
@@ -82,8 +82,9 @@ def _of_model(name: str, columns: Mapping[str, Record]) -> Iterator[tuple[str, "
 def _text(t: TextInfo) -> str:
     """Of all that keeps numbers apart, what tells the figures of one directory apart."""
     text = f"{t.dataset}-{t.split}-{t.protocol}{t.window}"
-    return _slug(f"{text}-{t.max_windows}" if t.max_windows else text)
+    return slug(f"{text}-{t.max_windows}" if t.max_windows else text)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a part of a file's name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")

@@ -23,7 +23,7 @@ def said(table: Table) -> str:
     (model, *_), cells = next(iter(table.rows.items()))
     cell = cells.get("fp32") if len(table.rows) == 1 else None
     first = f"{model} has a perplexity of {cell.parts[0]} in fp32. " if cell and cell.value else ""
-    return (first + summary(table)).strip()
+    return " ".join(filter(None, [f"{first}{summary(table)}", table.stream]))
 
 
 def page_table(table: Table) -> PageTable:

@@ -1,8 +1,7 @@
 """Ranges by site: what each norm was given, and the edges of the format that held its sums."""
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from normlab.numerics import FloatFormat
@@ -11,6 +10,7 @@ from normlab.report import charts
 from normlab.report.charts import Spec
 from normlab.results import Record
 from normlab.results.fields import Ranges, TextInfo
+from normlab.results.stream import in_order
 
 
 def seen(records: Sequence[Record]) -> list[Record]:
@@ -74,18 +74,6 @@ def _edges(to: FloatFormat) -> list[dict[str, Any]]:
         (f"smallest 2^{to.min_exponent - to.mantissa}", to.smallest_subnormal),
     ]
     return [{"edge": name, "at": math.log2(value)} for name, value in found]
-
-
-def in_order(sites: Iterable[str]) -> list[str]:
-    """Sites as the forward pass meets them: the embedding's, block by block, the final one."""
-
-    def place(name: str) -> tuple[int, int, str]:
-        block = re.match(r"blocks\.(\d+)\.", name)
-        if block:
-            return 1, int(block[1]), name
-        return (0 if "embed" in name else 2), 0, name
-
-    return sorted(sites, key=place)
 
 
 def short(site: str) -> str:

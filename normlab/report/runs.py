@@ -8,12 +8,12 @@ from typing import Any
 
 from normlab.report import charts
 from normlab.report.charts import Row, Spec, thinned
-from normlab.report.ranges import in_order
 from normlab.report.sources import Trained
 from normlab.report.table import Entry, PageTable
 from normlab.results.labels import Labels
 from normlab.results.settings import RATE, decides, shown
 from normlab.results.spread import best_rates, groups
+from normlab.results.stream import in_order
 from normlab.results.table import number
 
 ABOVE_START = 1.25

@@ -1,29 +1,33 @@
-"""A column of a table: a precision, and the scale rule whose static scales go with it."""
+"""A column of a table: a precision, the scale rule that goes with it, what activations are in."""
 
 import dataclasses
 import re
 from typing import Any
 
 from normlab.config import require
-from normlab.numerics import Arithmetic, Datapath, Precision, arithmetic
+from normlab.numerics import Arithmetic, Datapath, FloatFormat, Precision, arithmetic
 from normlab.registry import choice
 
+HALF = ("fp16", "bf16")
+"""Formats that a runtime may hold a whole model in."""
 _RULE = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """`PRECISION[+RULE[.pow2]]`, such as `fp16:lanes8+slanc`. `Column.parse(str(c)) == c`.
+    """`PRECISION[+RULE[.pow2]][@HALF]`, such as `fp16:lanes8+slanc`. `Column.parse(str(c)) == c`.
 
     Args:
         precision: how a norm accumulates; or a datapath, by whose name it is written.
         rule: the scale rule, by its registered name (`normlab.scaling`); None: no scales.
         pow2: the rule's scales rounded to powers of two.
+        activations: one of `HALF`, the format of all that a runtime stores; None: float32.
     """
 
     precision: Arithmetic = Precision()
     rule: str | None = None
     pow2: bool = False
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a rule that could not be read back."""
@@ -35,6 +39,8 @@ class Column:
             not self.pow2 or self.rule is not None,
             "option pow2: expected a scale rule before it, such as '+slanc.pow2'",
         )
+        if self.activations is not None:
+            choice("format of activations", self.activations, HALF)
 
     @classmethod
     def parse(cls, text: str) -> "Column":
@@ -43,13 +49,15 @@ class Column:
         Raises:
             ValueError: naming the part that cannot be read, what was expected and the nearest.
         """
-        written, plus, scaling = text.partition("+")
+        norms, at, activations = text.partition("@")
+        written, plus, scaling = norms.partition("+")
         precision = arithmetic(written)
         rule, *options = scaling.split(".")
         try:
             for option in options:
                 choice("option of the scale rule", option, ("pow2",))
-            return cls(precision, rule if plus else None, bool(options))
+            made = activations if at else None
+            return cls(precision, rule if plus else None, bool(options), made)
         except ValueError as error:
             raise ValueError(f"precision {text!r}: {error}") from None
 
@@ -62,4 +70,9 @@ class Column:
     def __str__(self) -> str:
         """The text that `parse` reads, with options in their canonical order."""
         rule = "" if self.rule is None else f"+{self.rule}{'.pow2' * self.pow2}"
-        return f"{self.precision}{rule}"
+        return f"{self.precision}{rule}{f'@{self.activations}' if self.activations else ''}"
+
+    @property
+    def held(self) -> FloatFormat | None:
+        """The format of the activations."""
+        return FloatFormat.parse(self.activations) if self.activations else None

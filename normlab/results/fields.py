@@ -121,6 +121,8 @@ class Result:
 class Comparison:
     """Differences to fp32 on the same windows; from `token_delta_mean` on where it was asked for.
 
+    After a transform fp32 is that of the model as it was before.
+
     Args:
         delta: perplexity less that of fp32.
         delta_stderr: its paired standard error over windows.
@@ -157,6 +159,8 @@ class Ranges:
         zero_rows: those of them whose sum is zero.
         precision_loss_rows: on which underflow may cost more than one rounding.
         underflow_error_rows: of them, whose exact sum is below the smallest normal.
+        outside_elements: elements of norms' inputs beyond the largest value of the format that
+            the column holds them in.
         sites: by site a `normlab.evaluation.range_stats.RangeStats`, and its `scale` (a number, or
             [heads, 1]) where a rule gave it one.
     """
@@ -167,6 +171,7 @@ class Ranges:
     zero_rows: int | None = None
     precision_loss_rows: int | None = None
     underflow_error_rows: int | None = None
+    outside_elements: int | None = None
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -178,6 +183,7 @@ class Provenance:
         order: the order of summation, the default written out.
         default_order: that of precisions which name none.
         datapath: every stage of it, where the precision is the name of one.
+        activations: the format of weights and of all that a runtime stores; None: float32.
         scale_rule: by its registered name.
         scales_sha256: of the scales that it gave.
         calibration: the text that a rule looked at.
@@ -188,6 +194,7 @@ class Provenance:
     order: str | None = None
     default_order: str | None = None
     datapath: dict[str, Any] | None = None
+    activations: str | None = None
     scale_rule: str | None = None
     scales_sha256: str | None = None
     calibration: dict[str, Any] | None = None

@@ -26,7 +26,7 @@ def markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         parts += [table.title, grid([table.columns, *table.lines()])]
-        parts += [said] if (said := summary(table)) else []
+        parts += [said for said in (summary(table), table.stream) if said]
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
@@ -76,7 +76,7 @@ def _latex_table(table: Table) -> str:
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{escaped(table.title)} {escaped(LEGEND)}}}",
+            rf"\caption{{{escaped(' '.join(filter(None, [table.title, table.stream, LEGEND])))}}}",
             rf"\begin{{tabular}}{{{layout}}}",
             r"\hline",
             lines[0],
@@ -108,7 +108,7 @@ def terminal(tables: Sequence[Table]) -> Group:
             for subject, cells in table.rows.items()
         ]
         made.append(ruled(table.title, [[*words, *table.precisions], *rows], len(words)))
-        made += [Text(f"{said}\n")] if (said := summary(table)) else []
+        made += [Text(f"{said}\n") for said in (summary(table), table.stream) if said]
     return Group(*made, Text(LEGEND, "dim"))
 
 

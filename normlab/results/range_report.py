@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from normlab.results.formats import grid
+from normlab.results.table import number
 
 ROWS = 15
 """Of the table."""
@@ -52,10 +53,13 @@ class RangeReport:
         format: the format asked about.
         tokens: tokens read.
         tensors: in forward order.
-        rescale: the factor of the stream with which every tensor but norms' sums fits, checked by
-            running it; None where none is needed or none helps.
-        rule: the scale rule with which every norm's sum fits as well, checked; None likewise.
+        rescale: the factor of the stream with which what is stored fits; None where none is needed
+            or none helps.
+        rule: the scale rule with which norms' sums fit as well; None likewise.
         left: names that stay out of range with both.
+        perplexity: of the pass, in fp32.
+        cured: that with the cure in the format: weights, all that is stored, and norms' sums; None
+            where nothing was to be cured, or not all can be.
     """
 
     model: str
@@ -65,6 +69,8 @@ class RangeReport:
     rescale: float | None
     rule: str | None
     left: list[str]
+    perplexity: float
+    cured: float | None = None
 
     def out(self, sums: bool) -> list[TensorRange]:
         """Those out of range: norms' sums, or what is stored."""
@@ -73,23 +79,16 @@ class RangeReport:
 
 def report(found: RangeReport) -> str:
     """The answer in the first lines, then the tensors that leave the range or come nearest."""
+    return "\n\n".join([answer(found), grid(lines(found)), legend(found)])
+
+
+def lines(found: RangeReport) -> list[list[str]]:
+    """A head, and a line for each tensor of the table."""
     chosen = {t.name for t in sorted(found.tensors, key=lambda t: t.headroom)[:ROWS]}
     for out in (found.out(sums=False), found.out(sums=True)):
         chosen |= {t.name for t in out[:3]}
-    rows = [
-        [
-            t.name,
-            f"{t.largest:,.5g}",
-            f"{t.headroom:+.1f}",
-            repr(t.token),
-            _share(t.elements),
-            _share(t.rows),
-        ]
-        for t in found.tensors
-        if t.name in chosen
-    ]
     head = ["tensor", "largest |x|", "headroom, bits", "its token", "elements out", "tokens out"]
-    return "\n\n".join([answer(found), grid([head, *rows]), legend(found)])
+    return [head, *(_row(t) for t in found.tensors if t.name in chosen)]
 
 
 def answer(found: RangeReport) -> str:
@@ -112,7 +111,12 @@ def answer(found: RangeReport) -> str:
     cures = [f"transform=rescale:{found.rescale!r}"] if found.rescale else []
     cures += [f"the scale rule {found.rule} for norms' sums"] if found.rule else []
     if cures:
-        said += f"\nSmallest cure, checked by running it: {' and '.join(cures)}."
+        said += f"\nSmallest cure: {' and '.join(cures)}."
+    if found.cured is not None:
+        said += (
+            f"\nRun in {found.format} with it (weights, all that is stored, norms' sums): "
+            f"perplexity {number(found.cured)}, in fp32 {number(found.perplexity)}."
+        )
     if found.left:
         said += f"\nOut of range still: {', '.join(found.left[:8])}{' …' * (len(found.left) > 8)}."
     return said
@@ -130,8 +134,8 @@ def legend(found: RangeReport) -> str:
         f"{sum(not t.fits for t in found.tensors)} of them out of range. The table has the first "
         f"ones and the {ROWS} with least headroom, in forward order; ranges.json has all. "
         "….sum is a norm's Σx², without any scale. The other tensors are what a runtime stores: "
-        "branch outputs (….out), the stream after each branch, norms' outputs, q, k, v, scores, "
-        "hidden units, logits."
+        "branch outputs (….out), the stream after each branch, norms' outputs, q, k, v, products "
+        "and scores (masked ones left out), hidden units, logits."
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,16 @@ class Record:
     def format(self) -> FloatFormat:
         """In which its norms sum; a datapath, which may be a user's, is read from what was kept."""
         path = self.provenance.datapath
-        return Precision.parse(path["sum"] if path else self.precision.partition("+")[0]).format
+        norms = re.split(r"[+@]", self.precision)[0]
+        return Precision.parse(path["sum"] if path else norms).format
+
+    @property
+    def row_format(self) -> FloatFormat:
+        """What holds the norms' inputs: its activations' format, or else that of its norms."""
+        if self.provenance.activations:
+            return FloatFormat.parse(self.provenance.activations)
+        given = (self.provenance.datapath or {}).get("input") or "fp32"
+        return min(self.format, FloatFormat.parse(given), key=lambda to: to.max)
 
     def flat(self) -> dict[str, Any]:
         """Its single values by field, without the groups, as tables name them.

@@ -32,7 +32,8 @@ def summary(table: Table) -> str:
         pairs = {
             name: (cell, rows[name][precision])
             for name, cell in exact.items()
-            if precision != REFERENCE and _known(rows[name].get(precision))
+            if _known(rows[name].get(precision))
+            and (precision != REFERENCE or _share(cell, cell) > NEAR)  # of a transform
         }
         if pairs:
             plain, _, rule = precision.partition("+")
@@ -75,8 +76,8 @@ def _value(cell: Cell) -> float:
 
 
 def _share(exact: Cell, cell: Cell) -> float:
-    """How far a cell is from fp32's, as a share of that; infinite where it is no number."""
-    share = abs(_value(cell) - _value(exact)) / _value(exact)
+    """How far a cell is from what Δ refers to, as a share; infinite where it is no number."""
+    share = abs(_value(cell) - exact.exact) / exact.exact
     return share if math.isfinite(share) else math.inf
 
 
@@ -102,7 +103,7 @@ def _changes(pairs: Pairs, far: Set[str], before: Set[str]) -> str:
         whom = name if len(pairs) == 1 else f"{len(far)} of {len(pairs)} models{most} {name},"
         lost = f" ({cell.overflowed:,} rows overflow)" if cell.overflowed else ""
         verb = "still takes" if before else "takes"
-        return f"{verb} {whom} from {number(_value(exact))} to {number(_value(cell))}{lost}"
+        return f"{verb} {whom} from {number(exact.exact)} to {number(_value(cell))}{lost}"
     moved = difference(cell.delta, cell.stderr) if cell.delta is not None else "equal"
     if before:
         whom, others = (name, 0) if len(before) == 1 else (f"those {len(before)}", len(before) - 1)

@@ -8,6 +8,7 @@ from typing import Any
 from normlab.results.fields import ModelInfo
 from normlab.results.record import OK, Record, latest
 from normlab.results.settings import decides, differing, of_run, shown
+from normlab.results.stream import Inputs, stream_note
 
 SUBJECT = ("model", "norm", "placement")
 ADDED = ("norm_embed", "norm_qk", "norm_qk_full")
@@ -17,12 +18,14 @@ HEAD = (
     "max_windows", "tokenizer", "tokenizer_hash", "windows", "tokens_scored", "default_order",
 )  # fmt: skip
 LEGEND = (
-    "A column is the precision of norms' sums, or the name of a datapath, which rounds every stage "
-    "of a norm as it says; +RULE: their inputs are divided by static scales "
-    "first (slanc: the paper's; random_tokens: the rule to use). Δ is the difference to fp32, ± "
-    "its paired standard error over windows. overflow: rows (one token at one norm) whose sum "
-    "left the format's range and became infinite; zero: rows whose sum vanished; n/a: the norm "
-    "sums nothing, or the transform, the rule or the datapath doesn't apply to this model."
+    "A column is the precision of norms' sums, with all else in float32, or the name of a "
+    "datapath, which rounds every stage of a norm as it says. +RULE: norms' inputs are divided by "
+    "static scales first (slanc: the paper's; random_tokens: the rule to use). @fp16: weights, "
+    "and all that a half-precision runtime stores, are rounded to fp16 as well. Δ is the "
+    "difference to the model in fp32 before any transform, ± its paired standard error over "
+    "windows. overflow: rows (one token at one norm) whose sum left the format's range and became "
+    "infinite; zero: rows whose sum vanished; n/a: the norm sums nothing, or the transform, the "
+    "rule or the datapath doesn't apply to this model."
 )
 
 
@@ -37,14 +40,23 @@ class Cell:
     zero: int
     status: str
     key: str = ""  # its record's
+    inputs: Inputs | None = None  # of its norms
 
     @classmethod
     def of(cls, r: Record) -> "Cell":
         """What the record's protocol reports."""
         value, *moved = reported(r)
-        delta, stderr = (None, None) if r.precision == "fp32" else moved
+        exact = r.precision == "fp32" and r.model.transform == "none"
+        delta, stderr = (None, None) if exact else moved
         lost = r.ranges.overflowed_rows or 0, r.ranges.zero_rows or 0
-        return cls(value, delta, stderr, *lost, r.status, r.key)
+        inputs = Inputs.of(r.ranges, r.row_format, r.model.transform) if r.ranges.sites else None
+        return cls(value, delta, stderr, *lost, r.status, r.key, inputs)
+
+    @property
+    def exact(self) -> float:
+        """What its Δ refers to, of a cell in fp32; NaN where nothing was measured."""
+        value = math.nan if self.value is None else self.value
+        return value if self.delta is None else value - self.delta
 
     @property
     def parts(self) -> list[str]:
@@ -148,6 +160,15 @@ class Table:
             f"tokenizer {h['tokenizer']}; sums are {h['default_order']} where a column names no "
             "order."
         )
+
+    @property
+    def stream(self) -> str:
+        """One line on the rows whose stream a column can't hold, "" without any."""
+        rows = {
+            str(s[0]): [c.inputs for c in cells.values() if c.inputs]
+            for s, cells in self.rows.items()
+        }
+        return stream_note(rows)
 
     @property
     def columns(self) -> list[str]:

@@ -14,6 +14,8 @@ from normlab.evaluation.config import EvaluateConfig, TextConfig
         ({"precision": ("fp32", "fp15")}, r"fp15.*Did you mean 'fp"),
         ({"precision": ("fp16:pairwse",)}, r"pairwse.*Did you mean 'pairwise'"),
         ({"precision": ("fp16+slank",)}, r"scale rule 'slank'.*Did you mean 'slanc'"),
+        ({"activations": "fp15"}, r"activations 'fp15'.*Did you mean 'fp16'.*Known: bf16, fp16"),
+        ({"precision": ("fp16@fp8",)}, r"format of activations 'fp8'"),
         ({"precision": ()}, r"at least one, such as \[fp32\]"),
         ({"transform": ("none", "folt")}, r"transform 'folt'.*Did you mean 'fold'"),
         ({"transform": ("recentre+rescale",)}, r"expected rescale:c"),
@@ -35,6 +37,13 @@ def test_bad_values_name_what_was_given_and_what_is_near(fields, message):
 
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_activations_are_those_of_every_column_but_the_reference():
+    asked = ("fp32", "fp32:pairwise", "fp16+slanc", "fp16@bf16", "fp16+slanc")
+    config = EvaluateConfig(precision=asked, activations="fp16")
+    held = ["fp32", "fp32:pairwise@fp16", "fp16+slanc@fp16", "fp16@bf16"]
+    assert [str(column) for column in config.columns] == held
 
 
 def test_something_must_be_evaluated():

@@ -56,7 +56,11 @@ def test_where_no_word_begins_in_what_is_scored_words_differ_by_nothing_known():
 
 def site(**counts):
     names = ["rows", "overflowed", "subnormal", "zero", "above", "below_normal", "below_subnormal"]
-    given = dict.fromkeys([*names, "precision_loss", "underflow_errors"], 0) | {"rows": 10} | counts
+    given = (
+        dict.fromkeys([*names, "precision_loss", "underflow_errors", "outside"], 0)
+        | {"rows": 10}
+        | counts
+    )
     return RangeStats(**given, sum_error=0.0, max_abs=1.0, max_norm=2.0, median_norm=None,
                     squares={}, sums={})  # fmt: skip
 
@@ -66,7 +70,7 @@ def test_sums_of_windows_and_sites():
     windows = Windows(tokens, tokens, SCORED, *(np.array(n) for n in ([3, 2], [1, 2], [6, 4])))
     seen = {
         "a": site(subnormal=1, zero=2, underflow_errors=4),
-        "b": site(overflowed=5, zero=1, precision_loss=6),
+        "b": site(overflowed=5, zero=1, precision_loss=6, outside=7),
     }
     scores = Scores(np.array([3.0, 1.0]), np.float32(tokens), windows.counts, seen)
     found = result(scores, windows)
@@ -78,5 +82,5 @@ def test_sums_of_windows_and_sites():
     found = result(scores, wordless)
     assert found.word_perplexity is found.bits_per_byte is found.byte_perplexity is None
     held = ranges(scores, {"b": np.float32(2), "c": np.float32(3), "a": lambda x: x})
-    assert held == Ranges(20, 5, 4, 3, 6, 4, held.sites)
+    assert held == Ranges(20, 5, 4, 3, 6, 4, 7, held.sites)
     assert [held.sites[name].get("scale") for name in "ab"] == [None, 2.0]

@@ -9,16 +9,19 @@ import pytest
 from flax import nnx
 
 from normlab.evaluation.perplexity import (
+    Scaled,
     Scores,
     _batch_nll,
     _compared,
     default_batch,
     exp,
     score,
+    score_columns,
     unit_scales,
 )
 from normlab.evaluation.protocols.windows import assemble
-from normlab.numerics import Precision
+from normlab.numerics import FloatFormat, Precision
+from normlab.scaling import scales
 from tests.conftest import TINY, VOCAB, skeleton, tiny_model
 from tests.support.reference_forward import log_softmax
 from tests.support.scored_windows import (
@@ -230,6 +233,30 @@ def test_a_column_alone_is_that_beside_others_and_its_precision_may_be_a_string(
 def test_a_rule_needs_scales():
     with pytest.raises(ValueError, match=r"scales\(model, 'slanc'\)"):
         score(tiny_model(), windows(), "fp16+slanc")
+
+
+def test_a_stream_that_fp16_cannot_hold_is_nan_where_activations_are_fp16():
+    """Norms alone don't show it: their scale brings their sums into range."""
+    model, read, held = tiny_model(), windows(), FloatFormat.parse("fp16")
+    far = loud(model, 2.0**20)
+    of_norms = Scaled(Precision.parse("fp16"), scales(far, "random_tokens"))
+    everything = of_norms._replace(activations=held)
+    asked = [Scaled(Precision.parse("fp32")), of_norms, everything]
+    exact, restored, lost = score_columns(far, read, asked, batch=BATCH)
+    assert restored.perplexity == pytest.approx(exact.perplexity, rel=1e-3)
+    assert math.isnan(lost.perplexity)
+    assert lost.nonfinite_windows == len(read)
+    reference = HalfReference(far, "pairwise", dict(of_norms.scales))
+    reference.logits(read.inputs)
+    real = np.arange(LENGTH) < read.lengths[:, None]
+    outside = {s: int((np.abs(x[real]) > 65504).sum()) for s, x in reference.inputs.items()}
+    assert {s: seen.outside for s, seen in restored.sites.items()} == outside
+    assert sum(outside.values()) > 0
+    assert sum(seen.outside for seen in exact.sites.values()) == 0
+    assert lost.sites["norm_final"].outside == read.lengths.sum() * D  # all NaN
+    near = score_columns(model, read, [asked[0], Scaled(asked[0].precision, None, held)])
+    assert near[1].perplexity == pytest.approx(near[0].perplexity, rel=1e-2)
+    assert near[1].perplexity != near[0].perplexity
 
 
 def test_default_batches_are_even_and_small_enough():

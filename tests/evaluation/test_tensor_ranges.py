@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from normlab.data.tokenizer import WordTokenizer
+from normlab.evaluation.perplexity import score
 from normlab.evaluation.tensor_ranges import tensor_ranges
 from normlab.model import Context
 from normlab.model.language_model import LanguageModel
@@ -57,6 +58,9 @@ def test_a_stream_that_leaves_fp16_is_found_and_cured_by_the_least_rescaling():
     assert found.rescale is not None
     assert found.rescale * least <= 1 < 2 * found.rescale * least
     assert found.left == []
+    assert found.perplexity == pytest.approx(score(far, windows(), "fp32").perplexity, rel=1e-5)
+    assert found.cured == pytest.approx(found.perplexity, rel=1e-2)
+    assert found.cured != found.perplexity  # it was run in half precision
     assert f"transform=rescale:{found.rescale!r}" in report(found)
 
 
@@ -68,6 +72,7 @@ def test_what_no_cure_reaches_is_named():
     found = tensor_ranges(lm, windows())
     assert [t.name for t in found.out(sums=False)] == ["blocks.1.mlp.up", "blocks.1.mlp.hidden"]
     assert found.left == ["blocks.1.mlp.up", "blocks.1.mlp.hidden"]
+    assert found.cured is None
     assert "Out of range still: blocks.1.mlp.up" in report(found)
 
 

@@ -8,7 +8,7 @@ import pytest
 from normlab.commands.evaluate import perplexities
 from normlab.evaluation import evaluate
 from normlab.evaluation.config import EvaluateConfig, TextConfig
-from normlab.results import RecordFile
+from normlab.results import RecordFile, tables
 from normlab.results.record import NOT_APPLICABLE, Record
 from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
 
@@ -56,6 +56,31 @@ def test_each_transform_is_a_row_that_says_so(spec, tmp_path):
     assert [row["model"] for row in rows] == names
     for name in ("table.md", "table.tex"):
         assert "(rescale:0.25)" in (tmp_path / name).read_text()
+
+
+@pytest.mark.system
+def test_the_delta_of_a_transform_is_to_the_model_before_it(spec, tmp_path):
+    """In every column, fp32 too, and token by token; that model is run though nobody asks."""
+    columns = ("fp32", "fp16:sequential")
+    config = ask(
+        spec, tmp_path, transform=("prmsnorm", "rescale:0.25"), precision=columns, compare=True
+    )
+    found = {(r.model.transform, r.precision): r for r in evaluate(config)}
+    assert len(found) == 4
+    (plain,) = (
+        r for r in RecordFile(tmp_path / "records.jsonl").read() if r.model.transform == "none"
+    )
+    assert plain.precision == "fp32"
+    for record in found.values():
+        moved = record.result.perplexity - plain.result.perplexity
+        assert record.comparison.delta == moved
+        assert record.comparison.token_delta_mean is not None
+    other, same = found["prmsnorm", "fp32"].comparison, found["rescale:0.25", "fp32"].comparison
+    assert other.kl_mean > 1
+    assert other.delta_stderr > 0
+    assert same.delta == same.kl_max == same.token_delta_max == 0
+    shown, table = f"({other.delta:+.0f}"[:5], tables(found.values())[0]
+    assert shown in table.lines()[0][3]
 
 
 def test_a_second_call_reuses_every_row(spec, made_up, tmp_path, capsys):

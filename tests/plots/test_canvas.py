@@ -10,10 +10,15 @@ import pytest
 
 from normlab import plots
 from normlab.plots import records, runs, series
+from normlab.results.range_report import RangeReport, TensorRange
 from tests.support.figures import called, cut_off, eight, line, make, record
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.system
+PARTS = (
+    "attention.stream", "mlp.out", "attention.branch.query.norm_qk", "attention.key_rotated",
+    "attention.scores", "mlp.hidden", "mlp.norm_in.sum",
+)  # fmt: skip
 ROOT = Path(__file__).parent.parent.parent
 TALLEST = 10.0
 """Inches: less than a page."""
@@ -96,9 +101,19 @@ def test_one_panel_under_a_long_legend_is_whole(tmp_path):
     assert faults(made) == {}
 
 
+def test_a_figure_of_ranges_is_whole():
+    names = ["embed", *(f"blocks.{i}.{part}" for i in range(30) for part in PARTS), "logits"]
+    tensors = [TensorRange(n, 10.0**k, 0.0, 0, 0, "a", 0.0, 0.0) for k, n in enumerate(names)]
+    found = RangeReport(LONG, "fp16", 4096, tensors, None, None, [], 20.0)
+    made = plots.ranges_figure(found)
+    assert len(made.axes[0].get_lines()) == 8 + 1  # each kind, and the format's largest
+    assert faults({"ranges": made}) == {}
+
+
 def test_every_figure_function_is_measured_here():
     """By way of the two that draw all of them."""
     drawn = Path(records.__file__).read_text() + Path(runs.__file__).read_text()
+    drawn += Path(__file__).read_text()
     assert [n for n in plots.__all__ if n.endswith("_figure") and n not in drawn] == []
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from normlab.commands.report import main
-from normlab.report.ranges import in_order
 from normlab.report.sources import read
+from normlab.results.stream import in_order
 from tests.support.report_sources import record, write_records, write_run
 
 CONFIG = {"norm": {"type": "rmsnorm"}, "optimizer": {"lr": 0.5}, "placement": {"type": "pre"}}

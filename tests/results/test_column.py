@@ -40,3 +40,12 @@ def test_a_bad_name_is_refused_by_its_part_with_the_nearest(text, says):
 def test_pow2_needs_a_rule():
     with pytest.raises(ValueError, match="expected a scale rule before it"):
         Column(pow2=True)
+
+
+def test_what_activations_are_held_in_stands_at_its_end():
+    found = Column.parse("fp16:lanes8+slanc.pow2@bf16")
+    assert found == Column(Precision.parse("fp16:lanes8"), "slanc", True, "bf16")
+    assert str(found) == "fp16:lanes8+slanc.pow2@bf16"
+    assert str(found.held) == "bf16"
+    with pytest.raises(ValueError, match="format of activations 'fp15'. Did you mean 'fp16'"):
+        Column.parse("fp16@fp15")

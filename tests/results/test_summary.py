@@ -87,3 +87,19 @@ def test_it_stands_under_its_table():
     made = tables(rows("smol", 30.0, 31.0, 30.0))
     assert f"|\n\n{summary(made[0])}\n\n{LEGEND}" in markdown(made)
     assert summary(made[0]) in [str(part).strip() for part in terminal(made).renderables]
+
+
+def test_what_a_transform_costs_is_counted_from_the_model_before_it():
+    """In fp32 too, and a column that keeps to its own fp32 has not restored anything."""
+    plain = record("m", "fp32", perplexity=30.0)
+    moved = [
+        record("m (i-bert)", p, transform="i-bert", perplexity=33.0, delta=3.0, delta_stderr=0.1)
+        for p in ("fp32", "fp16")
+    ]
+    same = record("m (fold)", "fp32", transform="fold", perplexity=30.0, delta=0.0)
+    (table,) = tables([plain, *moved, same])
+    assert "fp32 takes m (i-bert) from 30.000 to 33.000" in summary(table)
+    assert "fp16 takes m (i-bert) from 30.000 to 33.000" in summary(table)
+    assert [str(cells["fp32"]) for cells in table.rows.values()] == [
+        "30.000", "33.000 (+3.00 ± 0.10)", "30.000 (+0)",
+    ]  # fmt: skip
