@@ -13,7 +13,7 @@ from flax import nnx
 from normlab.evaluation.perplexity import RealRows, exp
 from normlab.evaluation.protocols import Windows
 from normlab.loss import token_nll
-from normlab.model import Transformer
+from normlab.model import Context, Transformer
 from normlab.model.half import half_weights
 from normlab.model.language_model import LanguageModel
 from normlab.norms import all_norms
@@ -165,8 +165,9 @@ def _run(
     names: list[str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """What is stored, overflowed sums by site, Σ NLL; the names in forward order go to `names`."""
-    precision = arithmetic(str(to) if narrow else "fp32")
-    context = RealRows(precision, dict(given), real, to if narrow else None, to.max)
+    context = Context(edge=to.max)
+    if narrow:
+        context = RealRows(arithmetic(str(to)), dict(given), real, to, to.max)
     with jax.default_matmul_precision("highest"):
         logits = nnx.merge(graphdef, params)(tokens, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
