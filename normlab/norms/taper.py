@@ -122,7 +122,7 @@ class TaperNorm(Norm):
         linear = wide * (self.factor() * gain_linear)
         y = jnp.where(gate > 0, y, 0.0)  # which may be no number where its sum overflowed
         acc = context.acc
-        normed = acc.weighted(y, self.gamma())
+        normed = acc.weighted(y, self.gamma_in(acc))
         mixed = acc.apart(gate * normed) + acc.apart((1.0 - gate) * linear)
         return acc.affine(mixed, None, None, x.dtype)
 

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import DTypeLike, Float
 
-from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
+from normlab.numerics.accumulate import accumulate, sum_of_squares, wide_mean, widened
 from normlab.numerics.datapath import Datapath
 from normlab.numerics.eps import EpsForm
-from normlab.numerics.exact import divided, no_contract, order_after
+from normlab.numerics.exact import divided, fma, no_contract, order_after
 from normlab.numerics.formats import round_to
 from normlab.numerics.output import Output
 from normlab.numerics.presets import Arithmetic, arithmetic
+from normlab.numerics.refusal import DoesNotFit
+from normlab.numerics.welford import moments
 
 
 class Statistic(NamedTuple):
@@ -29,6 +31,7 @@ class Statistic(NamedTuple):
         centred: Σx was taken off first.
         power: 2, or 1 where sizes were summed.
         row: what the norm was given, where x is made of it.
+        middle: the mean that was taken off, [*batch, 1].
     """
 
     z: Array
@@ -39,6 +42,7 @@ class Statistic(NamedTuple):
     centred: bool
     power: int = 2
     row: Array | None = None
+    middle: Array | None = None
 
 
 class Accumulator:
@@ -85,8 +89,12 @@ class Accumulator:
         row: Float[Array, "*batch e"] | None = None,
     ) -> Float[Array, "*batch d"]:
         """The normalized row: `over_rms` of z and ms as `moments` gives them."""
-        z, mean_square = self.moments(x, center, first, row)
-        return self.over_rms(z, mean_square, eps, form)
+        found = self.statistic(x, center, first, row)
+        if self.datapath.fused and found.middle is not None:
+            root = self._root(found.mean, eps, form)
+            z, away = self._scaled(self.widened(x)), no_contract(-root * found.middle)
+            return self.product(fma(z, root, away))
+        return self.over_rms(found.z, found.mean, eps, form)
 
     def normalize_groups(
         self, x: Float[Array, "*batch d"], groups: int, eps: float
@@ -126,6 +134,18 @@ class Accumulator:
         """Z · 1/rms, as the unit holds it."""
         return self._held(y, self.datapath.product)
 
+    def gamma(self, stored: Float[Array, "..."], one_plus: bool) -> Float[Array, "..."]:
+        """γ of a weight as it is stored: itself, or one more."""
+        path, held = self.datapath, self._stored(stored)
+        if not one_plus:
+            return held
+        if path.one_plus is None:
+            return 1.0 + held
+        return round_to(1.0 + round_to(held, path.one_plus), path.one_plus)
+
+    def _stored(self, weight: Array) -> Array:
+        return weight if self.datapath.stored is None else round_to(weight, self.datapath.stored)
+
     def with_eps(
         self, mean_square: Float[Array, "*batch 1"], eps: Float[Array, "..."]
     ) -> Float[Array, "*batch 1"]:
@@ -154,8 +174,12 @@ class Accumulator:
     ) -> Float[Array, "*batch d"]:
         """γ ⊙ y + β, each where there is one, in `dtype`; float32 where that holds integers."""
         path = self.datapath
-        y = self.weighted(y, weight)
-        if bias is not None:
+        if path.fused and weight is not None and bias is not None:
+            y = fma(y, self._stored(weight), self._stored(bias))
+        elif bias is None:
+            y = self.weighted(y, weight)
+        else:
+            y, bias = self.weighted(y, weight), self._stored(bias)
             y = self._held(y + self._held(bias, path.bias), path.bias)
         y = self._leaves(y)
         return y.astype(dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
@@ -213,22 +237,38 @@ class Accumulator:
         if power == 1:
             return self._sizes(x, center)
         part = self._scaled(x)[..., :first]
+        if self.datapath.variance is not None:
+            return self._by_moments(x, part, center, first, row)
         if not center:
-            total = self._total(part)
-            z = self._scaled(self._after(total, x))
-            mean_square, summed = self._share(total, part), x[..., :first]
+            total, mean_square = self._means(self._mirrored(part), square=True)
+            z, summed = self._scaled(self._after(total, x)), self._mirrored(x[..., :first])
             return Statistic(z, mean_square, summed, (total,), total, False, row=row)
-        added = self._added(part, self.precision.input)
-        mean = self._share(added, part)
+        added, mean = self._means(part, square=False)
         again = self._scaled(self._after(mean, x))
         centred = self.held(again - mean)
         summed = again if self.precision.onepass else centred
-        squares = total = self._total(summed[..., :first])
+        squares, mean_square = self._means(summed[..., :first], square=True)
+        total = squares
         if self.precision.onepass:
             total = squares - self.apart(self.terms(part) * (mean * mean))
-        z = self.held(self._scaled(self._after(total, x)) - mean)
-        mean_square, summed = self._share(total, part), x[..., :first]
+            mean_square = self._share(total, part)
+        z, summed = self.held(self._scaled(self._after(total, x)) - mean), x[..., :first]
         return Statistic(z, mean_square, summed, (added, squares), total, True, row=row)
+
+    def _mirrored(self, x: Array) -> Array:
+        return jnp.concatenate([x, -x], axis=-1) if self.datapath.mirrored else x
+
+    def _by_moments(
+        self, x: Array, part: Array, center: bool, first: int | None, row: Array | None
+    ) -> Statistic:
+        """Mean and variance at once; a norm that doesn't centre has none."""
+        text = self.datapath.variance or ""
+        if not center:
+            raise DoesNotFit(f"variance = {text!r}: expected a norm that takes the mean off")
+        mean, variance = moments(part, text)
+        z, total = self._scaled(self._after(mean, x)) - mean, variance * part.shape[-1]
+        sums = (mean * part.shape[-1], total)
+        return Statistic(z, variance, x[..., :first], sums, total, True, row=row, middle=mean)
 
     def _sizes(self, x: Array, center: bool) -> Statistic:
         z = self._scaled(x)
@@ -262,6 +302,16 @@ class Accumulator:
 
     def _added(self, z: Array, held: bool = False) -> Array:
         return accumulate(z, self.precision, held, self.datapath.tree)[..., None]
+
+    def _means(self, z: Array, square: bool) -> tuple[Array, Array]:
+        """A sum (of squares), and its mean."""
+        path = self.datapath
+        if path.mean.wide:
+            terms = self._held(z * z, path.square) if square else z
+            found = wide_mean(terms, self.precision.summation, path.mean.share(z.shape[-1]))
+            return found[0][..., None], found[1][..., None]
+        total = self._total(z) if square else self._added(z, self.precision.input)
+        return total, self._share(total, z)
 
     def terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""

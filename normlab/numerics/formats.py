@@ -22,6 +22,7 @@ from normlab.numerics.exact import round_to_odd, sticky, two_sum
 from normlab.registry import choice, unknown
 
 FORMATS = {
+    "fp64": (11, 52, False),
     "fp32": (8, 23, False),
     "fp16": (5, 10, False),
     "bf16": (8, 7, False),
@@ -39,6 +40,8 @@ _SEEDED = re.compile(r"stochastic(\d+|\(\d+\))")  # stochastic7; stochastic(7) i
 class FloatFormat:
     """A binary floating-point format no wider than float32; rounds to nearest, ties to even.
 
+    And `fp64`, of a sum only: an accumulator that is wider than what enters it.
+
     `fp8_e4m3` is the format of the OCP 8-bit specification (arXiv:2209.05433): no infinities, its
     largest value is 448 and an overflow gives NaN. Every `eXmY` is IEEE-like: the top exponent is
     kept for infinities and NaN.
@@ -53,7 +56,9 @@ class FloatFormat:
     stochastic: int | None = None  # seed of stochastic rounding; None: to nearest even
 
     def __post_init__(self):
-        """Refuse what float32 cannot hold."""
+        """Refuse what float32 cannot hold, but for float64 itself."""
+        if self.is_float64:
+            return
         require(2 <= self.exponent <= 8, f"exponent bits = {self.exponent}: expected 2 to 8")
         # Of a sum that float32 cannot hold, 21 bits can be got in one rounding and 22 cannot.
         held = self.mantissa in (*range(1, 22), 23)
@@ -76,6 +81,7 @@ class FloatFormat:
 
     def with_option(self, option: str) -> "FloatFormat":
         """The same format with `flush`, `saturate` or `stochasticSEED` added."""
+        require(not self.is_float64, f"fp64.{option}: expected fp64, which takes no options")
         if seeded := _SEEDED.fullmatch(option):
             return dataclasses.replace(self, stochastic=int(seeded[1].strip("()")))
         if option == "flush":
@@ -124,6 +130,11 @@ class FloatFormat:
         return self.mantissa <= 10 or self.stochastic is not None
 
     @property
+    def is_float64(self) -> bool:
+        """True of an accumulator in float64, whose sums are rounded to float32 once."""
+        return (self.exponent, self.mantissa) == FORMATS["fp64"][:2]
+
+    @property
     def is_float32(self) -> bool:
         """True where rounding to it changes nothing."""
         return self == _named("fp32")
@@ -136,6 +147,17 @@ def _named(name: str) -> FloatFormat:
     if free := _FREE.fullmatch(name):
         return FloatFormat(name, int(free[1]), int(free[2]))
     raise unknown("float format", name, [*FORMATS, "eXmY (X exponent bits, Y mantissa bits)"])
+
+
+def stage_format(given: "str | FloatFormat | None") -> FloatFormat:
+    """A format that float32 holds; None is float32 itself.
+
+    Raises:
+        ValueError: fp64, which is of a sum only.
+    """
+    to = as_format(given or "fp32")
+    require(not to.is_float64, "fp64: expected a format that float32 holds; fp64 is of `sum` only")
+    return to
 
 
 def as_format(given: "str | FloatFormat") -> FloatFormat:
@@ -177,7 +199,7 @@ def rounded(x: Array, to: FloatFormat, place: Place = 0) -> Array:
         place: tells apart the roundings of one computation, for stochastic rounding; broadcasts
             against x. What of it is known before the computation is best given in NumPy.
     """
-    if to.is_float32:
+    if to.is_float32 or to.is_float64:
         return x
     noise = _noise(x, to, place)
     r = _normal(x, to, noise)
@@ -190,7 +212,7 @@ def rounded(x: Array, to: FloatFormat, place: Place = 0) -> Array:
 
 def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Place = 0) -> Array:
     """Round(a + b) for a and b that are values of the format already: what one adder does."""
-    if to.mantissa == 23:
+    if to.mantissa >= 23:
         return rounded(a + b, to, place)
     total = a + b if to.held_in_float32 else sticky(*two_sum(a, b))
     r = _normal(total, to, _noise(total, to, place))

@@ -55,6 +55,7 @@ FURTHER = {
     "blocks100": ("fp8_e4m3.saturate", "e3m2"),
     "cascade8": ("fp16.flush", "e5m12"),
     "exact_then_round": ("fp16.flush", "e5m14"),
+    "tree_1_0_2_a_a": ("fp8_e4m3", "e5m12"),
 }
 """Formats of one order, beside those of all. A sum of more than 10 bits is no float32."""
 BESIDE = ("fp16", "bf16", "fp32")
