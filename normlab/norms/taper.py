@@ -168,7 +168,7 @@ class TaperNorm(Norm):
 
     def counted(self, seen: RangeCounts) -> RangeCounts:
         """What was seen of the rows; of what the sums made of them nothing, if the gate is 0."""
-        rows = ("rows", "max_abs", "max_square", "squares", "sums")
+        rows = ("rows", "max_abs", "max_square", "squares", "sums", "stages")
         idle = dataclasses.replace(RangeCounts.nothing(), **{f: getattr(seen, f) for f in rows})
         return jax.tree.map(partial(jnp.where, self.gate[...] > 0), seen, idle)
 

@@ -1,7 +1,6 @@
 """The accumulator: what a norm is handed at call time, so that it obeys a precision."""
 
 import copy
-import functools
 from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
@@ -75,6 +74,10 @@ class Accumulator:
         made.scale = scale
         return made
 
+    def noted(self, stage: str, x: Array) -> Array:
+        """`x`, a stage's result; a recorder keeps what it needs of it."""
+        return x
+
     def widened(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """`x` in float32; in plain fp32 float64 stays what it is."""
         return widened(x, self.datapath.plain)
@@ -132,7 +135,7 @@ class Accumulator:
 
     def product(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Z · 1/rms, as the unit holds it."""
-        return self._held(y, self.datapath.product)
+        return self.noted("product", self._held(y, self.datapath.product))
 
     def gamma(self, stored: Float[Array, "..."], one_plus: bool) -> Float[Array, "..."]:
         """γ of a weight as it is stored: itself, or one more."""
@@ -157,9 +160,13 @@ class Accumulator:
     ) -> Array:
         """1/rms, or rms where the unit divides by it."""
         path, over = self.datapath, self.multiplier(mean_square.dtype)
-        held = functools.partial(self._held, to=path.eps)
+
+        def held(x: Array) -> Array:
+            return self.noted("eps", self._held(x, path.eps))
+
         mean_square = self.apart(mean_square)  # which may be a product
-        return EpsForm(form).inverse(mean_square, eps, over, held, path.root, divides)
+        found = EpsForm(form).inverse(mean_square, eps, over, held, path.root, divides)
+        return self.noted("root", found)
 
     def _held(self, x: Array, to: str | None) -> Array:
         """A stage's result, in its format; in float32 a step of its own."""
@@ -180,8 +187,8 @@ class Accumulator:
             y = self.weighted(y, weight)
         else:
             y, bias = self.weighted(y, weight), self._stored(bias)
-            y = self._held(y + self._held(bias, path.bias), path.bias)
-        y = self._leaves(y)
+            y = self.noted("bias", self._held(y + self._held(bias, path.bias), path.bias))
+        y = self.noted("output", self._leaves(y))
         return y.astype(dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
 
     def weighted(
@@ -192,7 +199,7 @@ class Accumulator:
         if weight is None:
             return y
         y = self._leaves(y) if path.cast_first else y
-        return self._held(y * self._held(weight, path.weight), path.weight)
+        return self.noted("weight", self._held(y * self._held(weight, path.weight), path.weight))
 
     def _leaves(self, y: Array) -> Array:
         path = self.datapath
@@ -236,7 +243,7 @@ class Accumulator:
         x = self.widened(x)
         if power == 1:
             return self._sizes(x, center)
-        part = self._scaled(x)[..., :first]
+        part = self.noted("input", self._scaled(x))[..., :first]
         if self.datapath.variance is not None:
             return self._by_moments(x, part, center, first, row)
         if not center:
@@ -265,7 +272,7 @@ class Accumulator:
         text = self.datapath.variance or ""
         if not center:
             raise DoesNotFit(f"variance = {text!r}: expected a norm that takes the mean off")
-        mean, variance = moments(part, text)
+        mean, variance = (self.noted("mean", m) for m in moments(part, text))
         z, total = self._scaled(self._after(mean, x)) - mean, variance * part.shape[-1]
         sums = (mean * part.shape[-1], total)
         return Statistic(z, variance, x[..., :first], sums, total, True, row=row, middle=mean)
@@ -306,12 +313,16 @@ class Accumulator:
     def _means(self, z: Array, square: bool) -> tuple[Array, Array]:
         """A sum (of squares), and its mean."""
         path = self.datapath
+        if square:
+            self.noted("square", z)
         if path.mean.wide:
             terms = self._held(z * z, path.square) if square else z
             found = wide_mean(terms, self.precision.summation, path.mean.share(z.shape[-1]))
-            return found[0][..., None], found[1][..., None]
-        total = self._total(z) if square else self._added(z, self.precision.input)
-        return total, self._share(total, z)
+            total, mean = found[0][..., None], found[1][..., None]
+        else:
+            total = self._total(z) if square else self._added(z, self.precision.input)
+            mean = self._share(total, z)
+        return self.noted("sum", total), self.noted("mean", mean)
 
     def terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""

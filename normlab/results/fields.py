@@ -157,8 +157,8 @@ class Ranges:
         zero_rows: those of them whose sum is zero.
         precision_loss_rows: on which underflow may cost more than one rounding.
         underflow_error_rows: of them, whose exact sum is below the smallest normal.
-        sites: by site a `normlab.evaluation.range_stats.RangeStats`, and its `scale` (a number, or
-            [heads, 1]) where a rule gave it one.
+        sites: by site a `normlab.evaluation.range_stats.RangeStats`, with every stage's of a
+            datapath, and its `scale` (a number, or [heads, 1]) where a rule gave it one.
     """
 
     rows: int | None = None

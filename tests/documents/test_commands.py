@@ -14,7 +14,7 @@ from tests.support.command_line import SCHEMAS, composed, documented, evaluation
 
 pytestmark = pytest.mark.documents
 
-VERBS = {"train": ["remove"], "evaluate": ["show", "ranges", *evaluate.VERBS]}
+VERBS = {"train": ["remove"], "evaluate": ["show", "ranges", "golden", *evaluate.VERBS]}
 COMMANDS = list(dict.fromkeys(command[2:] for command in documented()))
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from normlab.commands.groups import CONFIGS, register
 from normlab.config import build
 from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.golden import GoldenConfig
 from normlab.training.config import TrainConfig
 from normlab.training.removal import RemoveConfig
 
@@ -23,6 +24,7 @@ SCHEMAS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "remove": RemoveConfig,
+    "golden": GoldenConfig,
 }
 
 
