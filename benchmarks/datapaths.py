@@ -9,6 +9,7 @@ block the median over tokens of ‖x − x'‖/‖x‖. A result is written afte
 """
 
 import argparse
+import dataclasses
 import math
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,11 @@ def columns() -> dict[str, Arithmetic]:
     """Every preset, and one stage narrowed at a time."""
     given: dict[str, Arithmetic] = {
         name: datapaths[name] for name in datapaths if datapaths[name].variance is None
-    }
+    }  # those of a norm that centres have n/a here
+    cut = datapaths["iron-bf16-before-139"]
+    nearest = dict.fromkeys(("product", "weight", "output"), NARROW)
+    given["before 139, to nearest"] = dataclasses.replace(cut, root=Root("sqrt", NARROW), **nearest)
+    given["139, cut off"] = dataclasses.replace(datapaths["iron-bf16"], output=cut.output)
     base = {"sum": "fp32:lanes16", "root": Root("sqrt")}
     narrow = {f"{NARROW} {name}": Datapath(**(base | said)) for name, said in STAGES.items()}
     return {"fp32:lanes16": arithmetic("fp32:lanes16")} | given | narrow

@@ -30,7 +30,7 @@ def bits_of(name: str) -> tuple[int, int]:
 
 
 def rounded(x: Rows, name: str | None) -> Rows:
-    """Float64 values rounded once to a format, to nearest even; None is float32."""
+    """Float64 values rounded once to a format, to nearest even (`.truncate`: to zero)."""
     name = name or "fp32"
     exponent, mantissa = bits_of(name)
     x = np.asarray(x, np.float64)
@@ -41,11 +41,12 @@ def rounded(x: Rows, name: str | None) -> Rows:
     top = (2 - 2.0**-mantissa * (1 + finite)) * 2.0 ** (2 ** (exponent - 1) - 1 + finite)
     place = np.frexp(x)[1] - 1
     step = np.ldexp(1.0, (place if flush else np.maximum(place, least)) - mantissa)
-    r = np.where(np.isfinite(x), np.rint(x / np.where(step == 0, 1, step)) * step, x)
+    whole = np.trunc if ".truncate" in name else np.rint
+    r = np.where(np.isfinite(x), whole(x / np.where(step == 0, 1, step)) * step, x)
     if flush:
         r = np.where(np.abs(r) < 2.0**least, np.copysign(0.0, r), r)
-    if ".saturate" in name:
-        return np.clip(r, -top, top)
+    if ".saturate" in name or ".truncate" in name:
+        return np.where(np.isfinite(r) | (".saturate" in name), np.clip(r, -top, top), r)
     return np.where(np.abs(r) > top, np.nan if finite else np.copysign(np.inf, r), r)
 
 
@@ -208,7 +209,7 @@ def leaves(y: Rows, output: str | None) -> Rows:
     if output is None or not output.startswith(("int8.", "fp8_e4m3.", "fp8_e5m2.")):
         return held(y, output)
     code, part = output.split(".")
-    if part in ("flush", "saturate"):
+    if part in ("flush", "saturate", "truncate"):
         return held(y, output)
     f, most = np.float32, {"int8": 127, "fp8_e4m3": 448, "fp8_e5m2": 57344}[code]
     parts = y.reshape(len(y), -1, int(part[5:]) if part.startswith("block") else y.shape[-1])

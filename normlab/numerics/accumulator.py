@@ -5,16 +5,16 @@ from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import DTypeLike, Float
+from jaxtyping import Float
 
 from normlab.numerics.accumulate import accumulate, sum_of_squares, wide_mean, widened
 from normlab.numerics.datapath import Datapath
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.exact import divided, fma, no_contract, order_after
 from normlab.numerics.formats import round_to
-from normlab.numerics.output import Output
 from normlab.numerics.presets import Arithmetic, arithmetic
 from normlab.numerics.refusal import DoesNotFit
+from normlab.numerics.row_stages import RowStages
 from normlab.numerics.welford import moments
 
 
@@ -44,7 +44,7 @@ class Statistic(NamedTuple):
     middle: Array | None = None
 
 
-class Accumulator:
+class Accumulator(RowStages):
     """How one norm accumulates, and by which static scale: a value, whose methods are functions.
 
     The one mechanism by which a norm obeys a precision. A norm is written as
@@ -73,10 +73,6 @@ class Accumulator:
         made = copy.copy(self)
         made.scale = scale
         return made
-
-    def noted(self, stage: str, x: Array) -> Array:
-        """`x`, a stage's result; a recorder keeps what it needs of it."""
-        return x
 
     def widened(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """`x` in float32; in plain fp32 float64 stays what it is."""
@@ -133,22 +129,6 @@ class Accumulator:
         root = self._root(mean_square, eps, form, divides)
         return self.product(divided(z, root) if divides else z * root)
 
-    def product(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Z · 1/rms, as the unit holds it."""
-        return self.noted("product", self._held(y, self.datapath.product))
-
-    def gamma(self, stored: Float[Array, "..."], one_plus: bool) -> Float[Array, "..."]:
-        """γ of a weight as it is stored: itself, or one more."""
-        path, held = self.datapath, self._stored(stored)
-        if not one_plus:
-            return held
-        if path.one_plus is None:
-            return 1.0 + held
-        return round_to(1.0 + round_to(held, path.one_plus), path.one_plus)
-
-    def _stored(self, weight: Array) -> Array:
-        return weight if self.datapath.stored is None else round_to(weight, self.datapath.stored)
-
     def with_eps(
         self, mean_square: Float[Array, "*batch 1"], eps: Float[Array, "..."]
     ) -> Float[Array, "*batch 1"]:
@@ -167,43 +147,6 @@ class Accumulator:
         mean_square = self.apart(mean_square)  # which may be a product
         found = EpsForm(form).inverse(mean_square, eps, over, held, path.root, divides)
         return self.noted("root", found)
-
-    def _held(self, x: Array, to: str | None) -> Array:
-        """A stage's result, in its format; in float32 a step of its own."""
-        return self.apart(x) if to is None else round_to(x, to)
-
-    def affine(
-        self,
-        y: Float[Array, "*batch d"],
-        weight: Float[Array, "..."] | None,
-        bias: Float[Array, "..."] | None,
-        dtype: DTypeLike,
-    ) -> Float[Array, "*batch d"]:
-        """γ ⊙ y + β, each where there is one, in `dtype`; float32 where that holds integers."""
-        path = self.datapath
-        if path.fused and weight is not None and bias is not None:
-            y = fma(y, self._stored(weight), self._stored(bias))
-        elif bias is None:
-            y = self.weighted(y, weight)
-        else:
-            y, bias = self.weighted(y, weight), self._stored(bias)
-            y = self.noted("bias", self._held(y + self._held(bias, path.bias), path.bias))
-        y = self.noted("output", self._leaves(y))
-        return y.astype(dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
-
-    def weighted(
-        self, y: Float[Array, "*batch d"], weight: Float[Array, "..."] | None
-    ) -> Float[Array, "*batch d"]:
-        """γ ⊙ y, where there is a γ, before it is cast to what leaves."""
-        path = self.datapath
-        if weight is None:
-            return y
-        y = self._leaves(y) if path.cast_first else y
-        return self.noted("weight", self._held(y * self._held(weight, path.weight), path.weight))
-
-    def _leaves(self, y: Array) -> Array:
-        path = self.datapath
-        return Output(path.output)(y) if path.output else self.apart(y)
 
     def moments(
         self,
@@ -344,10 +287,6 @@ class Accumulator:
     def _after(self, known: Array, x: Array) -> Array:
         """Have x once more rather than store what was made of it; XLA sees to plain fp32."""
         return x if self.datapath.plain else order_after(known, x)
-
-    def apart(self, x: Array) -> Array:
-        """Keep a step from being contracted with the next; plain fp32 is as XLA has it."""
-        return x if self.datapath.plain else no_contract(x)
 
     def multiplier(self, dtype: Any = jnp.float32) -> Array:
         """1/s. XLA makes it of a division by s anyway, so let it be seen."""

@@ -30,7 +30,7 @@ FORMATS = {
     "fp8_e5m2": (5, 2, False),
 }
 """Formats with a name: (exponent bits, mantissa bits, whether it has no infinities)."""
-FORMAT_OPTIONS = ("flush", "saturate", "stochasticSEED")
+FORMAT_OPTIONS = ("flush", "saturate", "truncate", "stochasticSEED")
 Place = Array | np.ndarray | int
 _FREE = re.compile(r"e([1-9])m(\d{1,2})")
 _SEEDED = re.compile(r"stochastic(\d+|\(\d+\))")  # stochastic7; stochastic(7) in old records
@@ -54,6 +54,7 @@ class FloatFormat:
     subnormals: str = "ieee"  # or "flush": a result below the smallest normal is zero
     overflow: str = "inf"  # or "saturate": the largest finite value
     stochastic: int | None = None  # seed of stochastic rounding; None: to nearest even
+    truncate: bool = False  # toward zero: what doesn't fit is cut off
 
     def __post_init__(self):
         """Refuse what float32 cannot hold, but for float64 itself."""
@@ -65,10 +66,12 @@ class FloatFormat:
         require(held, f"mantissa bits = {self.mantissa}: expected 1 to 21, or 23")
         choice("subnormal handling", self.subnormals, ("ieee", "flush"))
         choice("overflow handling", self.overflow, ("inf", "saturate"))
+        named = ["truncate"] * self.truncate + ["stochastic"] * (self.stochastic is not None)
+        require(len(named) < 2, f"{self.name}: expected truncate or stochastic, not both")
         require(
-            self.stochastic is None or self.mantissa != 23,
-            f"{self.name} with option stochastic: expected fewer mantissa bits than float32's 23, "
-            "of which nothing is cut off",
+            not named or self.mantissa != 23,
+            f"{self.name} with option {' '.join(named)}: expected fewer mantissa bits than "
+            "float32's 23, of which nothing is cut off",
         )
 
     @classmethod
@@ -88,6 +91,8 @@ class FloatFormat:
             return dataclasses.replace(self, subnormals="flush")
         if option == "saturate":
             return dataclasses.replace(self, overflow="saturate")
+        if option == "truncate":
+            return dataclasses.replace(self, truncate=True)
         raise unknown("option of a float format", option, FORMAT_OPTIONS)
 
     def __str__(self) -> str:
@@ -95,6 +100,7 @@ class FloatFormat:
         options = ["flush"] * (self.subnormals == "flush") + ["saturate"] * (
             self.overflow == "saturate"
         )
+        options += ["truncate"] * self.truncate
         if self.stochastic is not None:
             options.append(f"stochastic{self.stochastic}")
         return ".".join([self.name, *options])
@@ -127,7 +133,7 @@ class FloatFormat:
 
         Twice the precision and two bits are enough for that: 11 bits in float32's 24.
         """
-        return self.mantissa <= 10 or self.stochastic is not None
+        return (self.mantissa <= 10 and not self.truncate) or self.stochastic is not None
 
     @property
     def is_float64(self) -> bool:
@@ -236,6 +242,8 @@ def _bounded(r: Array, to: FloatFormat) -> Array:
         return jnp.clip(r, -to.max, to.max)
     if to.exponent == 8 and not to.finite:  # float32 has overflowed by itself
         return r
+    if to.truncate:
+        return jnp.where(jnp.isfinite(r), jnp.clip(r, -to.max, to.max), r)
     beyond = jnp.nan if to.finite else jnp.copysign(jnp.inf, r)
     return jnp.where(jnp.abs(r) > to.max, beyond, r)
 
@@ -245,10 +253,10 @@ def _normal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
 
     That is up with the probability of the share that rounding down would cut off.
     """
-    if noise is None:
+    if noise is None and not to.truncate:
         return x if to.mantissa == 23 else lax.reduce_precision(x, 8, to.mantissa)
-    lost = 23 - to.mantissa
-    bits = lax.bitcast_convert_type(x, jnp.uint32) + (noise >> (32 - lost))
+    lost, bits = 23 - to.mantissa, lax.bitcast_convert_type(x, jnp.uint32)
+    bits = bits if noise is None else bits + (noise >> (32 - lost))
     r = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFFFFF << lost & 0xFFFFFFFF), jnp.float32)
     return jnp.where(jnp.isnan(x), x, r)
 
@@ -256,7 +264,9 @@ def _normal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
 def _subnormal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
     """X rounded to a multiple of the smallest subnormal. XLA would undo (|x| + c) - c."""
     steps = jnp.abs(x) / to.smallest_subnormal  # exactly
-    if noise is None:
+    if to.truncate:
+        whole = jnp.floor(steps)
+    elif noise is None:
         whole = lax.round(steps, lax.RoundingMethod.TO_NEAREST_EVEN)
     else:
         share = (noise >> 8).astype(jnp.float32) * 2.0**-24

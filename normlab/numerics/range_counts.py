@@ -43,7 +43,8 @@ class RangeCounts:
     max_square: Float[Array, ""]  # largest ‖x‖² (‖x − μ‖² if centred), whatever is summed of x
     squares: Int[Array, " bins"]  # histogram of ‖x‖² (‖x − μ‖²)
     sums: Int[Array, " bins"]  # histogram of Σ
-    stages: dict[str, StageCounts]  # of a datapath's stages by name; empty of a precision
+    stages: dict[str, StageCounts] = dataclasses.field(default_factory=dict)
+    """Of a datapath's stages by name; empty of a precision."""
 
     @classmethod
     def nothing(cls) -> "RangeCounts":
@@ -54,7 +55,7 @@ class RangeCounts:
             if f.name != "stages"
         }
         none = jnp.zeros(BINS, jnp.int32)
-        return cls(**(made | {"squares": none, "sums": none, "stages": {}}))
+        return cls(**(made | {"squares": none, "sums": none}))
 
     def __add__(self, other: "RangeCounts") -> "RangeCounts":
         """Both together: counts and sums added, maxima taken."""

@@ -1,6 +1,7 @@
 """Datapaths: every stage of a norm unit against loops in NumPy, bit for bit."""
 
 import dataclasses
+import importlib
 from functools import partial
 
 import jax
@@ -48,6 +49,7 @@ STAGES = {
     "reciprocal": {"mean": Mean("reciprocal", "bf16")},
     "eps": {"eps": "fp16"},
     "product": {"product": "bf16"},
+    "cut off": {"product": "bf16.truncate", "output": "fp16.truncate"},
     "weight": {"weight": "bf16"},
     "mirrored": {"sum": "fp16:pairwise", "mirrored": True},
     "row moments": {"variance": "welford8x2", "fused": True},
@@ -260,24 +262,66 @@ def test_derivatives_are_those_of_float32():
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("d", [5, 576, 4096])
+@pytest.mark.parametrize("d", [5, 100, 576, 4096])
 @pytest.mark.parametrize("form", ["bf16", "fp16"])
 def test_pytorchs_norms_bit_for_bit(form, d):
-    """Their own modules' arithmetic on a CPU of x86; elsewhere the sum's order is another."""
+    """On a CPU of x86; elsewhere the sum's order is another, that of layer_norm on AVX-512 too."""
     torch = pytest.importorskip("torch")
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[form]
-    rng = np.random.default_rng(d)
-    x, weight = (
-        rng.normal(size=(300, d)) * rng.choice([1e-3, 1, 30], (300, 1)),
-        rng.normal(1, 0.3, d),
-    )
-    x, weight = (torch.from_numpy(np.float32(part)).to(kind) for part in (x, weight))
+    kind, norm = {"bf16": torch.bfloat16, "fp16": torch.float16}[form], torch.nn.functional
+    x, weight, bias = (torch.from_numpy(part).to(kind) for part in torch_rows(d))
     row = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
-    expected = {
+    wanted = {
         f"hf-llama-{form}": weight * row.to(kind),
-        f"hf-olmo2-{form}": torch.nn.functional.rms_norm(x, (d,), weight, 1e-6),
+        f"hf-olmo2-{form}": norm.rms_norm(x, (d,), weight, 1e-6),
+        f"hf-gemma3-{form}": (row * weight.float()).to(kind),
     }
-    assert torch.equal(expected[f"hf-olmo2-{form}"], (weight * row).to(kind))
-    for name, want in expected.items():
-        run = jax.jit(lambda x, w, n=name: normed(n, x, w, None, eps=1e-6))
-        assert same(run(x.float().numpy(), weight.float().numpy()), want.float().numpy()).all()
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        wanted[f"torch-layernorm-{form}"] = norm.layer_norm(x, (d,), weight, bias, 1e-6)
+    x, weight, bias = (part.float().numpy() for part in (x, weight, bias))
+    for name, want in wanted.items():
+        beta = bias if "layernorm" in name else None
+        run = jax.jit(lambda x, w, b, n=name: normed(n, x, w, b, eps=1e-6, center=b is not None))
+        assert same(run(x, weight, beta), want.float().numpy()).all(), name
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("form", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("preset", "module", "kind"),
+    [
+        ("llama", "llama.modeling_llama", "LlamaRMSNorm"),
+        ("llama", "qwen2.modeling_qwen2", "Qwen2RMSNorm"),
+        ("llama", "qwen3.modeling_qwen3", "Qwen3RMSNorm"),
+        ("llama", "t5.modeling_t5", "T5LayerNorm"),
+        ("gemma3", "gemma3.modeling_gemma3", "Gemma3RMSNorm"),
+        ("olmo2", "olmo2.modeling_olmo2", "Olmo2RMSNorm"),
+    ],
+)
+def test_norms_of_transformers_bit_for_bit(preset, module, kind, form):
+    """Their modules after `.to(form)`, on a CPU of x86."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[form]
+    norm = getattr(importlib.import_module(f"transformers.models.{module}"), kind)(576, eps=1e-6)
+    x, weight, _ = torch_rows(576)
+    norm.weight.data = torch.from_numpy(weight - np.float32(preset == "gemma3"))
+    norm = norm.to(dtype)
+    rows = torch.from_numpy(x).to(dtype)
+    with torch.no_grad():
+        want = norm(rows).float().numpy()
+    acc = Accumulator(f"hf-{preset}-{form}")
+
+    @jax.jit
+    def run(x, w):
+        gamma = acc.gamma(w, preset == "gemma3")
+        return acc.affine(acc.normalize(x, 1e-6), gamma, None, np.float32)
+
+    stored = norm.weight.detach().float().numpy()
+    assert same(run(rows.float().numpy(), stored), want).all()
+
+
+def torch_rows(d):
+    """Rows of three sizes, a weight and a bias."""
+    rng = np.random.default_rng(d)
+    x = rng.normal(0.2, 1, (300, d)) * rng.choice([1e-3, 1, 30], (300, 1))
+    return np.float32(x), np.float32(rng.normal(1, 0.3, d)), np.float32(rng.normal(0, 0.3, d))

@@ -49,7 +49,7 @@ def wrong_sums(got, x, text: str) -> int:
 FURTHER = {
     "sequential": ("fp8_e4m3", "e5m12"),
     "pairwise": ("fp16.saturate", "e5m12"),
-    "lanes3": ("fp8_e5m2", "e4m9.flush.saturate"),
+    "lanes3": ("fp16.truncate", "e4m9.flush.saturate"),
     "lanes64": ("fp16.flush", "e8m21"),
     "blocks4": ("fp8_e4m3", "e5m12"),
     "blocks100": ("fp8_e4m3.saturate", "e3m2"),

@@ -78,11 +78,14 @@ def rounded(x, to: FloatFormat) -> np.ndarray:
         if to.subnormals == "ieee":
             exponent = np.maximum(exponent, to.min_exponent)
         step = np.ldexp(1.0, exponent - to.mantissa)
-        r = np.where(np.isfinite(x), np.rint(x / step) * step, x)
+        whole = np.trunc if to.truncate else np.rint
+        r = np.where(np.isfinite(x), whole(x / step) * step, x)
         if to.subnormals == "flush":
             r = np.where(np.abs(r) < to.smallest_normal, np.copysign(0.0, r), r)
         if to.overflow == "saturate":
             return np.clip(r, -to.max, to.max)
+        if to.truncate:
+            return np.where(np.isfinite(r), np.clip(r, -to.max, to.max), r)
         beyond = np.nan if to.finite else np.copysign(np.inf, r)
         return np.where(np.abs(r) > to.max, beyond, r)
 
