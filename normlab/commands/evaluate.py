@@ -21,7 +21,7 @@ python -m evaluate show OUT ...                                tables of earlier
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate report OUT runs                             all of it as one page of HTML
 """
-VERBS = {"list": "listing", "figures": "figures", "report": "report"}
+VERBS = {"list": "listing", "golden": "golden", "figures": "figures", "report": "report"}
 """Each verb's module beside this one, read when it is asked for; others are functions."""
 
 
@@ -36,15 +36,12 @@ def perplexities(config: EvaluateConfig, asked: Sequence[str] = ()) -> None:
 
 def main() -> None:
     """What `python -m evaluate` and `normlab-evaluate` do."""
-    asked = verb({"show", "ranges", "golden", *VERBS})
+    asked = verb({"show", "ranges", *VERBS})
     if asked is None:
         launch("evaluate", EvaluateConfig, perplexities, EXAMPLES)
         return
     if asked == "ranges":
         launch("evaluate", EvaluateConfig, ranges.main, ranges.EXAMPLES)
-        return
-    if asked == "golden":
-        importlib.import_module("normlab.commands.golden").main()  # slow to import
         return
     with explained():
         if asked == "show":

@@ -18,7 +18,7 @@ from jax import Array
 
 from normlab.config import field, require
 from normlab.evaluation import reproduce
-from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.config import EvaluateConfig, TextConfig
 from normlab.evaluation.evaluator import Evaluator
 from normlab.evaluation.targets import targets
 from normlab.evaluation.texts import Texts
@@ -48,6 +48,7 @@ class GoldenConfig:
     run: str | None = field(None, "or a run directory that `python -m train` wrote")
     site: str | None = field(None, "whose norm; null: the one with the largest |x|")
     rows: int = field(256, "rows of text; the corner cases come on top")
+    data: TextConfig = field(TextConfig, "the text to be read")
     imports: tuple[str, ...] = field((), "your own files, [my_paths.py]: their datapaths are known")
     out: str | None = field(None, "directory for the vectors, which isn't there yet")
 
@@ -109,7 +110,7 @@ def described(path: Datapath) -> tuple[Datapath, list[str]]:
 
 def rows_of(config: GoldenConfig) -> tuple[Norm, np.ndarray]:
     """A norm and float32 rows [rows, d] that enter it in a float32 pass over text."""
-    asked = EvaluateConfig(pretrained=config.pretrained, run=config.run, precision=("fp32",))
+    asked = EvaluateConfig(pretrained=config.pretrained, run=config.run, data=config.data)
     target = targets(asked)[0]
     one = Evaluator(dataclasses.replace(asked, max_windows=1), target, Texts())
     length = one.windows.inputs.shape[1]

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from normlab.commands.groups import CONFIGS, register
 from normlab.config import build
 from normlab.evaluation.config import EvaluateConfig
-from normlab.evaluation.golden import GoldenConfig
 from normlab.training.config import TrainConfig
 from normlab.training.removal import RemoveConfig
 
@@ -24,7 +23,6 @@ SCHEMAS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "remove": RemoveConfig,
-    "golden": GoldenConfig,
 }
 
 
