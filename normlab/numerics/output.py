@@ -42,6 +42,11 @@ class Output:
     def _scaled(self) -> "re.Match[str] | None":
         return _WRITTEN.fullmatch(self.text)
 
+    @property
+    def format(self) -> str | None:
+        """The float format; None with a scale."""
+        return None if self._scaled else self.text
+
     def __call__(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """The values that the codes stand for, in float32."""
         written = self._scaled

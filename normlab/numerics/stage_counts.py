@@ -9,7 +9,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from normlab.numerics.datapath import Datapath
-from normlab.numerics.formats import FORMATS, FloatFormat, as_format
+from normlab.numerics.formats import FloatFormat, as_format
+from normlab.numerics.output import Output
 
 NEVER = 2**31 - 1
 """The first row of none."""
@@ -72,7 +73,7 @@ def stage_format(path: Datapath, stage: str) -> FloatFormat:
         case "root":
             name = path.root.format
         case "output":
-            name = path.output if (path.output or "").split(".")[-1] in FORMATS else None
+            name = Output(path.output or "fp32").format
         case _:
             name = getattr(path, stage)
     to = as_format(name or "fp32")

@@ -100,7 +100,7 @@ def test_a_directory_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     """And never over another."""
     from normlab.evaluation import golden
 
-    path, norm_x = datapaths["iron-bf16"], made(datapaths["iron-bf16"])[1]["x"]
+    path, norm_x = datapaths["onnx-fp16"], made(datapaths["onnx-fp16"])[1]["x"]
     kind = norms["rmsnorm"]
     norm = kind(D, Site("norm_in", "here"), kind.Config())
     monkeypatch.setattr(golden, "rows_of", lambda config: (norm, norm_x[:4]))

@@ -194,9 +194,9 @@ def _root(v, given):
 
 def left(y, output):
     """In the output's format, or in 8 bits with a scale for each part."""
-    if output is None or "." not in output:
+    code, _, part = (output or "").partition(".")
+    if not part.startswith(("tensor", "row", "block")):
         return held(y, output)
-    code, part = output.split(".")
     f, most = np.float32, {"int8": 127, "fp8_e4m3": 448, "fp8_e5m2": 57344}[code]
     size = int(part[5:]) if part.startswith("block") else y.shape[-1]
     parts = y.reshape(len(y), -1, size)
