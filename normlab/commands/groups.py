@@ -63,7 +63,12 @@ def _type_of(group: str, option: str) -> str:
 
 
 def groups(app: str) -> dict[str, str | None]:
-    """The groups that configs/{app}.yaml lets one choose from, and what is chosen of each."""
+    """The groups that configs/{app}.yaml lets one choose from, and what is chosen of each.
+
+    A verb without such a file has none.
+    """
+    if not (CONFIGS / f"{app}.yaml").exists():
+        return {}
     listed = yaml.safe_load((CONFIGS / f"{app}.yaml").read_text())["defaults"]
     entries = [pair for entry in listed if isinstance(entry, dict) for pair in entry.items()]
     return {name: chosen for name, chosen in entries if not name.startswith("override ")}

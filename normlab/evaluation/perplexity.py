@@ -343,7 +343,7 @@ def _scores(outs: Sequence[Out], windows: Windows, size: int) -> Scores:
         return jax.tree.map(lambda *batches: np.concatenate(batches)[:n], *parts)
 
     sites = {
-        site: RangeStats.of([out.observed[site] for out in outs], real, total)
+        site: RangeStats.of([out.observed[site] for out in outs], real, total, length)
         for site in outs[0].observed
     }
     nll, beside = joined([out.nll for out in outs]), joined([out.beside for out in outs])

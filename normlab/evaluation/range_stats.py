@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from normlab.numerics import RangeCounts
 from normlab.numerics.histogram import median, packed
+from normlab.numerics.stage_counts import NEVER, StageCounts
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class RangeStats:
         median_norm: its median over rows that are numbers, within 9 %; None where there are none.
         squares: histogram of ‖x‖², as `normlab.numerics.histogram.packed` writes it.
         sums: that of Σ, ‖x‖²/s².
+        stages: of a datapath, by stage: `max_abs`, the largest |value| that is finite; `overflowed`
+            rows with a value that isn't; `subnormal` values; `first`, [window, position] of the
+            first row that isn't finite, or None.
     """
 
     rows: int
@@ -52,10 +56,11 @@ class RangeStats:
     median_norm: float | None
     squares: Mapping[str, Any]
     sums: Mapping[str, Any]
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Sequence[RangeCounts], real: int, total: int) -> "RangeStats":
-        """Batches together; of `total` positions `real` are no padding."""
+    def of(cls, parts: Sequence[RangeCounts], real: int, total: int, length: int) -> "RangeStats":
+        """Batches together, windows of `length`; of `total` positions `real` are no padding."""
 
         def column(name: str) -> np.ndarray:
             return np.array([getattr(part, name) for part in parts])
@@ -73,7 +78,22 @@ class RangeStats:
             median_norm=None if middle is None else math.sqrt(middle),
             squares=packed(squares),
             sums=packed(sums),
+            stages={
+                name: _stage([part.stages[name] for part in parts], total // len(parts), length)
+                for name in parts[0].stages
+            },
         )
+
+
+def _stage(parts: Sequence[StageCounts], size: int, length: int) -> dict[str, Any]:
+    """A stage's batches of `size` positions together."""
+    lost = [i * size + int(part.first) for i, part in enumerate(parts) if part.first != NEVER]
+    return {
+        "max_abs": float(max(part.max_abs for part in parts)),
+        "overflowed": int(sum(int(part.overflowed) for part in parts)),
+        "subnormal": int(sum(int(part.subnormal) for part in parts)),
+        "first": list(divmod(lost[0], length)) if lost else None,
+    }
 
 
 _COUNTS = (

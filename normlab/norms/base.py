@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from normlab.config import field, require
 from normlab.norms.context import PLAIN, NormContext
 from normlab.norms.reference import Params, Rows
-from normlab.numerics import RangeCounts, RangeRecorder
+from normlab.numerics import Accumulator, RangeCounts, RangeRecorder
 from normlab.numerics.eps import EpsForm
 from normlab.registry import MethodCard, Registry
 
@@ -152,6 +152,12 @@ class Norm(nnx.Module):
         stored = self.weight[...]
         return 1.0 + stored if getattr(self.config, "one_plus", False) else stored
 
+    def gamma_in(self, acc: Accumulator) -> Float[Array, "..."] | None:
+        """`gamma` as a datapath makes it of the weight that is stored."""
+        if self.weight is None or not acc.datapath.makes_gamma:
+            return self.gamma()
+        return acc.gamma(self.weight[...], getattr(self.config, "one_plus", False))
+
     def beta(self) -> Float[Array, "..."] | None:
         """β, the bias that is added last; None without one."""
         return None if self.bias is None else self.bias[...]
@@ -161,7 +167,7 @@ class Norm(nnx.Module):
     ) -> Float[Array, "*batch d"]:
         """γ ⊙ y + β, each where the config has it, in the dtype of the rows `x` that came."""
         acc = context.acc if self.has_statistic else PLAIN.acc
-        return acc.affine(y, self.gamma(), self.beta(), x.dtype)
+        return acc.affine(y, self.gamma_in(acc), self.beta(), x.dtype)
 
     def counted(self, seen: RangeCounts) -> RangeCounts:
         """What of its range counts reaches an output: all of it, unless the type knows better."""

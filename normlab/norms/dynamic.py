@@ -87,7 +87,7 @@ class SeeDNorm(Norm):
         y = acc.normalize(x, self.config.eps)
         products = acc.widened(x) * self.direction[...]
         weight = self._along(products) * self.alpha[...]
-        constant = super().gamma()
+        constant = None if self.weight is None else acc.gamma(self.weight[...], one_plus=False)
         weight = weight if constant is None else weight + constant
         return acc.affine(y, weight, None, x.dtype)
 

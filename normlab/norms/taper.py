@@ -122,7 +122,7 @@ class TaperNorm(Norm):
         linear = wide * (self.factor() * gain_linear)
         y = jnp.where(gate > 0, y, 0.0)  # which may be no number where its sum overflowed
         acc = context.acc
-        normed = acc.weighted(y, self.gamma())
+        normed = acc.weighted(y, self.gamma_in(acc))
         mixed = acc.apart(gate * normed) + acc.apart((1.0 - gate) * linear)
         return acc.affine(mixed, None, None, x.dtype)
 
@@ -168,7 +168,7 @@ class TaperNorm(Norm):
 
     def counted(self, seen: RangeCounts) -> RangeCounts:
         """What was seen of the rows; of what the sums made of them nothing, if the gate is 0."""
-        rows = ("rows", "max_abs", "max_square", "squares", "sums")
+        rows = ("rows", "max_abs", "max_square", "squares", "sums", "stages")
         idle = dataclasses.replace(RangeCounts.nothing(), **{f: getattr(seen, f) for f in rows})
         return jax.tree.map(partial(jnp.where, self.gate[...] > 0), seen, idle)
 

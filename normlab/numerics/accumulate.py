@@ -9,9 +9,12 @@ from jax import Array
 from jaxtyping import Float
 
 from normlab.config import require
-from normlab.numerics.exact import no_contract, once
+from normlab.numerics.exact import divided, no_contract, once
 from normlab.numerics.formats import FloatFormat, as_format, rounded
+from normlab.numerics.orders import Order
 from normlab.numerics.precision import Precision
+
+FP64 = FloatFormat.parse("fp64")
 
 
 def accumulate(
@@ -63,6 +66,8 @@ def _float32_sum(terms: Array, mean: bool) -> Array:
 def _accumulate(
     x: Array, precision: Precision, square: bool, held: bool, tree: str | None
 ) -> Array:
+    if precision.format.is_float64:
+        return _wide(x * x if square else x, precision.summation, 1)[0]
     to = _adder(precision.format)
     terms = _parted(x * x if square else x, to)
     place = np.arange(x.shape[-1], dtype=np.uint32)
@@ -72,6 +77,10 @@ def _accumulate(
         terms = _parted(terms * (1.0 / x.shape[-1]), to)
         terms = rounded(terms, to, place + np.uint32(1 << 31))
     wide = to if tree is None else _adder(as_format(tree))
+    if wide.is_float64:
+        with jax.enable_x64(True):
+            total = precision.summation.sum(terms, to, wide).astype(jnp.float32)
+        return once(total)
     return once(precision.summation.sum(terms, to, wide))
 
 
@@ -80,6 +89,31 @@ def _straight_through(precision, square, held, tree, primals, tangents):
     (x,), (t,) = primals, tangents
     moved = 2.0 * x * t if square else t
     return _accumulate(x, precision, square, held, tree), _float32_sum(moved, precision.mean)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def wide_mean(
+    terms: Float[Array, "*batch d"], order: Order, share: float
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Σ in float64, and Σ over `share` (times it, where it is below 1), each rounded to float32.
+
+    Only this sum is float64, whatever JAX's own setting is. Derivatives are those of float32.
+    """
+    return _wide(terms, order, share)
+
+
+@wide_mean.defjvp
+def _wide_straight_through(order, share, primals, tangents):
+    total = _float32_sum(tangents[0], False)
+    return wide_mean(*primals, order, share), (total, total * share if share < 1 else total / share)
+
+
+def _wide(terms: Array, order: Order, share: float) -> tuple[Array, Array]:
+    with jax.enable_x64(True):
+        total = order.sum(terms.astype(jnp.float64), FP64)
+        mean = total * share if share < 1 else divided(total, jnp.float64(share))
+        rounded_once = total.astype(jnp.float32), mean.astype(jnp.float32)
+    return once(rounded_once[0]), once(rounded_once[1])
 
 
 def _adder(given: FloatFormat) -> FloatFormat:

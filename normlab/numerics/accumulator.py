@@ -1,20 +1,21 @@
 """The accumulator: what a norm is handed at call time, so that it obeys a precision."""
 
 import copy
-import functools
 from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import DTypeLike, Float
+from jaxtyping import Float
 
-from normlab.numerics.accumulate import accumulate, sum_of_squares, widened
+from normlab.numerics.accumulate import accumulate, sum_of_squares, wide_mean, widened
 from normlab.numerics.datapath import Datapath
 from normlab.numerics.eps import EpsForm
-from normlab.numerics.exact import divided, no_contract, order_after
+from normlab.numerics.exact import divided, fma, no_contract, order_after
 from normlab.numerics.formats import round_to
-from normlab.numerics.output import Output
 from normlab.numerics.presets import Arithmetic, arithmetic
+from normlab.numerics.refusal import DoesNotFit
+from normlab.numerics.row_stages import RowStages
+from normlab.numerics.welford import moments
 
 
 class Statistic(NamedTuple):
@@ -29,6 +30,7 @@ class Statistic(NamedTuple):
         centred: Σx was taken off first.
         power: 2, or 1 where sizes were summed.
         row: what the norm was given, where x is made of it.
+        middle: the mean that was taken off, [*batch, 1].
     """
 
     z: Array
@@ -39,9 +41,10 @@ class Statistic(NamedTuple):
     centred: bool
     power: int = 2
     row: Array | None = None
+    middle: Array | None = None
 
 
-class Accumulator:
+class Accumulator(RowStages):
     """How one norm accumulates, and by which static scale: a value, whose methods are functions.
 
     The one mechanism by which a norm obeys a precision. A norm is written as
@@ -85,8 +88,12 @@ class Accumulator:
         row: Float[Array, "*batch e"] | None = None,
     ) -> Float[Array, "*batch d"]:
         """The normalized row: `over_rms` of z and ms as `moments` gives them."""
-        z, mean_square = self.moments(x, center, first, row)
-        return self.over_rms(z, mean_square, eps, form)
+        found = self.statistic(x, center, first, row)
+        if self.datapath.fused and found.middle is not None:
+            root = self._root(found.mean, eps, form)
+            z, away = self._scaled(self.widened(x)), no_contract(-root * found.middle)
+            return self.product(fma(z, root, away))
+        return self.over_rms(found.z, found.mean, eps, form)
 
     def normalize_groups(
         self, x: Float[Array, "*batch d"], groups: int, eps: float
@@ -122,10 +129,6 @@ class Accumulator:
         root = self._root(mean_square, eps, form, divides)
         return self.product(divided(z, root) if divides else z * root)
 
-    def product(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Z · 1/rms, as the unit holds it."""
-        return self._held(y, self.datapath.product)
-
     def with_eps(
         self, mean_square: Float[Array, "*batch 1"], eps: Float[Array, "..."]
     ) -> Float[Array, "*batch 1"]:
@@ -137,42 +140,13 @@ class Accumulator:
     ) -> Array:
         """1/rms, or rms where the unit divides by it."""
         path, over = self.datapath, self.multiplier(mean_square.dtype)
-        held = functools.partial(self._held, to=path.eps)
+
+        def held(x: Array) -> Array:
+            return self.noted("eps", self._held(x, path.eps))
+
         mean_square = self.apart(mean_square)  # which may be a product
-        return EpsForm(form).inverse(mean_square, eps, over, held, path.root, divides)
-
-    def _held(self, x: Array, to: str | None) -> Array:
-        """A stage's result, in its format; in float32 a step of its own."""
-        return self.apart(x) if to is None else round_to(x, to)
-
-    def affine(
-        self,
-        y: Float[Array, "*batch d"],
-        weight: Float[Array, "..."] | None,
-        bias: Float[Array, "..."] | None,
-        dtype: DTypeLike,
-    ) -> Float[Array, "*batch d"]:
-        """γ ⊙ y + β, each where there is one, in `dtype`; float32 where that holds integers."""
-        path = self.datapath
-        y = self.weighted(y, weight)
-        if bias is not None:
-            y = self._held(y + self._held(bias, path.bias), path.bias)
-        y = self._leaves(y)
-        return y.astype(dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
-
-    def weighted(
-        self, y: Float[Array, "*batch d"], weight: Float[Array, "..."] | None
-    ) -> Float[Array, "*batch d"]:
-        """γ ⊙ y, where there is a γ, before it is cast to what leaves."""
-        path = self.datapath
-        if weight is None:
-            return y
-        y = self._leaves(y) if path.cast_first else y
-        return self._held(y * self._held(weight, path.weight), path.weight)
-
-    def _leaves(self, y: Array) -> Array:
-        path = self.datapath
-        return Output(path.output)(y) if path.output else self.apart(y)
+        found = EpsForm(form).inverse(mean_square, eps, over, held, path.root, divides)
+        return self.noted("root", found)
 
     def moments(
         self,
@@ -212,23 +186,39 @@ class Accumulator:
         x = self.widened(x)
         if power == 1:
             return self._sizes(x, center)
-        part = self._scaled(x)[..., :first]
+        part = self.noted("input", self._scaled(x))[..., :first]
+        if self.datapath.variance is not None:
+            return self._by_moments(x, part, center, first, row)
         if not center:
-            total = self._total(part)
-            z = self._scaled(self._after(total, x))
-            mean_square, summed = self._share(total, part), x[..., :first]
+            total, mean_square = self._means(self._mirrored(part), square=True)
+            z, summed = self._scaled(self._after(total, x)), self._mirrored(x[..., :first])
             return Statistic(z, mean_square, summed, (total,), total, False, row=row)
-        added = self._added(part, self.precision.input)
-        mean = self._share(added, part)
+        added, mean = self._means(part, square=False)
         again = self._scaled(self._after(mean, x))
         centred = self.held(again - mean)
         summed = again if self.precision.onepass else centred
-        squares = total = self._total(summed[..., :first])
+        squares, mean_square = self._means(summed[..., :first], square=True)
+        total = squares
         if self.precision.onepass:
             total = squares - self.apart(self.terms(part) * (mean * mean))
-        z = self.held(self._scaled(self._after(total, x)) - mean)
-        mean_square, summed = self._share(total, part), x[..., :first]
+            mean_square = self._share(total, part)
+        z, summed = self.held(self._scaled(self._after(total, x)) - mean), x[..., :first]
         return Statistic(z, mean_square, summed, (added, squares), total, True, row=row)
+
+    def _mirrored(self, x: Array) -> Array:
+        return jnp.concatenate([x, -x], axis=-1) if self.datapath.mirrored else x
+
+    def _by_moments(
+        self, x: Array, part: Array, center: bool, first: int | None, row: Array | None
+    ) -> Statistic:
+        """Mean and variance at once; a norm that doesn't centre has none."""
+        text = self.datapath.variance or ""
+        if not center:
+            raise DoesNotFit(f"variance = {text!r}: expected a norm that takes the mean off")
+        mean, variance = (self.noted("mean", m) for m in moments(part, text))
+        z, total = self._scaled(self._after(mean, x)) - mean, variance * part.shape[-1]
+        sums = (mean * part.shape[-1], total)
+        return Statistic(z, variance, x[..., :first], sums, total, True, row=row, middle=mean)
 
     def _sizes(self, x: Array, center: bool) -> Statistic:
         z = self._scaled(x)
@@ -263,6 +253,20 @@ class Accumulator:
     def _added(self, z: Array, held: bool = False) -> Array:
         return accumulate(z, self.precision, held, self.datapath.tree)[..., None]
 
+    def _means(self, z: Array, square: bool) -> tuple[Array, Array]:
+        """A sum (of squares), and its mean."""
+        path = self.datapath
+        if square:
+            self.noted("square", z)
+        if path.mean.wide:
+            terms = self._held(z * z, path.square) if square else z
+            found = wide_mean(terms, self.precision.summation, path.mean.share(z.shape[-1]))
+            total, mean = found[0][..., None], found[1][..., None]
+        else:
+            total = self._total(z) if square else self._added(z, self.precision.input)
+            mean = self._share(total, z)
+        return self.noted("sum", total), self.noted("mean", mean)
+
     def terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""
         return 1 if self.precision.mean else z.shape[-1]
@@ -283,10 +287,6 @@ class Accumulator:
     def _after(self, known: Array, x: Array) -> Array:
         """Have x once more rather than store what was made of it; XLA sees to plain fp32."""
         return x if self.datapath.plain else order_after(known, x)
-
-    def apart(self, x: Array) -> Array:
-        """Keep a step from being contracted with the next; plain fp32 is as XLA has it."""
-        return x if self.datapath.plain else no_contract(x)
 
     def multiplier(self, dtype: Any = jnp.float32) -> Array:
         """1/s. XLA makes it of a division by s anyway, so let it be seen."""

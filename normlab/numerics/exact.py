@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 
@@ -52,6 +53,24 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
+
+
+def fma(a: Array, b: Array | np.float32, c: Array) -> Array:
+    """a·b + c in float32 with one rounding, as a fused multiply-add has it.
+
+    The product is exact in float64; what its sum loses there is kept in the last bit (rounded to
+    odd), so that the rounding to float32 is the only one. Its derivative is that of float32.
+    """
+    given = (lax.stop_gradient(jnp.asarray(x, jnp.float32)) for x in (a, b, c))
+    with jax.enable_x64(True):
+        wide_a, wide_b, wide_c = (x.astype(jnp.float64) for x in given)
+        near, lost = two_sum(wide_a * wide_b, wide_c)
+        bits = lax.bitcast_convert_type(near, jnp.int64)
+        inward = (lost > 0) != (near > 0)
+        odd = lax.bitcast_convert_type((bits - inward) | 1, jnp.float64)
+        keep = jnp.isfinite(near) & (lost != 0)
+        found = jnp.where(keep, odd, near).astype(jnp.float32)
+    return sloped(found, a * b + c)
 
 
 def round_to_odd(total: Array, rest: Array) -> Array:

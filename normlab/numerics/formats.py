@@ -22,6 +22,7 @@ from normlab.numerics.exact import round_to_odd, sticky, two_sum
 from normlab.registry import choice, unknown
 
 FORMATS = {
+    "fp64": (11, 52, False),
     "fp32": (8, 23, False),
     "fp16": (5, 10, False),
     "bf16": (8, 7, False),
@@ -29,7 +30,7 @@ FORMATS = {
     "fp8_e5m2": (5, 2, False),
 }
 """Formats with a name: (exponent bits, mantissa bits, whether it has no infinities)."""
-FORMAT_OPTIONS = ("flush", "saturate", "stochasticSEED")
+FORMAT_OPTIONS = ("flush", "saturate", "truncate", "stochasticSEED")
 Place = Array | np.ndarray | int
 _FREE = re.compile(r"e([1-9])m(\d{1,2})")
 _SEEDED = re.compile(r"stochastic(\d+|\(\d+\))")  # stochastic7; stochastic(7) in old records
@@ -38,6 +39,8 @@ _SEEDED = re.compile(r"stochastic(\d+|\(\d+\))")  # stochastic7; stochastic(7) i
 @dataclasses.dataclass(frozen=True)
 class FloatFormat:
     """A binary floating-point format no wider than float32; rounds to nearest, ties to even.
+
+    And `fp64`, of a sum only: an accumulator that is wider than what enters it.
 
     `fp8_e4m3` is the format of the OCP 8-bit specification (arXiv:2209.05433): no infinities, its
     largest value is 448 and an overflow gives NaN. Every `eXmY` is IEEE-like: the top exponent is
@@ -51,19 +54,24 @@ class FloatFormat:
     subnormals: str = "ieee"  # or "flush": a result below the smallest normal is zero
     overflow: str = "inf"  # or "saturate": the largest finite value
     stochastic: int | None = None  # seed of stochastic rounding; None: to nearest even
+    truncate: bool = False  # toward zero: what doesn't fit is cut off
 
     def __post_init__(self):
-        """Refuse what float32 cannot hold."""
+        """Refuse what float32 cannot hold, but for float64 itself."""
+        if self.is_float64:
+            return
         require(2 <= self.exponent <= 8, f"exponent bits = {self.exponent}: expected 2 to 8")
         # Of a sum that float32 cannot hold, 21 bits can be got in one rounding and 22 cannot.
         held = self.mantissa in (*range(1, 22), 23)
         require(held, f"mantissa bits = {self.mantissa}: expected 1 to 21, or 23")
         choice("subnormal handling", self.subnormals, ("ieee", "flush"))
         choice("overflow handling", self.overflow, ("inf", "saturate"))
+        named = ["truncate"] * self.truncate + ["stochastic"] * (self.stochastic is not None)
+        require(len(named) < 2, f"{self.name}: expected truncate or stochastic, not both")
         require(
-            self.stochastic is None or self.mantissa != 23,
-            f"{self.name} with option stochastic: expected fewer mantissa bits than float32's 23, "
-            "of which nothing is cut off",
+            not named or self.mantissa != 23,
+            f"{self.name} with option {' '.join(named)}: expected fewer mantissa bits than "
+            "float32's 23, of which nothing is cut off",
         )
 
     @classmethod
@@ -76,12 +84,15 @@ class FloatFormat:
 
     def with_option(self, option: str) -> "FloatFormat":
         """The same format with `flush`, `saturate` or `stochasticSEED` added."""
+        require(not self.is_float64, f"fp64.{option}: expected fp64, which takes no options")
         if seeded := _SEEDED.fullmatch(option):
             return dataclasses.replace(self, stochastic=int(seeded[1].strip("()")))
         if option == "flush":
             return dataclasses.replace(self, subnormals="flush")
         if option == "saturate":
             return dataclasses.replace(self, overflow="saturate")
+        if option == "truncate":
+            return dataclasses.replace(self, truncate=True)
         raise unknown("option of a float format", option, FORMAT_OPTIONS)
 
     def __str__(self) -> str:
@@ -89,6 +100,7 @@ class FloatFormat:
         options = ["flush"] * (self.subnormals == "flush") + ["saturate"] * (
             self.overflow == "saturate"
         )
+        options += ["truncate"] * self.truncate
         if self.stochastic is not None:
             options.append(f"stochastic{self.stochastic}")
         return ".".join([self.name, *options])
@@ -121,7 +133,12 @@ class FloatFormat:
 
         Twice the precision and two bits are enough for that: 11 bits in float32's 24.
         """
-        return self.mantissa <= 10 or self.stochastic is not None
+        return (self.mantissa <= 10 and not self.truncate) or self.stochastic is not None
+
+    @property
+    def is_float64(self) -> bool:
+        """True of an accumulator in float64, whose sums are rounded to float32 once."""
+        return (self.exponent, self.mantissa) == FORMATS["fp64"][:2]
 
     @property
     def is_float32(self) -> bool:
@@ -136,6 +153,17 @@ def _named(name: str) -> FloatFormat:
     if free := _FREE.fullmatch(name):
         return FloatFormat(name, int(free[1]), int(free[2]))
     raise unknown("float format", name, [*FORMATS, "eXmY (X exponent bits, Y mantissa bits)"])
+
+
+def stage_format(given: "str | FloatFormat | None") -> FloatFormat:
+    """A format that float32 holds; None is float32 itself.
+
+    Raises:
+        ValueError: fp64, which is of a sum only.
+    """
+    to = as_format(given or "fp32")
+    require(not to.is_float64, "fp64: expected a format that float32 holds; fp64 is of `sum` only")
+    return to
 
 
 def as_format(given: "str | FloatFormat") -> FloatFormat:
@@ -177,7 +205,7 @@ def rounded(x: Array, to: FloatFormat, place: Place = 0) -> Array:
         place: tells apart the roundings of one computation, for stochastic rounding; broadcasts
             against x. What of it is known before the computation is best given in NumPy.
     """
-    if to.is_float32:
+    if to.is_float32 or to.is_float64:
         return x
     noise = _noise(x, to, place)
     r = _normal(x, to, noise)
@@ -190,7 +218,7 @@ def rounded(x: Array, to: FloatFormat, place: Place = 0) -> Array:
 
 def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Place = 0) -> Array:
     """Round(a + b) for a and b that are values of the format already: what one adder does."""
-    if to.mantissa == 23:
+    if to.mantissa >= 23:
         return rounded(a + b, to, place)
     total = a + b if to.held_in_float32 else sticky(*two_sum(a, b))
     r = _normal(total, to, _noise(total, to, place))
@@ -214,6 +242,8 @@ def _bounded(r: Array, to: FloatFormat) -> Array:
         return jnp.clip(r, -to.max, to.max)
     if to.exponent == 8 and not to.finite:  # float32 has overflowed by itself
         return r
+    if to.truncate:
+        return jnp.where(jnp.isfinite(r), jnp.clip(r, -to.max, to.max), r)
     beyond = jnp.nan if to.finite else jnp.copysign(jnp.inf, r)
     return jnp.where(jnp.abs(r) > to.max, beyond, r)
 
@@ -223,10 +253,10 @@ def _normal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
 
     That is up with the probability of the share that rounding down would cut off.
     """
-    if noise is None:
+    if noise is None and not to.truncate:
         return x if to.mantissa == 23 else lax.reduce_precision(x, 8, to.mantissa)
-    lost = 23 - to.mantissa
-    bits = lax.bitcast_convert_type(x, jnp.uint32) + (noise >> (32 - lost))
+    lost, bits = 23 - to.mantissa, lax.bitcast_convert_type(x, jnp.uint32)
+    bits = bits if noise is None else bits + (noise >> (32 - lost))
     r = lax.bitcast_convert_type(bits & jnp.uint32(0xFFFFFFFF << lost & 0xFFFFFFFF), jnp.float32)
     return jnp.where(jnp.isnan(x), x, r)
 
@@ -234,7 +264,9 @@ def _normal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
 def _subnormal(x: Array, to: FloatFormat, noise: Array | None) -> Array:
     """X rounded to a multiple of the smallest subnormal. XLA would undo (|x| + c) - c."""
     steps = jnp.abs(x) / to.smallest_subnormal  # exactly
-    if noise is None:
+    if to.truncate:
+        whole = jnp.floor(steps)
+    elif noise is None:
         whole = lax.round(steps, lax.RoundingMethod.TO_NEAREST_EVEN)
     else:
         share = (noise >> 8).astype(jnp.float32) * 2.0**-24

@@ -26,16 +26,23 @@ _LANES = 64  # accumulators of an exact sum, whose order cannot be seen
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """An order of summation: sequential, pairwise, lanesK, blocksK, cascadeK, exact_then_round."""
+    """An order of summation: sequential, pairwise, lanesK, blocksK, cascadeK, exact_then_round.
+
+    Or `tree_…`, an explicit tree in postfix: `tree_0_2_a_1_3_a_a` is (s₀ + s₂) + (s₁ + s₃), with
+    sᵢ the sums of every 4th term, as those of `lanes4`. A row of four elements has one in each.
+    """
 
     name: str
-    width: int | None = None  # the k of lanesK, blocksK and cascadeK
+    width: int | None = None  # the k of lanesK, blocksK and cascadeK, or the leaves of a tree
+    postfix: str | None = None  # of a tree: its leaves by number, and an `a` for each add
 
     def __post_init__(self):
         """Refuse an unknown name, a missing width and one too many."""
         if self.name not in SUMS:
             raise unknown("order of summation", self.name, ALL_ORDERS)
-        if self.name in _WIDE:
+        if self.name == "tree":
+            leaves(self.postfix or "")
+        elif self.name in _WIDE:
             require(
                 (self.width or 0) >= 1,
                 f"order {self}: expected {self.name}K with K ≥ 1, such as {self.name}8",
@@ -45,7 +52,10 @@ class Order:
 
     @classmethod
     def parse(cls, text: str) -> "Order":
-        """The order written `NAME` or `NAMEK`."""
+        """The order written `NAME`, `NAMEK` or `tree_POSTFIX`."""
+        name, _, postfix = text.partition("_")
+        if name == "tree":
+            return cls(name, leaves(postfix), postfix)
         if not (written := _WRITTEN.fullmatch(text)):
             raise unknown("order of summation", text, ALL_ORDERS)
         name = _RENAMED.get(written[1], written[1])
@@ -53,18 +63,36 @@ class Order:
 
     def __str__(self) -> str:
         """The string that `parse` reads."""
+        if self.name == "tree":
+            return f"tree_{self.postfix}"
         return self.name if self.width is None else f"{self.name}{self.width}"
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether it has strided sums, and a tree over them."""
+        return self.name in ("lanes", "tree")
+
+    def lanes(self, terms: Array, to: FloatFormat) -> Array:
+        """The K strided sums of `lanesK` or of a tree's leaves, [*batch, K]."""
+        return _strided(terms, to, self.width or 1)
+
+    def join(self, lanes: Array, to: FloatFormat) -> Array:
+        """The lanes added up by the order's tree."""
+        return _pairwise(lanes, to) if self.postfix is None else _joins(lanes, to, self.postfix)
 
     def sum(self, terms: Array, to: FloatFormat, tree: FloatFormat | None = None) -> Array:
         """Sum float32 values of the format over the last axis, in this order, in float32.
 
-        The sums of `lanesK` are added in the format `tree`, where it is another one.
+        The sums of `lanesK`, or a tree's leaves, are added in the format `tree`, where it is
+        another one. In fp64 the terms and the sum are float64.
         """
-        if tree not in (None, to):
-            return _pairwise(_strided(terms, to, self.width or 1), tree)
+        if tree is not None and tree != to:
+            lanes = self.lanes(terms, to)
+            return self.join(lanes.astype(jnp.float64) if tree.is_float64 else lanes, tree)
 
         def add(terms: Array, to: FloatFormat) -> Array:
-            return SUMS[self.name](terms, to, self.width or 1)
+            further = () if self.postfix is None else (self.postfix,)
+            return SUMS[self.name](terms, to, self.width or 1, *further)
 
         return _lifted(add, terms, to) if self._keeps_what_is_lost(to) else add(terms, to)
 
@@ -93,6 +121,40 @@ def _pairwise(terms: Array, to: FloatFormat, _: int = 1) -> Array:
 def _lanes(terms: Array, to: FloatFormat, k: int) -> Array:
     """Strided sequential sums, k of them, then pairwise: a SIMD unit."""
     return _pairwise(_strided(terms, to, k), to)
+
+
+def leaves(postfix: str) -> int:
+    """How many leaves a tree has, each number from 0 on once.
+
+    Raises:
+        ValueError: a text that is no tree.
+    """
+    parts, depth, found = postfix.split("_"), 0, list[int]()
+    for part in parts:
+        found += [int(part)] if part.isdecimal() else []
+        depth += 1 if part.isdecimal() else -1 if part == "a" and depth > 1 else -len(parts) - 1
+    require(
+        depth == 1 and sorted(found) == list(range(len(found))),
+        f"order tree_{postfix}: expected a tree in postfix with each of its leaves 0, 1, … once "
+        "and an `a` for each add, such as tree_0_2_a_1_3_a_a",
+    )
+    return len(found)
+
+
+def _tree(terms: Array, to: FloatFormat, k: int, postfix: str) -> Array:
+    """Strided sums, a leaf each, added as a tree in postfix says: any hardware's own tree."""
+    return _joins(_strided(terms, to, k), to, postfix)
+
+
+def _joins(lanes: Array, to: FloatFormat, postfix: str) -> Array:
+    stack: list[Array] = []
+    for part in postfix.split("_"):
+        if part == "a":
+            right, left = stack.pop(), stack.pop()
+            stack.append(rounded_sum(left, right, to, 1 << 24))
+        else:
+            stack.append(lanes[..., int(part)])
+    return stack[0]
 
 
 def _blocks(terms: Array, to: FloatFormat, k: int) -> Array:
@@ -151,7 +213,7 @@ def _levels(terms: Array, to: FloatFormat, k: int, step: int = 16, levels: int =
 
     What fills no block stays on its level; at the end the levels are added, the lowest first.
     """
-    left = [jnp.zeros((*terms.shape[:-1], k), jnp.float32)]
+    left = [jnp.zeros((*terms.shape[:-1], k), terms.dtype)]
     for level in range(levels):
         full = terms.shape[-1] // (k * step) if level < levels - 1 else 0
         if (rest := terms[..., full * k * step :]).shape[-1]:
@@ -163,17 +225,19 @@ def _levels(terms: Array, to: FloatFormat, k: int, step: int = 16, levels: int =
     return functools.reduce(lambda a, b: rounded_sum(a, b, to), left)
 
 
-SUMS: dict[str, Callable[[Array, FloatFormat, int], Array]] = {
+SUMS: dict[str, Callable[..., Array]] = {
     "sequential": _sequential,
     "pairwise": _pairwise,
     "lanes": _lanes,
     "blocks": _blocks,
     "cascade": _cascade,
     "exact_then_round": _exact_then_round,
+    "tree": _tree,
 }
-"""Each order of summation by name: (terms, format, width) → their sum."""
+"""Each order of summation by name: (terms, format, width[, postfix]) → their sum."""
 _WIDE = ("lanes", "blocks", "cascade")
-ALL_ORDERS = tuple(f"{name}K" if name in _WIDE else name for name in SUMS)
+_SHOWN = {name: f"{name}K" for name in _WIDE} | {"tree": "tree_POSTFIX"}
+ALL_ORDERS = tuple(_SHOWN.get(name, name) for name in SUMS)
 
 
 def _padded(terms: Array, multiple: int) -> Array:
@@ -195,7 +259,7 @@ def _strided(terms: Array, to: FloatFormat, k: int) -> Array:
     def add(total, piece, index):
         return rounded_sum(total, piece, to, index.astype(jnp.uint32) * k + lane)
 
-    return _fold(add, jnp.zeros((*terms.shape[:-1], k), jnp.float32), terms, k)
+    return _fold(add, jnp.zeros((*terms.shape[:-1], k), terms.dtype), terms, k)
 
 
 def _fold(step: Callable, carry: Any, terms: Any, k: int) -> Any:

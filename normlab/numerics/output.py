@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from normlab.numerics.exact import divided, no_contract, sloped
-from normlab.numerics.formats import FORMATS, as_format, round_to
+from normlab.numerics.formats import FORMATS, as_format, round_to, stage_format
 from normlab.numerics.refusal import DoesNotFit
 from normlab.registry import UnknownNameError, unknown
 
@@ -33,7 +33,7 @@ class Output:
         if self._scaled:
             return
         try:
-            as_format(self.text)
+            stage_format(self.text)
         except UnknownNameError:
             scaled = (f"{code}.{part}" for code in _CODES for part in ("tensor", "row", "blockN"))
             raise unknown("output", self.text, [*FORMATS, *scaled]) from None
@@ -41,6 +41,11 @@ class Output:
     @property
     def _scaled(self) -> "re.Match[str] | None":
         return _WRITTEN.fullmatch(self.text)
+
+    @property
+    def format(self) -> str | None:
+        """The float format; None with a scale."""
+        return None if self._scaled else self.text
 
     def __call__(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """The values that the codes stand for, in float32."""

@@ -9,6 +9,8 @@ from normlab.registry import choice
 
 FP32 = FloatFormat.parse("fp32")
 DEFAULT_ORDER = Order("pairwise")
+_OF_HALVES = ("blocks", "exact_then_round")
+"""Orders that add exactly before they round: float64 holds no exact sum of float32 squares."""
 _STATISTIC = ("onepass", "input", "mean")
 _OF_FORMAT = tuple(option.removesuffix("SEED") for option in FORMAT_OPTIONS)
 
@@ -25,6 +27,15 @@ class Precision:
     onepass: bool = False  # LayerNorm's variance as Σx²/d - μ² instead of Σ(x-μ)²/d
     input: bool = False  # the row that enters the norm is rounded to the format too
     mean: bool = False  # each term is divided by d before it is added
+
+    def __post_init__(self) -> None:
+        """Refuse what a float64 accumulator has not."""
+        if self.format.is_float64:
+            require(
+                self.summation.name not in _OF_HALVES and not self.mean and not self.onepass,
+                f"{self}: expected fp64 with no option but input, in one of the orders sequential, "
+                "pairwise, lanesK, cascadeK, tree_POSTFIX",
+            )
 
     @classmethod
     def parse(cls, text: "str | Precision") -> "Precision":

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.formats import FloatFormat
 from normlab.numerics.histogram import BINS, histogram
+from normlab.numerics.stage_counts import StageCounts
 
 _LARGEST = ("max_abs", "max_square")
 
@@ -43,6 +44,8 @@ class RangeCounts:
     max_square: Float[Array, ""]  # largest ‖x‖² (‖x − μ‖² if centred), whatever is summed of x
     squares: Int[Array, " bins"]  # histogram of ‖x‖² (‖x − μ‖²)
     sums: Int[Array, " bins"]  # histogram of Σ
+    stages: dict[str, StageCounts] = dataclasses.field(default_factory=dict)
+    """Of a datapath's stages by name; empty of a precision."""
 
     @classmethod
     def nothing(cls) -> "RangeCounts":
@@ -50,6 +53,7 @@ class RangeCounts:
         made = {
             f.name: jnp.float32(0) if f.name in ("error", *_LARGEST) else jnp.int32(0)
             for f in dataclasses.fields(cls)
+            if f.name != "stages"
         }
         none = jnp.zeros(BINS, jnp.int32)
         return cls(**(made | {"squares": none, "sums": none}))
@@ -57,10 +61,10 @@ class RangeCounts:
     def __add__(self, other: "RangeCounts") -> "RangeCounts":
         """Both together: counts and sums added, maxima taken."""
         made = {}
-        for f in dataclasses.fields(self):
+        for f in (f for f in dataclasses.fields(self) if f.name != "stages"):
             merge = jnp.maximum if f.name in _LARGEST else jnp.add
             made[f.name] = merge(getattr(self, f.name), getattr(other, f.name))
-        return RangeCounts(**made)
+        return RangeCounts(**made, stages=_merged(self.stages, other.stages))
 
     @classmethod
     def of_rows(
@@ -137,6 +141,11 @@ class RangeCounts:
     def with_input(self, x: Float[Array, "*batch d"], to: FloatFormat) -> "RangeCounts":
         """The same, of a norm that was given x, which `to` has to hold; NaN is outside."""
         return dataclasses.replace(self, outside=count(~(jnp.abs(x) <= to.max)))
+
+
+def _merged(a: dict[str, StageCounts], b: dict[str, StageCounts]) -> dict[str, StageCounts]:
+    both = {name: a[name] + b[name] for name in a if name in b}
+    return a | b | both
 
 
 def smallest(to: FloatFormat) -> float:

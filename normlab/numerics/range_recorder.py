@@ -8,8 +8,9 @@ from jax import Array
 
 from normlab.numerics.accumulator import Accumulator, Statistic
 from normlab.numerics.eps import EpsForm
-from normlab.numerics.formats import as_format
+from normlab.numerics.formats import as_format, round_to
 from normlab.numerics.range_counts import RangeCounts
+from normlab.numerics.stage_counts import StageCounts, stage_format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,22 @@ class RangeRecorder(Accumulator):
     def __init__(self, *given: Any, **named: Any):
         super().__init__(*given, **named)
         self.seen: list[_Seen] = []  # shared with what `scaled_by` makes
+        self.stages: dict[str, StageCounts] = {}
+        self._rows: list[tuple[Array, tuple[int, ...]]] = []  # where not of zeros; their shape
+
+    def noted(self, stage: str, x: Array) -> Array:
+        """`x`; of a datapath its largest value is kept, and which rows left the format."""
+        if not self.datapath.stages:
+            return x
+        if stage == "input":
+            self._rows[:] = [(jnp.any(x != 0, axis=-1, keepdims=True), x.shape)]
+        to = stage_format(self.datapath, stage)
+        held = round_to(self.apart(x * x), to) if stage == "square" else x
+        if self._rows and held.shape[:-1] == self._rows[0][1][:-1]:
+            counts = StageCounts.of(held, self._rows[0][0], to, self._rows[0][1])
+            before = self.stages.get(stage)
+            self.stages[stage] = counts if before is None else before + counts
+        return x
 
     def statistic(self, *given: Any, **named: Any) -> Statistic:
         """As it is, and noted."""
@@ -52,7 +69,7 @@ class RangeRecorder(Accumulator):
         found = RangeCounts.nothing()
         for seen in self.seen:
             found = found + _counts(seen)
-        return found
+        return dataclasses.replace(found, stages=dict(self.stages))
 
 
 def _counts(seen: _Seen) -> RangeCounts:

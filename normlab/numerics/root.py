@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from normlab.config import field, require
 from normlab.numerics.exact import no_contract, sloped
-from normlab.numerics.formats import as_format, round_to
+from normlab.numerics.formats import round_to, stage_format
 from normlab.registry import choice
 
 GUESSED = ("table", "magic")
@@ -41,7 +41,7 @@ class Root:
 
     def __post_init__(self) -> None:
         choice("kind of root", self.kind, KINDS)
-        as_format(self.format or "fp32")
+        stage_format(self.format)
         require(
             self.entries >= 2 and self.entries & (self.entries - 1) == 0,
             f"root.entries = {self.entries}: expected a power of two ≥ 2, such as 64",

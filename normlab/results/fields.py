@@ -161,8 +161,8 @@ class Ranges:
         underflow_error_rows: of them, whose exact sum is below the smallest normal.
         outside_elements: elements of norms' inputs beyond the largest value of the format that
             the column holds them in.
-        sites: by site a `normlab.evaluation.range_stats.RangeStats`, and its `scale` (a number, or
-            [heads, 1]) where a rule gave it one.
+        sites: by site a `normlab.evaluation.range_stats.RangeStats`, with every stage's of a
+            datapath, and its `scale` (a number, or [heads, 1]) where a rule gave it one.
     """
 
     rows: int | None = None

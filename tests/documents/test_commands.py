@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 import yaml
 
-from normlab.commands import evaluate
+from normlab.commands import evaluate, golden
 from normlab.commands.groups import CONFIGS
 from tests.support.command_line import SCHEMAS, composed, documented, evaluation, sweep
 
@@ -43,6 +43,8 @@ def test_its_fields_are_there_and_take_its_values(command):
     given = [a.replace("=N", "=4").replace("mediannorm", "layernorm") for a in given]
     if verb == "ranges":
         evaluation(*given)
+    elif verb == "golden":
+        golden.told(given)
     elif verb is not None:
         assert verb in VERBS[app]
         composed(verb, *given) if verb in SCHEMAS else None

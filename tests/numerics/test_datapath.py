@@ -1,6 +1,7 @@
 """Datapaths: every stage of a norm unit against loops in NumPy, bit for bit."""
 
 import dataclasses
+import importlib
 from functools import partial
 
 import jax
@@ -38,12 +39,23 @@ STAGES = {
     "input": {"input": "bf16"},
     "square": {"square": "fp16"},
     "tree": {"sum": "fp16:lanes4", "tree": "fp32"},
+    "float64 tree": {"sum": "fp32:lanes4", "tree": "fp64"},
+    "explicit tree": {"sum": "fp16:tree_0_2_a_1_3_a_a"},
+    "float64": {"sum": "fp64:sequential"},
+    "float64 mean": {"sum": "fp64:lanes4", "mean": Mean("divide", "fp64")},
+    "float64 mean, a product": {"sum": "fp64", "mean": Mean("reciprocal", "fp64")},
     "lanes": {"sum": "fp16:lanes16"},
     "divided": {"mean": Mean("divide", "fp16")},
     "reciprocal": {"mean": Mean("reciprocal", "bf16")},
     "eps": {"eps": "fp16"},
     "product": {"product": "bf16"},
+    "cut off": {"product": "bf16.truncate", "output": "fp16.truncate"},
     "weight": {"weight": "bf16"},
+    "mirrored": {"sum": "fp16:pairwise", "mirrored": True},
+    "row moments": {"variance": "welford8x2", "fused": True},
+    "row moments in lanes": {"variance": "welford4", "product": "fp16"},
+    "stored": {"stored": "bf16"},
+    "one plus": {"stored": "bf16", "one_plus": "fp16"},
     "bias": {"bias": "fp16"},
     "output": {"output": "fp16"},
     "cast first": {"output": "bf16", "weight": "bf16", "cast_first": True},
@@ -65,14 +77,15 @@ WEIGHT = np.float32(np.random.default_rng(1).normal(1, 0.5, D))
 BIAS = np.float32(np.random.default_rng(2).normal(0, 0.5, D))
 
 
-def paths():
+def paths(center=False):
     """Each stage alone, and every preset; a sum in XLA's own order is given a written one."""
     base = {"sum": "fp32:sequential", "root": Root("sqrt")}
     given = {name: Datapath(**base | said) for name, said in ALONE.items()}
-    presets = {name: datapaths[name] for name in datapaths}
-    return given | {
+    given |= {name: datapaths[name] for name in datapaths}
+    return {
         name: dataclasses.replace(path, sum="fp32:lanes8") if path.sum == "fp32" else path
-        for name, path in presets.items()
+        for name, path in given.items()
+        if center or path.variance is None
     }
 
 
@@ -80,12 +93,14 @@ def normed(path, x, weight=WEIGHT, bias=BIAS, scale=1.0, eps=1e-5, center=False)
     """As a norm calls it."""
     acc = Accumulator(path, scale)
     y = acc.normalize(x, eps, center=center)
+    if acc.datapath.makes_gamma:
+        weight = acc.gamma(weight, acc.datapath.one_plus is not None)
     return acc.affine(y, weight, bias, np.float32)
 
 
 def compare(made, x, **more):
     """Each path's rows with those of the loops."""
-    for (name, path), y in zip(paths().items(), made, strict=True):
+    for (name, path), y in zip(paths(more.get("center")).items(), made, strict=True):
         wrong = ~same(y, reference.unit(x, path, WEIGHT[: x.shape[1]], BIAS[: x.shape[1]], **more))
         assert not wrong.any(), (name, sorted(set(np.argwhere(wrong)[:, 0])))
 
@@ -99,7 +114,7 @@ def test_every_stage_alone_and_every_preset_against_loops():
 @pytest.mark.system
 def test_a_mean_goes_through_the_same_stages():
     x = rows() + np.float32(0.5)
-    made = jax.jit(lambda x: [normed(p, x, center=True) for p in paths().values()])(x)
+    made = jax.jit(lambda x: [normed(p, x, center=True) for p in paths(True).values()])(x)
     compare(made, x, center=True)
 
 
@@ -141,7 +156,7 @@ def test_a_columns_name_may_be_a_datapaths():
     ("said", "message"),
     [
         ({"inputs": "fp16"}, "unknown key of the config 'inputs'. Did you mean 'input'"),
-        ({"product": "fp61"}, "unknown float format 'fp61'. Did you mean 'fp16'"),
+        ({"product": "fp17"}, "unknown float format 'fp17'. Did you mean 'fp16'"),
         ({"output": "int8"}, "unknown output 'int8'. Did you mean 'int8.row'"),
         ({"root": {"kind": "tables"}}, "unknown kind of root 'tables'. Did you mean 'table'"),
         ({"root": {"kind": "sqrt", "newton": 1}}, "root.newton = 1: expected 0 for kind 'sqrt'"),
@@ -149,6 +164,13 @@ def test_a_columns_name_may_be_a_datapaths():
         ({"root": {"interpolate": True}}, "root.interpolate = True: expected kind 'table', not"),
         ({"output": "int8.block0"}, "unknown output 'int8.block0'. Did you mean 'int8.blockN'"),
         ({"output": "fp8_e4m3.rows"}, "unknown output .* Did you mean 'fp8_e4m3.row'"),
+        ({"eps": "fp64"}, "fp64: expected a format that float32 holds; fp64 is of `sum` only"),
+        ({"mean": {"format": "fp64"}}, "mean.format = 'fp64' beside sum = 'fp32': expected a sum"),
+        ({"sum": "fp64.flush"}, "fp64.flush: expected fp64, which takes no options"),
+        ({"sum": "fp64:blocks4"}, "expected fp64 with no option but input, in one of the orders"),
+        ({"sum": "fp16:tree_0_2_a"}, "order tree_0_2_a: expected a tree in postfix"),
+        ({"variance": "welford"}, "variance = 'welford': expected welfordK or welfordKx2"),
+        ({"fused": True}, "fused = True: expected a variance beside it"),
         ({"cast_first": True}, "cast_first = True: expected an output beside it"),
         ({"sum": "fp16", "tree": "fp32"}, "tree = 'fp32' beside the order pairwise: expected"),
     ],
@@ -240,24 +262,66 @@ def test_derivatives_are_those_of_float32():
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("d", [5, 576, 4096])
+@pytest.mark.parametrize("d", [5, 100, 576, 4096])
 @pytest.mark.parametrize("form", ["bf16", "fp16"])
 def test_pytorchs_norms_bit_for_bit(form, d):
-    """Their own modules' arithmetic on a CPU of x86; elsewhere the sum's order is another."""
+    """On a CPU of x86; elsewhere the sum's order is another, that of layer_norm on AVX-512 too."""
     torch = pytest.importorskip("torch")
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[form]
-    rng = np.random.default_rng(d)
-    x, weight = (
-        rng.normal(size=(300, d)) * rng.choice([1e-3, 1, 30], (300, 1)),
-        rng.normal(1, 0.3, d),
-    )
-    x, weight = (torch.from_numpy(np.float32(part)).to(kind) for part in (x, weight))
+    kind, norm = {"bf16": torch.bfloat16, "fp16": torch.float16}[form], torch.nn.functional
+    x, weight, bias = (torch.from_numpy(part).to(kind) for part in torch_rows(d))
     row = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
-    expected = {
+    wanted = {
         f"hf-llama-{form}": weight * row.to(kind),
-        f"hf-olmo2-{form}": torch.nn.functional.rms_norm(x, (d,), weight, 1e-6),
+        f"hf-olmo2-{form}": norm.rms_norm(x, (d,), weight, 1e-6),
+        f"hf-gemma3-{form}": (row * weight.float()).to(kind),
     }
-    assert torch.equal(expected[f"hf-olmo2-{form}"], (weight * row).to(kind))
-    for name, want in expected.items():
-        run = jax.jit(lambda x, w, n=name: normed(n, x, w, None, eps=1e-6))
-        assert same(run(x.float().numpy(), weight.float().numpy()), want.float().numpy()).all()
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        wanted[f"torch-layernorm-{form}"] = norm.layer_norm(x, (d,), weight, bias, 1e-6)
+    x, weight, bias = (part.float().numpy() for part in (x, weight, bias))
+    for name, want in wanted.items():
+        beta = bias if "layernorm" in name else None
+        run = jax.jit(lambda x, w, b, n=name: normed(n, x, w, b, eps=1e-6, center=b is not None))
+        assert same(run(x, weight, beta), want.float().numpy()).all(), name
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("form", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("preset", "module", "kind"),
+    [
+        ("llama", "llama.modeling_llama", "LlamaRMSNorm"),
+        ("llama", "qwen2.modeling_qwen2", "Qwen2RMSNorm"),
+        ("llama", "qwen3.modeling_qwen3", "Qwen3RMSNorm"),
+        ("llama", "t5.modeling_t5", "T5LayerNorm"),
+        ("gemma3", "gemma3.modeling_gemma3", "Gemma3RMSNorm"),
+        ("olmo2", "olmo2.modeling_olmo2", "Olmo2RMSNorm"),
+    ],
+)
+def test_norms_of_transformers_bit_for_bit(preset, module, kind, form):
+    """Their modules after `.to(form)`, on a CPU of x86."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[form]
+    norm = getattr(importlib.import_module(f"transformers.models.{module}"), kind)(576, eps=1e-6)
+    x, weight, _ = torch_rows(576)
+    norm.weight.data = torch.from_numpy(weight - np.float32(preset == "gemma3"))
+    norm = norm.to(dtype)
+    rows = torch.from_numpy(x).to(dtype)
+    with torch.no_grad():
+        want = norm(rows).float().numpy()
+    acc = Accumulator(f"hf-{preset}-{form}")
+
+    @jax.jit
+    def run(x, w):
+        gamma = acc.gamma(w, preset == "gemma3")
+        return acc.affine(acc.normalize(x, 1e-6), gamma, None, np.float32)
+
+    stored = norm.weight.detach().float().numpy()
+    assert same(run(rows.float().numpy(), stored), want).all()
+
+
+def torch_rows(d):
+    """Rows of three sizes, a weight and a bias."""
+    rng = np.random.default_rng(d)
+    x = rng.normal(0.2, 1, (300, d)) * rng.choice([1e-3, 1, 30], (300, 1))
+    return np.float32(x), np.float32(rng.normal(1, 0.3, d)), np.float32(rng.normal(0, 0.3, d))

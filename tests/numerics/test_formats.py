@@ -207,7 +207,7 @@ def test_strings_round_trip(text):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("fp61", "Did you mean 'fp16'"),
+        ("fp17", "Did you mean 'fp16'"),
         ("fp16.flash", "Did you mean 'flush'"),
         ("fp16.stochastic", r"Did you mean 'stochasticSEED'"),
         ("e9m3", "exponent bits = 9: expected 2 to 8"),

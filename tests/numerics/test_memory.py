@@ -11,7 +11,7 @@ import pytest
 from normlab.numerics import Accumulator
 from normlab.numerics.orders import ALL_ORDERS
 
-ORDERS = [o.replace("K", "16") for o in ALL_ORDERS]
+ORDERS = [o.replace("K", "16").replace("POSTFIX", "0_1_a") for o in ALL_ORDERS]
 ROWS, D = 256, 768
 
 

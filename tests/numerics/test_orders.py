@@ -49,12 +49,13 @@ def wrong_sums(got, x, text: str) -> int:
 FURTHER = {
     "sequential": ("fp8_e4m3", "e5m12"),
     "pairwise": ("fp16.saturate", "e5m12"),
-    "lanes3": ("fp8_e5m2", "e4m9.flush.saturate"),
+    "lanes3": ("fp16.truncate", "e4m9.flush.saturate"),
     "lanes64": ("fp16.flush", "e8m21"),
     "blocks4": ("fp8_e4m3", "e5m12"),
     "blocks100": ("fp8_e4m3.saturate", "e3m2"),
     "cascade8": ("fp16.flush", "e5m12"),
     "exact_then_round": ("fp16.flush", "e5m14"),
+    "tree_1_0_2_a_a": ("fp8_e4m3", "e5m12"),
 }
 """Formats of one order, beside those of all. A sum of more than 10 bits is no float32."""
 BESIDE = ("fp16", "bf16", "fp32")

@@ -29,6 +29,7 @@ ORDERS = (
     "blocks100",
     "cascade8",
     "exact_then_round",
+    "tree_1_0_2_a_a",
 )
 
 
@@ -69,17 +70,22 @@ def cast(x, name: str) -> np.ndarray:
 
 def rounded(x, to: FloatFormat) -> np.ndarray:
     """X (float64, exact) rounded once to any format, to nearest even, in float64."""
+    if to.is_float64:
+        return np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
         x = np.asarray(x, np.float64)
         exponent = np.frexp(x)[1] - 1
         if to.subnormals == "ieee":
             exponent = np.maximum(exponent, to.min_exponent)
         step = np.ldexp(1.0, exponent - to.mantissa)
-        r = np.where(np.isfinite(x), np.rint(x / step) * step, x)
+        whole = np.trunc if to.truncate else np.rint
+        r = np.where(np.isfinite(x), whole(x / step) * step, x)
         if to.subnormals == "flush":
             r = np.where(np.abs(r) < to.smallest_normal, np.copysign(0.0, r), r)
         if to.overflow == "saturate":
             return np.clip(r, -to.max, to.max)
+        if to.truncate:
+            return np.where(np.isfinite(r), np.clip(r, -to.max, to.max), r)
         beyond = np.nan if to.finite else np.copysign(np.inf, r)
         return np.where(np.abs(r) > to.max, beyond, r)
 
@@ -116,7 +122,22 @@ def summed(terms, precision: Precision) -> np.ndarray:
         return cascaded(np.moveaxis(terms, -1, 0), k, to)
     padded = np.pad(terms, [(0, 0)] * (terms.ndim - 1) + [(0, -terms.shape[-1] % k)])
     pieces = np.moveaxis(padded.reshape(*terms.shape[:-1], -1, k), -2, 0)
+    if order.name == "tree":
+        return explicit(left_to_right(pieces), order.postfix, to)
     return tree(left_to_right(pieces)) if order.name == "lanes" else left_to_right(pieces.sum(-1))
+
+
+def explicit(lanes, postfix, to):
+    """A tree in postfix over the lanes."""
+    stack = []
+    for part in postfix.split("_"):
+        if part == "a":
+            right, left = stack.pop(), stack.pop()
+            with np.errstate(all="ignore"):
+                stack.append(rounded(left + right, to))
+        else:
+            stack.append(lanes[..., int(part)])
+    return stack[0]
 
 
 def cascaded(terms, k, to):

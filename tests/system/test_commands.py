@@ -70,6 +70,9 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         flags = [*flags[:-1], "HOME/out"]
     elif verb == "report":
         flags = ["report", "HOME/out", "HOME/run", "--out", "HOME/report.html"]
+    elif verb == "golden":
+        given |= {"pretrained": "hf:HOME/hf", "rows": "8", "data.corpus": "embedded"}
+        given |= {"out": f"HOME/golden/{given['datapath']}"}
     elif verb == "remove":
         given |= {"run": "HOME/run", "steps": 1, "out": "HOME/removed"}
     last = sorted(given, key=lambda name: (name == "precision", name))
