@@ -1,4 +1,4 @@
-"""`python -m evaluate [list|show|ranges|figures|report]`: perplexities, and what is made of it."""
+"""`python -m evaluate [list|show|ranges|figures|report|probe]`: perplexities, and what is made of it."""
 
 import importlib
 import sys
@@ -15,12 +15,13 @@ python -m evaluate run=runs/dyt-peri-HASH precision=[fp32,bf16:sequential,fp8_e5
 python -m evaluate pretrained=smollm2-135m max_windows=20      a pretrained model, fetched by pip
 python -m evaluate pretrained=hf:DIR transform=[none,fold]     a folder of safetensors, rewritten
 python -m evaluate ranges pretrained=NAME                       where it leaves FP16, and the cure
+python -m evaluate probe MODULE:NAME dtype=bfloat16             which arithmetic a kernel has
 python -m evaluate list                                        every name there is, with a line
 python -m evaluate show OUT ...                                tables of earlier calls again
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate report OUT runs                             all of it as one page of HTML
 """
-VERBS = {"list": "listing", "figures": "figures", "report": "report"}
+VERBS = {"list": "listing", "figures": "figures", "report": "report", "probe": "probe"}
 """Each verb's module beside this one, read when it is asked for; others are functions."""
 
 

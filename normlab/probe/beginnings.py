@@ -24,7 +24,6 @@ from normlab.probe.stages import (
     rooted,
     roots,
     sums,
-    tails,
     totals,
 )
 
@@ -33,16 +32,15 @@ Total = tuple[str | None, str, str]
 Explained = tuple[Total, Front, Tail]
 
 
-def beginnings(observed: Observed, seen: Seen, d: int) -> list[Explained]:
+def beginnings(observed: Observed, seen: Seen, ends: list[Tail], d: int) -> list[Explained]:
     """All that explains most rows whose sum needs no order.
 
     Every sum of such rows is known but for its rounding. From it each front makes a number for each
-    row, and each tail says which numbers the row's outputs allow.
+    row, and each tail, of those in `ends`, says which numbers the row's outputs allow.
     """
     x = held_input(observed, seen.x)
     columns = np.argsort(x == 0, axis=-1, kind="stable")[:, : READ + 2]
     x, weight, y = (np.take_along_axis(part, columns, -1) for part in (x, seen.weight, seen.y))
-    ends = tails(list(observed.outputs))
     allowed = {
         (tail, divides): interval(x, weight, y, tail, divides)
         for tail, divides in product(ends, (False, True))
@@ -70,6 +68,8 @@ def two_terms(x: np.ndarray, input: str | None) -> dict[Total, np.ndarray]:
     two = np.take_along_axis(x, columns, -1)
     found = {}
     for square, form in product(FORMATS, ("fp32", "fp16", "bf16")):
+        if square == form:
+            continue  # the adder rounds its terms anyway
         for tree in (form,) if form == "fp32" else (form, "fp32"):
             given = Sum(square, f"{form}:pairwise")
             if tree != form:

@@ -10,6 +10,7 @@ from normlab.numerics.eps import EpsForm
 from normlab.probe.explain import Arithmetic, Rows
 from normlab.probe.kernel import Seen
 from normlab.probe.observe import Observed, same
+from normlab.probe.shrink import shrunk
 
 if TYPE_CHECKING:
     from normlab.probe.search import Search
@@ -38,6 +39,9 @@ class Finding:
         observed: what was seen directly.
         left: the arithmetics, the plainest first; each predicts as many rows as the others.
         random, adversarial: rows that they predict.
+        rows: what the kernel was asked for in all.
+        differs: the smallest row that the first of them predicts wrongly; None: there was none.
+        predicted: what it predicts of that row.
     """
 
     kernel: str
@@ -47,6 +51,9 @@ class Finding:
     left: tuple[Arithmetic, ...]
     random: Share
     adversarial: Share
+    rows: int
+    differs: Seen | None
+    predicted: np.ndarray | None
 
     @property
     def exact(self) -> bool:
@@ -63,12 +70,21 @@ def finding(search: "Search", left: list[Arithmetic]) -> Finding:
     """Try what is left on rows of another draw."""
     random, adversarial = tests(search)
     left = predicted_best(search.observed, left, [random, adversarial])
-    shares = [exact(search.observed, left[0], seen) for seen in (random, adversarial)]
+    left = [a._replace(tail=tail) for a in left for tail in search.groups[a.tail]]
     left = sorted(left, key=plainness)
+    goods = [exact(search.observed, left[0], seen) for seen in (random, adversarial)]
+    differs = shrunk(search, left[0], Seen.joined([random, adversarial]))
     kernel = search.kernel
     return Finding(
-        kernel.name, kernel.d, kernel.dtype, search.observed, tuple(left),
-        *(Share(int(good.sum()), len(good)) for good in shares),
+        kernel.name,
+        kernel.d,
+        kernel.dtype,
+        search.observed,
+        tuple(left),
+        *(Share(int(good.sum()), len(good)) for good in goods),
+        kernel.rows,
+        differs,
+        None if differs is None else Rows(search.observed, differs).predicted(left[0]),
     )
 
 

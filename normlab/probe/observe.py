@@ -74,7 +74,7 @@ def _inputs(
 
 
 def _outputs(y: np.ndarray) -> tuple[str | None, ...]:
-    return (*(form for form in NARROW if same(rounded(y, form), y).all()), None)
+    return tuple(form for form in NARROW if same(rounded(y, form), y).all()) or (None,)
 
 
 def _flush(kernel: Kernel, one_plus: bool) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from normlab.probe.kernel import Function, Kernel, Seen
 from normlab.probe.observe import observe
 from normlab.probe.refine import asked, refined
 from normlab.probe.rows import Design
+from normlab.probe.stages import alike
 
 EPS = (1e-5, 1e-2, 0.3, 2.0)
 SPIKES, DENSE = 64, 192
@@ -47,7 +48,9 @@ class Search:
     def run(self) -> Finding:
         """The whole search."""
         d = self.kernel.d
-        starts = beginnings(self.observed, self.asked(self.spikes()), d)
+        groups = alike(self.observed.outputs, None if self.observed.one_plus else self.kernel.dtype)
+        ends = [group[0] for group in groups]
+        starts = beginnings(self.observed, self.asked(self.spikes()), ends, d)
         input = self.observed.inputs[0]
         left = [Arithmetic(input, of_total(t, d)[0], front, tail) for t, front, tail in starts]
         left = self.refined(left, self.spikes)
@@ -60,6 +63,7 @@ class Search:
         ]
         left = Rows(self.observed, self.asked(self.dense())).best(left)
         left = self.refined(left, self.half)
+        self.groups = {group[0]: group for group in groups}
         return finding(self, left)
 
     def refined(self, left: list[Arithmetic], pool: Callable[[], Seen]) -> list[Arithmetic]:

@@ -5,8 +5,8 @@ The arithmetic is that of `normlab.numerics`, called one stage at a time.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import groupby, product
 from typing import NamedTuple
 
 import jax
@@ -111,13 +111,32 @@ def fronts(d: int) -> list[Front]:
     ]
 
 
-def tails(outputs: list[str | None]) -> list[Tail]:
+def tails(outputs: Sequence[str | None]) -> list[Tail]:
     """Every tail that ends in one of these formats."""
     return [
         Tail(*said)
         for said in product(FORMATS, FORMATS, (False, True), outputs)
         if said[3] or not said[2]
     ]
+
+
+def alike(outputs: Sequence[str | None], dtype: str | None) -> list[list[Tail]]:
+    """The same in groups that nothing tells apart: each rounds to the same formats in turn.
+
+    `dtype` is a format in which γ is given; None where it is made of what is given.
+    """
+    groups: dict[tuple, list[Tail]] = {}
+    for tail in tails(outputs):
+        before = _in_turn(tail.product, tail.output if tail.cast_first else None)
+        held = None if tail.weight == dtype else tail.weight
+        after = _in_turn(tail.weight, tail.output)
+        groups.setdefault((before, held, after), []).append(tail)
+    return list(groups.values())
+
+
+def _in_turn(*formats: str | None) -> tuple[str | None, ...]:
+    """Formats without float32, and none twice in a row."""
+    return tuple(form for form, _ in groupby(form for form in formats if form))
 
 
 def held(x: Array, to: str | None) -> Array:
