@@ -13,6 +13,13 @@ from normlab.config import require
 from normlab.probe.kernel import Function
 from normlab.registry import unknown
 
+KERNELS = {
+    "MODULE:FUNCTION": "f(x, weight, eps) on arrays; MODULE may be a file NAME.py",
+    "torch.nn.functional:rms_norm": "PyTorch's, and layer_norm: f(x, (d,), weight=…, eps=…)",
+    "MODULE:CLASS": "of torch.nn.Module, CLASS(d, eps=…), or of flax.nnx.Module, CLASS(d, epsilon=…)",
+    "onnxruntime:OPERATOR": "a graph of one operator: SimplifiedLayerNormalization, …",
+}
+"""How a kernel is named, and how it is called then."""
 ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
 """Numbers of the types in ONNX's TensorProto."""
 
@@ -86,14 +93,33 @@ def from_torch(y: Any) -> np.ndarray:
 def _torch(function: Any, compiled: bool) -> Function:
     import torch
 
-    function = torch.compile(function) if compiled else function
+    function = _compiled(function) if compiled else function
 
     def run(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         with torch.no_grad():
-            made = function(to_torch(x), (x.shape[-1],), weight=to_torch(weight), eps=eps)
+            rows = _any_number(to_torch(x)) if compiled else to_torch(x)
+            made = function(rows, (x.shape[-1],), weight=to_torch(weight), eps=eps)
         return from_torch(made)
 
     return run
+
+
+def _compiled(function: Any) -> Any:
+    """By torch.compile, for every ε anew: past a limit it would fall back to eager, unsaid."""
+    import torch
+
+    torch._dynamo.config.recompile_limit = 10_000
+    torch._dynamo.config.accumulated_recompile_limit = 10_000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(function)
+
+
+def _any_number(x: Any) -> Any:
+    """The rows, of which one program takes any number."""
+    import torch
+
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x
 
 
 def _torch_module(kind: Any, compiled: bool) -> Function:
@@ -102,7 +128,7 @@ def _torch_module(kind: Any, compiled: bool) -> Function:
     @cache
     def module(d: int, eps: float) -> Any:
         made = kind(d, eps=eps)
-        return made, torch.compile(made) if compiled else made
+        return made, _compiled(made) if compiled else made
 
     def run(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         made, call = module(x.shape[-1], eps)
@@ -110,7 +136,7 @@ def _torch_module(kind: Any, compiled: bool) -> Function:
             made.weight = torch.nn.Parameter(to_torch(weight), requires_grad=False)
             if getattr(made, "bias", None) is not None:
                 made.bias = torch.nn.Parameter(torch.zeros_like(made.weight), requires_grad=False)
-            return from_torch(call(to_torch(x)))
+            return from_torch(call(_any_number(to_torch(x)) if compiled else to_torch(x)))
 
     return run
 

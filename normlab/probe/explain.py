@@ -7,22 +7,26 @@ import numpy as np
 from normlab.numerics import Datapath, Mean
 from normlab.probe.interval import interval
 from normlab.probe.kernel import Seen
+from normlab.probe.merges import Learned
 from normlab.probe.observe import Observed
-from normlab.probe.stages import Front, Sum, Tail, datapath, leaving, scalars, totals
+from normlab.probe.stages import Front, Sum, Tail, datapath, held, leaving, scalars, totals
 
 
 class Arithmetic(NamedTuple):
     """One arithmetic: every stage."""
 
     input: str | None
-    sum: Sum
+    sum: Sum | Learned
     front: Front
     tail: Tail
 
     @property
     def path(self) -> Datapath:
-        """In the words of `normlab.numerics`."""
-        return datapath(*self)
+        """In the words of `normlab.numerics`, which have no learned tree: pairwise stands there."""
+        sum = self.sum
+        if isinstance(sum, Learned):
+            sum = Sum(sum.square, f"{sum.format}:pairwise")
+        return datapath(self.input, sum, self.front, self.tail)
 
 
 class Rows:
@@ -41,8 +45,12 @@ class Rows:
         """The row that is normalized [n, d], and its Σ [n, 1]."""
         key = self._key(a)
         if key not in self._totals:
-            z, total = totals(self.seen.x, *key, self.observed.center)
-            self._totals[key] = np.asarray(z), np.asarray(total)
+            if isinstance(a.sum, Learned):
+                z = held(self.seen.x, a.input)
+                made = z, a.sum.total(np.asarray(z))
+            else:
+                made = totals(self.seen.x, a.input, a.sum, key[2], self.observed.center)
+            self._totals[key] = np.asarray(made[0]), np.asarray(made[1])
         return self._totals[key]
 
     def numbers(self, a: Arithmetic) -> np.ndarray:

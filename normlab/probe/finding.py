@@ -11,6 +11,7 @@ from normlab.probe.explain import Arithmetic, Rows
 from normlab.probe.kernel import Seen
 from normlab.probe.observe import Observed, same
 from normlab.probe.shrink import shrunk
+from normlab.probe.stages import Sum
 
 if TYPE_CHECKING:
     from normlab.probe.search import Search
@@ -62,8 +63,8 @@ class Finding:
 
     @property
     def candidates(self) -> list[tuple[Datapath, EpsForm]]:
-        """Each as a datapath and the place of ε."""
-        return [(a.path, a.front.form) for a in self.left]
+        """Each as a datapath and the place of ε; a learned tree is none."""
+        return [(a.path, a.front.form) for a in self.left if isinstance(a.sum, Sum)]
 
 
 def finding(search: "Search", left: list[Arithmetic]) -> Finding:

@@ -84,21 +84,17 @@ def between(
     top = np.abs(seen.x).max(-1, keepdims=True)
     small = (seen.x != 0) & (np.abs(seen.x) <= 2 * NEGLIGIBLE * top)
     size = np.exp2(np.floor(np.log2(np.where(small, np.abs(seen.x), 1)))) * np.sign(seen.x)
-    made = seen.x.copy()
-    missing = small.copy()
-    for _ in range(VARIANTS):
-        x = np.where(small, size * cast(rng.uniform(1, 2, seen.x.shape)), seen.x)
-        ends = [
-            np.asarray(leaving(x, rows.numbers(arithmetic)[at], seen.weight, arithmetic.tail,
-                               arithmetic.front.divides))
-            for arithmetic in (one, other)
-        ]
-        hit = (ends[0] != ends[1]) & missing
-        if rows.observed.center:
-            hit[:, 1::2] = False
-        made[hit] = x[hit]
-        missing &= ~hit
-        if rows.observed.center:  # pairs ±t, so that the mean stays 0
-            even, odd = made[:, : d - d % 2 : 2], made[:, 1::2]
-            odd[:] = np.where(small[:, 1::2], -even, odd)
+    tried = np.repeat(seen.x[None], VARIANTS, 0)
+    tried = np.where(small, size * cast(rng.uniform(1, 2, tried.shape)), tried)
+    weight = np.broadcast_to(seen.weight, tried.shape).reshape(-1, d)
+    ends = []
+    for a in (one, other):
+        number = np.tile(rows.numbers(a)[at], (VARIANTS, 1))
+        ends.append(leaving(tried.reshape(-1, d), number, weight, a.tail, a.front.divides))
+    hit = (np.asarray(ends[0]) != np.asarray(ends[1])).reshape(tried.shape) & small
+    first = np.argmax(hit, axis=0)[None]
+    made = np.take_along_axis(tried, first, 0)[0]
+    if rows.observed.center:  # pairs ±t, so that the mean stays 0
+        even, odd = made[:, : d - d % 2 : 2], made[:, 1::2]
+        odd[:] = np.where(small[:, 1::2], -even, odd)
     return Seen(made, seen.weight, seen.eps, seen.y)

@@ -44,7 +44,7 @@ def stages(found: Finding) -> dict[str, list[str]]:
         said = {
             "input": path.input,
             "square": path.square or ("as the sum" if a.sum.format != "fp32" else None),
-            "sum": path.sum + (f", tree {path.tree}" if path.tree else ""),
+            "sum": a.sum.told,
             "mean": mean(path.mean),
             "ε": f"{path.eps or 'float32'}, {WORDS[a.front.form]}",
             "root": root(path.root),

@@ -12,9 +12,10 @@ from normlab.probe.observe import observe
 from normlab.probe.refine import asked, refined
 from normlab.probe.rows import Design
 from normlab.probe.stages import alike
+from normlab.probe.tree import learned
 
 EPS = (1e-5, 1e-2, 0.3, 2.0)
-SPIKES, DENSE = 64, 192
+SPIKES, DENSE = 64, 384
 """Rows without an order for each ε; rows with one."""
 BOUNDS = {"fp16": (2, 7), "bf16": (-3, 7), "fp32": (-3, 7)}
 """Exponents of a large element beside which a negligible one is no subnormal number."""
@@ -54,17 +55,25 @@ class Search:
         input = self.observed.inputs[0]
         left = [Arithmetic(input, of_total(t, d)[0], front, tail) for t, front, tail in starts]
         left = self.refined(left, self.spikes)
-        totals = {(a.sum.square, a.sum.format, a.sum.tree or a.sum.format): None for a in left}
-        every = {total: of_total(total, d) for total in totals}
-        left = [
-            a._replace(sum=sum)
-            for a in left
-            for sum in every[a.sum.square, a.sum.format, a.sum.tree or a.sum.format]
-        ]
-        left = Rows(self.observed, self.asked(self.dense())).best(left)
+        left = self.ordered(left)
         left = self.refined(left, self.half)
         self.groups = {group[0]: group for group in groups}
         return finding(self, left)
+
+    def ordered(self, left: list[Arithmetic]) -> list[Arithmetic]:
+        """Each with the orders that explain most rows; with a learned tree where none explains all.
+        """
+        totals = [(a.sum.square, a.sum.format, a.sum.tree or a.sum.format) for a in left]
+        every = {total: of_total(total, self.kernel.d) for total in totals}
+        wide = [
+            a._replace(sum=sum) for a, t in zip(left, totals, strict=True) for sum in every[t]
+        ]
+        rows = Rows(self.observed, self.asked(self.dense()))
+        best = rows.best(wide)
+        if rows.explained(best[0]).all() or (tree := learned(self, left[0])) is None:
+            return best
+        own = [a._replace(sum=tree) for a in left if a.sum[:2] == left[0].sum[:2]]
+        return rows.best([*best, *own])
 
     def refined(self, left: list[Arithmetic], pool: Callable[[], Seen]) -> list[Arithmetic]:
         """Less of what rows of the pool tell apart."""
@@ -90,11 +99,15 @@ class Search:
         return self.given(x, EPS)
 
     def half(self) -> Seen:
-        """Rows with a sum in an order, and elements to read 1/rms from."""
-        return self.given(self.design.half(DENSE, *DENSE_BOUNDS), EPS[:2])
+        """Rows with elements to read 1/rms from; rows whose sums differ most between orders."""
+        makers = (self.design.half, self.design.swamped)
+        return self.mixed([make(DENSE // 2, *DENSE_BOUNDS) for make in makers])
 
     def dense(self) -> Seen:
         """Rows with a sum in an order."""
         makers = (self.design.dense, self.design.half, self.design.swamped)
-        x = [make(DENSE // 3, *DENSE_BOUNDS) for make in makers]
-        return self.given(self.rng.permutation(np.concatenate(x)), EPS[:2])
+        return self.mixed([make(DENSE // 3, *DENSE_BOUNDS) for make in makers])
+
+    def mixed(self, parts: list[np.ndarray]) -> Seen:
+        """Rows of all kinds, in an order of its own."""
+        return self.given(self.rng.permutation(np.concatenate(parts)), EPS[:2])

@@ -39,6 +39,11 @@ class Sum(NamedTuple):
         """Of the adder."""
         return self.text.partition(":")[0]
 
+    @property
+    def told(self) -> str:
+        """As a report says it."""
+        return self.text + (f", tree {self.tree}" if self.tree else "")
+
 
 class Front(NamedTuple):
     """What becomes of a sum before the row is multiplied, or divided, by it."""

@@ -70,6 +70,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         flags = [*flags[:-1], "HOME/out"]
     elif verb == "report":
         flags = ["report", "HOME/out", "HOME/run", "--out", "HOME/report.html"]
+    elif verb == "probe":
+        flags, given = ["probe", "flax.nnx:RMSNorm"], given | {"d": 16}
     elif verb == "remove":
         given |= {"run": "HOME/run", "steps": 1, "out": "HOME/removed"}
     last = sorted(given, key=lambda name: (name == "precision", name))
