@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     compiled: bool = False
 
 
-ALL, HALVES = ("bf16", "fp16", "fp32"), ("bf16", "fp16")
+ALL, HALVES, TWO = ("bf16", "fp16", "fp32"), ("bf16", "fp16"), ("bf16", "fp32")
 TORCH, ONNX = ("torch",), ("onnxruntime",)
 MODELS = ("transformers", "torch")
 ENTRIES = (
@@ -51,10 +51,10 @@ ENTRIES = (
           ONNX, ("fp16", "fp32")),
     Entry("NumPy", "benchmarks/kernels.py:numpy_rms", ("numpy",), ("fp16", "fp32")),
     Entry("Flax RMSNorm", "flax.nnx:RMSNorm", ("flax", "jaxlib"), ALL),
-    Entry("jax.numpy, jitted", "benchmarks/kernels.py:jax_rms", ("jaxlib",), ("bf16", "fp32"), True),
-    Entry("PyTorch rms_norm, compiled", "torch.nn.functional:rms_norm", TORCH, ("bf16", "fp32"), True),
-    Entry("PyTorch layer_norm", "torch.nn.functional:layer_norm", TORCH, ("bf16", "fp32")),
-    Entry("Flax LayerNorm", "flax.nnx:LayerNorm", ("flax", "jaxlib"), ("bf16", "fp32")),
+    Entry("jax.numpy, jitted", "benchmarks/kernels.py:jax_rms", ("jaxlib",), TWO, True),
+    Entry("PyTorch rms_norm, compiled", "torch.nn.functional:rms_norm", TORCH, TWO, True),
+    Entry("PyTorch layer_norm", "torch.nn.functional:layer_norm", TORCH, TWO),
+    Entry("Flax LayerNorm", "flax.nnx:LayerNorm", ("flax", "jaxlib"), TWO),
     Entry("onnxruntime LayerNormalization", "onnxruntime:LayerNormalization", ONNX,
           ("fp16", "fp32")),
 )  # fmt: skip
@@ -106,7 +106,9 @@ def probed(entry: Entry, dtype: str, d: int) -> dict:
 def main() -> None:
     """Probe what isn't in the file; write it and the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="kernels whose title, in small letters with _, has this in it")
+    parser.add_argument(
+        "--only", default="", help="kernels whose title, in small letters with _, has this in it"
+    )
     parser.add_argument("--d", type=int, default=576)
     parser.add_argument("--out", type=Path, default=PAGE.parent)
     asked = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`python -m evaluate [list|show|ranges|figures|report|probe]`: perplexities, and what is made of it."""
+"""`python -m evaluate [list|show|ranges|probe|figures|report]`: perplexities, what they tell."""
 
 import importlib
 import sys

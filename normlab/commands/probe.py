@@ -34,7 +34,9 @@ class ProbeConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Print what was found."""
-    fields = "\n".join(entry(f"{path}={shown(v)}", text) for path, v, text in describe(ProbeConfig()))
+    fields = "\n".join(
+        entry(f"{path}={shown(v)}", text) for path, v, text in describe(ProbeConfig())
+    )
     parser = argparse.ArgumentParser(
         prog="python -m evaluate probe",
         description=__doc__,

@@ -1,7 +1,6 @@
 """Kernels of other libraries by name, called as f(x, weight, eps) on NumPy rows."""
 
 import importlib
-import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from normlab.registry import unknown
 KERNELS = {
     "MODULE:FUNCTION": "f(x, weight, eps) on arrays; MODULE may be a file NAME.py",
     "torch.nn.functional:rms_norm": "PyTorch's, and layer_norm: f(x, (d,), weight=…, eps=…)",
-    "MODULE:CLASS": "of torch.nn.Module, CLASS(d, eps=…), or of flax.nnx.Module, CLASS(d, epsilon=…)",
+    "MODULE:CLASS": "torch.nn.Module's, CLASS(d, eps=…), or flax.nnx.Module's, CLASS(d, epsilon=…)",
     "onnxruntime:OPERATOR": "a graph of one operator: SimplifiedLayerNormalization, …",
 }
 """How a kernel is named, and how it is called then."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def numbers(
     found: dict[Total, np.ndarray], eps: np.ndarray, d: int
 ) -> Iterator[tuple[np.ndarray, list[list[tuple[Total, Front]]]]]:
     """What the fronts make of the totals [m, n], and of each row of it what makes it."""
-    stacked = np.stack(list(found.values()))
+    stacked: Any = np.stack(list(found.values()))
     shares = {mean: np.asarray(held(mean.of(stacked, d), mean.format)) for mean in means(d)}
     of = [(total, mean) for mean in shares for total in found]
     average = np.concatenate(list(shares.values()))
@@ -91,17 +91,21 @@ def numbers(
     alike, names = grouped(np.concatenate(list(beside.values())), under)
     for root in roots():
         made = rooted(alike, Front(Mean(), None, EpsForm.UNDER, root), np.float32(0))
-        yield np.asarray(made)[..., 0], [
-            [(total, Front(mean, to, EpsForm.UNDER, root)) for total, mean, to in group]
-            for group in names
-        ]
+        yield (
+            np.asarray(made)[..., 0],
+            [
+                [(total, Front(mean, to, EpsForm.UNDER, root)) for total, mean, to in group]
+                for group in names
+            ],
+        )
     alike, pairs = grouped(average, of)
     exact = [root for root in roots() if root.kind not in GUESSED]
     for form, to, root in product((EpsForm.ADDED, EpsForm.FLOOR), FORMATS, exact):
         made = rooted(alike, Front(Mean(), to, form, root), eps)
-        yield np.asarray(made)[..., 0], [
-            [(total, Front(mean, to, form, root)) for total, mean in group] for group in pairs
-        ]
+        yield (
+            np.asarray(made)[..., 0],
+            [[(total, Front(mean, to, form, root)) for total, mean in group] for group in pairs],
+        )
 
 
 def grouped(rows: np.ndarray, names: Sequence[Any]) -> tuple[np.ndarray, list[list[Any]]]:
@@ -113,8 +117,6 @@ def grouped(rows: np.ndarray, names: Sequence[Any]) -> tuple[np.ndarray, list[li
     for name, place in zip(names, where.ravel(), strict=True):
         groups[place].append(name)
     return alike, groups
-
-
 
 
 def of_total(total: Total, d: int) -> list[Sum]:

@@ -74,6 +74,7 @@ def finding(search: "Search", left: list[Arithmetic]) -> Finding:
     left = [a._replace(tail=tail) for a in left for tail in search.groups[a.tail]]
     left = sorted(left, key=plainness)
     goods = [exact(search.observed, left[0], seen) for seen in (random, adversarial)]
+    shares = [Share(int(good.sum()), len(good)) for good in goods]
     differs = shrunk(search, left[0], Seen.joined([random, adversarial]))
     kernel = search.kernel
     return Finding(
@@ -82,7 +83,8 @@ def finding(search: "Search", left: list[Arithmetic]) -> Finding:
         kernel.dtype,
         search.observed,
         tuple(left),
-        *(Share(int(good.sum()), len(good)) for good in goods),
+        shares[0],
+        shares[1],
         kernel.rows,
         differs,
         None if differs is None else Rows(search.observed, differs).predicted(left[0]),
@@ -104,7 +106,7 @@ def tests(search: "Search") -> tuple[Seen, Seen]:
 
 def exact(observed: Observed, a: Arithmetic, seen: Seen) -> np.ndarray:
     """Rows that it predicts bit for bit."""
-    return same(Rows(observed, seen).predicted(a), seen.y).all(-1)
+    return np.asarray(same(Rows(observed, seen).predicted(a), seen.y).all(-1))
 
 
 def predicted_best(

@@ -68,7 +68,7 @@ class Kernel:
         choice("dtype of a kernel", self.dtype, DTYPES)
         require(self.d >= 8, f"d = {self.d}: expected at least 8, for rows that tell orders apart")
 
-    def cast(self, x: np.ndarray) -> np.ndarray:
+    def cast(self, x: Any) -> np.ndarray:
         """The nearest values of the kernel's format, in float32."""
         with np.errstate(all="ignore"):
             return np.asarray(x, np.float32).astype(DTYPES[self.dtype]).astype(np.float32)

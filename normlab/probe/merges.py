@@ -30,7 +30,7 @@ class Learned(NamedTuple):
             return value if to in (None, "fp32") else rounded(value, to)
 
         with np.errstate(all="ignore"):
-            terms = held(held(np.float32(x) * np.float32(x), self.square), self.format)
+            terms = held(held(np.square(x, dtype=np.float32), self.square), self.format)
             values = list(terms.T)
             for a, b in self.merges:
                 values.append(held(values[a] + values[b], self.format))

@@ -54,7 +54,7 @@ def observe(kernel: Kernel, design: Design) -> Observed:
 
 def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Where two float32 arrays have the same bits; a NaN is any NaN, and 0 is −0."""
-    return (a == b) | (np.isnan(a) & np.isnan(b))
+    return np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
 
 
 def rounded(x: np.ndarray, to: str) -> np.ndarray:
@@ -74,7 +74,7 @@ def _inputs(
 
 
 def _outputs(y: np.ndarray) -> tuple[str | None, ...]:
-    return tuple(form for form in NARROW if same(rounded(y, form), y).all()) or (None,)
+    return (*(form for form in NARROW if same(rounded(y, form), y).all()), None)
 
 
 def _flush(kernel: Kernel, one_plus: bool) -> tuple[str, str]:

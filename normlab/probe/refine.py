@@ -10,8 +10,8 @@ from normlab.probe.observe import Observed
 from normlab.probe.rows import NEGLIGIBLE
 from normlab.probe.stages import leaving
 
-PAIRS, EACH, VARIANTS, ROUNDS, IDLE = 12, 16, 48, 16, 3
-"""Pairs in a round, rows for each, values tried of each element, rounds, and rounds in vain."""
+PAIRS, TRIED, EACH, VARIANTS, ROUNDS, IDLE = 12, 192, 16, 4, 16, 3
+"""Pairs in a round, rows tried and asked for each, values of an element, rounds, and in vain."""
 Cast = Callable[[np.ndarray], np.ndarray]
 Pool = Callable[[], Seen]
 """Makes rows with γ and ε, and no outputs as yet."""
@@ -20,7 +20,7 @@ Pool = Callable[[], Seen]
 def refined(
     kernel: Kernel, observed: Observed, left: list[Arithmetic], pool: Pool, rng: np.random.Generator
 ) -> list[Arithmetic]:
-    """What is left after rows on which pairs of it differ; ends when some rounds changed nothing."""
+    """What is left after rows on which pairs of it differ; the end is some rounds in vain."""
     idle = 0
     for _ in range(ROUNDS):
         if idle == IDLE or len(left) == 1:
@@ -73,28 +73,33 @@ def between(
 ) -> Seen | None:
     """Rows whose small elements leave as other numbers by one arithmetic than by the other."""
     a, b = rows.numbers(one), rows.numbers(other)
-    if one.front.divides != other.front.divides:
-        b = 1 / b
-    apart = np.abs(a - b)[:, 0] / np.abs(a[:, 0])
-    apart[~np.isfinite(apart)] = 0
+    with np.errstate(all="ignore"):
+        b = b if one.front.divides == other.front.divides else 1 / b
+        apart = np.nan_to_num(np.abs(a / b - 1)[:, 0], posinf=0)
     if one.tail == other.tail and not apart.any():
         return None
-    at = np.argsort(-apart, kind="stable")[:EACH]
-    seen, d = rows.seen[at], rows.seen.x.shape[-1]
+    at = np.argsort(-apart, kind="stable")[:TRIED]
+    seen = rows.seen[at]
+    tried, small = aimed_values(seen, cast, rng)
+    flat = tried.reshape(-1, tried.shape[-1])
+    weight = np.broadcast_to(seen.weight, tried.shape).reshape(flat.shape)
+    ends = []
+    for arithmetic in (one, other):
+        number = np.tile(rows.numbers(arithmetic)[at], (VARIANTS, 1))
+        ends.append(leaving(flat, number, weight, arithmetic.tail, arithmetic.front.divides))
+    differs = (np.asarray(ends[0]) != np.asarray(ends[1])).reshape(tried.shape)
+    made = np.take_along_axis(tried, np.argmax(differs, axis=0)[None], 0)[0]
+    if rows.observed.center:  # pairs ±t, so that the mean stays 0
+        even, odd = made[:, : made.shape[1] // 2 * 2 : 2], made[:, 1::2]
+        odd[:] = np.where(small[:, 1::2], -even, odd)
+    best = np.argsort(-differs.any(0).sum(-1), kind="stable")[:EACH]
+    return Seen(made[best], seen.weight[best], seen.eps[best], seen.y[best])
+
+
+def aimed_values(seen: Seen, cast: Cast, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Several of each row, its small elements drawn anew [variants, n, d]; and which those are."""
     top = np.abs(seen.x).max(-1, keepdims=True)
     small = (seen.x != 0) & (np.abs(seen.x) <= 2 * NEGLIGIBLE * top)
     size = np.exp2(np.floor(np.log2(np.where(small, np.abs(seen.x), 1)))) * np.sign(seen.x)
-    tried = np.repeat(seen.x[None], VARIANTS, 0)
-    tried = np.where(small, size * cast(rng.uniform(1, 2, tried.shape)), tried)
-    weight = np.broadcast_to(seen.weight, tried.shape).reshape(-1, d)
-    ends = []
-    for a in (one, other):
-        number = np.tile(rows.numbers(a)[at], (VARIANTS, 1))
-        ends.append(leaving(tried.reshape(-1, d), number, weight, a.tail, a.front.divides))
-    hit = (np.asarray(ends[0]) != np.asarray(ends[1])).reshape(tried.shape) & small
-    first = np.argmax(hit, axis=0)[None]
-    made = np.take_along_axis(tried, first, 0)[0]
-    if rows.observed.center:  # pairs ±t, so that the mean stays 0
-        even, odd = made[:, : d - d % 2 : 2], made[:, 1::2]
-        odd[:] = np.where(small[:, 1::2], -even, odd)
-    return Seen(made, seen.weight, seen.eps, seen.y)
+    drawn = size * cast(rng.uniform(1, 2, (VARIANTS, *seen.x.shape)))
+    return np.where(small, drawn, seen.x), small

@@ -21,7 +21,7 @@ def report(found: Finding) -> str:
     width = max(map(len, told))
     lines += [f"  {name:{width}}  {' or '.join(values)}" for name, values in told.items()]
     lines += ["", *notes(found)]
-    if found.differs is not None:
+    if found.differs is not None and found.predicted is not None:
         lines += ["", smallest(found.differs, found.predicted)]
     return "\n".join(lines)
 

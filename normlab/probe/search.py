@@ -61,13 +61,10 @@ class Search:
         return finding(self, left)
 
     def ordered(self, left: list[Arithmetic]) -> list[Arithmetic]:
-        """Each with the orders that explain most rows; with a learned tree where none explains all.
-        """
+        """Each with the orders that explain most rows, or a learned tree where none does all."""
         totals = [(a.sum.square, a.sum.format, a.sum.tree or a.sum.format) for a in left]
         every = {total: of_total(total, self.kernel.d) for total in totals}
-        wide = [
-            a._replace(sum=sum) for a, t in zip(left, totals, strict=True) for sum in every[t]
-        ]
+        wide = [a._replace(sum=sum) for a, t in zip(left, totals, strict=True) for sum in every[t]]
         rows = Rows(self.observed, self.asked(self.dense()))
         best = rows.best(wide)
         if rows.explained(best[0]).all() or (tree := learned(self, left[0])) is None:
@@ -88,7 +85,7 @@ class Search:
         x = self.kernel.cast(x)
         stored = self.kernel.cast(self.rng.normal(1, 0.5, x.shape[-1]))
         weight = np.broadcast_to(stored + np.float32(self.observed.one_plus), x.shape)
-        all_eps = np.repeat(np.float32(eps), -(-len(x) // len(eps)))[: len(x), None]
+        all_eps = np.repeat(np.array(eps, np.float32), -(-len(x) // len(eps)))[: len(x), None]
         return Seen(x, weight, all_eps, np.zeros_like(x))
 
     def spikes(self) -> Seen:

@@ -1,4 +1,4 @@
-"""The smallest row that a datapath predicts wrongly: elements are taken away while it still does."""
+"""The smallest row that a datapath predicts wrongly: elements are taken away while it does."""
 
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,14 @@ AT_ONCE, CALLS = 16, 64
 
 
 def shrunk(search: "Search", a: Arithmetic, seen: Seen) -> Seen | None:
-    """One row of those seen, with as many zeros as it can have and still differ; None: none differs.
-    """
+    """One of the rows, with as many zeros as it can have and still differ; None: none does."""
 
     def wrong(x: np.ndarray, row: Seen) -> tuple[Seen, np.ndarray]:
         """Which of some rows differ, that have this row's γ and ε; always as many at a time."""
         full = np.concatenate([x, np.zeros((AT_ONCE - len(x), x.shape[-1]), np.float32)])
-        of = (np.broadcast_to(part, (AT_ONCE, part.shape[-1])) for part in (row.weight, row.eps))
-        found = search.asked(Seen(full, *of, full))
-        good = same(Rows(search.observed, found).predicted(a), found.y).all(-1)
+        weight, eps = (np.repeat(part, AT_ONCE, 0) for part in (row.weight, row.eps))
+        found = search.asked(Seen(full, weight, eps, full))
+        good = np.asarray(same(Rows(search.observed, found).predicted(a), found.y).all(-1))
         return found, ~good[: len(x)]
 
     good = same(Rows(search.observed, seen).predicted(a), seen.y).all(-1)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ NARROW = ("fp16", "bf16")
 FORMATS = (None, *NARROW)
 LANES, BLOCKS, CASCADES = (2, 4, 8, 16, 32, 64, 128), (2, 4, 8, 16, 32, 64), (4, 8, 16)
 ENTRIES, MOST_NEWTON = (16, 32, 64, 128, 256), 2
+Numbers = Any
+"""An array of JAX's or NumPy's."""
 WRITTEN = "fp32:pairwise"
 """A sum of which nothing is asked; `fp32` alone would be XLA's own arithmetic."""
 
@@ -144,34 +146,33 @@ def _in_turn(*formats: str | None) -> tuple[str | None, ...]:
     return tuple(form for form, _ in groupby(form for form in formats if form))
 
 
-def held(x: Array, to: str | None) -> Array:
+def held(x: Numbers, to: str | None) -> Array:
     """A stage's result in its format."""
     return jnp.asarray(x, jnp.float32) if to is None else round_to(x, to)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def totals(
-    x: Array, input: str | None, sum: Sum, mean: Mean, center: bool
+    x: Numbers, input: str | None, sum: Sum, mean: Mean, center: bool
 ) -> tuple[Array, Array]:
-    """The row that is normalized [n, d] and its Σ [n, 1]; of rows that don't center `mean` is idle.
-    """
+    """The row that is normalized [n, d] and its Σ [n, 1]; `mean` matters where μ is taken off."""
     path = Datapath(input=input, square=sum.square, sum=sum.text, tree=sum.tree, mean=mean)
     found = Accumulator(path).statistic(x, center)
     return found.z, found.total
 
 
-def scalars(total: Array, front: Front, eps: Array, d: int) -> np.ndarray:
+def scalars(total: Numbers, front: Front, eps: Numbers, d: int) -> np.ndarray:
     """1/rms, or the rms that divides, of sums [n, 1]; one operation at a time."""
     mean = held(front.mean.of(total, d), front.mean.format)
     return np.asarray(rooted(mean, front, eps))
 
 
-def joined(mean: Array, eps: Array, to: str | None) -> Array:
+def joined(mean: Numbers, eps: Numbers, to: str | None) -> Array:
     """Mean + ε, in the format."""
     return Accumulator(Datapath(sum=WRITTEN, eps=to)).with_eps(mean, eps)
 
 
-def rooted(mean: Array, front: Front, eps: Array) -> Array:
+def rooted(mean: Numbers, front: Front, eps: Numbers) -> Array:
     """The same of means."""
     step = functools.partial(held, to=front.eps)
     one = jnp.float32(1)
@@ -179,7 +180,7 @@ def rooted(mean: Array, front: Front, eps: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def leaving(z: Array, scalar: Array, weight: Array, tail: Tail, divides: bool) -> Array:
+def leaving(z: Numbers, scalar: Numbers, weight: Numbers, tail: Tail, divides: bool) -> Array:
     """The rows that leave [n, d], of rows and their scalars [n, 1]."""
     acc = Accumulator(tail.path)
     y = acc.product(divided(z, scalar) if divides else z * scalar)

@@ -14,7 +14,7 @@ from normlab.probe.kernel import Kernel
 from normlab.probe.observe import same
 from normlab.probe.report import report
 from normlab.probe.rows import Design
-from normlab.probe.stages import Front, Sum, Tail, alike, leaving, scalars, sums, totals
+from normlab.probe.stages import Front, Tail, alike, leaving, scalars, sums, totals
 from tests.support.planted_kernels import planted
 
 D = 48
@@ -33,7 +33,9 @@ def test_rows_of_one_and_two_elements_have_one_sum_in_every_order():
     design = Design(D, np.random.default_rng(0))
     x = np.float32(design.read(design.spikes(16, -3, 7)))
     assert ((x != 0).sum(-1) > D // 2).all()
-    of_each = [np.asarray(totals(x, None, s, Mean(), False)[1]) for s in [*sums("fp32", [None], D)][::5]]
+    of_each = [
+        np.asarray(totals(x, None, s, Mean(), False)[1]) for s in [*sums("fp32", [None], D)][::5]
+    ]
     assert all(same(one, other).all() for one, other in combinations(of_each, 2))
 
 

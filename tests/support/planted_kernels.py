@@ -1,11 +1,10 @@
 """Kernels whose datapath is drawn at random and hidden; loops in NumPy compute them."""
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
-from normlab.numerics import Datapath, Root
+from normlab.numerics import Datapath
 from normlab.numerics.eps import EpsForm
 from normlab.probe import stages
 from tests.support import datapath_reference as reference
