@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from normlab.probe.beginnings import beginnings, of_total
+from normlab.probe.beginnings import Total, beginnings, of_total
 from normlab.probe.explain import Arithmetic, Rows
 from normlab.probe.finding import Finding, finding
 from normlab.probe.kernel import Function, Kernel, Seen
 from normlab.probe.observe import observe
 from normlab.probe.refine import asked, refined
 from normlab.probe.rows import Design
-from normlab.probe.stages import alike
+from normlab.probe.stages import Sum, alike
 from normlab.probe.tree import learned
 
 EPS = (1e-5, 1e-2, 0.3, 2.0)
@@ -63,7 +63,7 @@ class Search:
     def ordered(self, left: list[Arithmetic]) -> list[Arithmetic]:
         """Each with the orders that explain most rows, or a learned tree where none does all."""
         totals = [(a.sum.square, a.sum.format, a.sum.tree or a.sum.format) for a in left]
-        every = {total: of_total(total, self.kernel.d) for total in totals}
+        every = {total: self.sums(total) for total in totals}
         wide = [a._replace(sum=sum) for a, t in zip(left, totals, strict=True) for sum in every[t]]
         rows = Rows(self.observed, self.asked(self.dense()))
         best = rows.best(wide)
@@ -71,6 +71,12 @@ class Search:
             return best
         own = [a._replace(sum=tree) for a in left if a.sum[:2] == left[0].sum[:2]]
         return rows.best([*best, *own])
+
+    def sums(self, total: Total) -> list[Sum]:
+        """Every order; of a variance also in one pass."""
+        found = of_total(total, self.kernel.d)
+        once = [sum._replace(text=f"{sum.text}.onepass") for sum in found]
+        return found + once * self.observed.center
 
     def refined(self, left: list[Arithmetic], pool: Callable[[], Seen]) -> list[Arithmetic]:
         """Less of what rows of the pool tell apart."""
