@@ -12,6 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,17 +106,21 @@ def probed(entry: Entry, dtype: str, d: int) -> dict:
 
 HEAD = """# Which arithmetic kernels have
 
-Of {all} probes of norms on this CPU, {exact} end in a datapath of ours, exact on all rows that were tried; in {trees}
-of these the sum is a learned tree. The others have the nearest one and its share. A set is what no row told apart.
+{answer}
 
-| kernel | format | sum | mean, root | γ and output | left | rows exact |
+| kernel | format | sum | mean, root | γ; output | left | rows exact |
 | --- | --- | --- | --- | --- | --- | --- |
 """
+ANSWER = """
+Of {all} probes of norms on this CPU, {exact} end in an arithmetic that is exact on every row
+tried; the sum of {trees} of these is a learned tree. The others show the nearest one and its share.
+"""
 FOOT = """
-"Rows exact" are of 192 random and of 192 adversarial rows that the search had not used. "Left" counts datapaths; where
-one stage has several values, its cell has all of them, or says how many. d = {d}; {instructions}. What each stage
-means: [datapaths](../datapath.md); how it is found, and what is not looked for: [probe](../probe.md).
+## What the columns say
 
+- Rows exact: of 192 random and of 192 adversarial rows that the search had not used.
+- Left: datapaths that no row told apart; of these the plainest is shown.
+- d = {d}; {instructions}. Stages: [datapaths](../datapath.md). Method: [probe](../probe.md).
 {notes}
 ## Commands and provenance
 
@@ -124,15 +129,23 @@ pip install torch==2.13.0 transformers onnxruntime onnx
 python benchmarks/kernels.py
 ```
 
-{versions}. `kernels.json` beside this page has every stage and the smallest row that differs. On another CPU a
-kernel may add in another order. Not tried: llama.cpp, of which PyPI has no build, only sources.
+{versions}
+"""
+PROVENANCE = """
+{versions}. `kernels.json` beside this page has every stage and the smallest row that differs.
+On another CPU a kernel may add in another order. Not tried: llama.cpp, of which PyPI has sources
+and no build.
 """
 
 
+def wrapped(text: str) -> str:
+    """A paragraph in lines as long as a page's may be."""
+    return textwrap.fill(" ".join(text.split()), 118)
+
+
 def cell(values: list[str]) -> str:
-    """What a stage may be, in a few words."""
-    short = [v.replace("float32", "fp32").replace(", √ rounded first", "") for v in values]
-    return " or ".join(short) if len(short) < 4 else f"one of {len(short)}"
+    """The plainest of what a stage may be."""
+    return values[0].replace("float32", "fp32").replace(", √ rounded first", "")
 
 
 def page(found: list[dict]) -> str:
@@ -140,33 +153,34 @@ def page(found: list[dict]) -> str:
     rows, said = [], []
     for f in found:
         stages = f["stages"]
-        front = f"{cell(stages['mean'])}; {cell(stages['root'])}"
-        tail = f"{cell(stages['weight'])}; {cell(stages['output'])}"
         shares = [f[kind].replace(" of ", "/") for kind in ("random", "adversarial")]
-        rows.append(
-            (f["kernel"], f["dtype"], cell(stages["sum"]), front, tail, str(f["left"]),
-             ", ".join(shares))
-        )  # fmt: skip
-        norm, subnormal, batch, _ = f["notes"]
+        sums = len(stages["sum"])
+        rows.append((
+            f["kernel"],
+            f["dtype"],
+            cell(stages["sum"]) + (f", or {sums - 1} others" if sums > 1 else ""),
+            f"{cell(stages['mean'])}; {cell(stages['root'])}",
+            f"{cell(stages['weight'])}; {cell(stages['output'])}",
+            str(f["left"]),
+            ", ".join(shares),
+        ))  # fmt: skip
+        _, subnormal, batch, _ = f["notes"]
         if "was the same alone" not in batch:
             said.append(f"- {f['kernel']}, {f['dtype']}: {batch}.\n")
         if subnormal != "subnormal numbers: kept at the input, kept at the output":
             said.append(f"- {f['kernel']}, {f['dtype']}: {subnormal}.\n")
     exact = [f for f in found if f["exact"]]
-    return (
-        HEAD.format(
-            all=len(found),
-            exact=len(exact),
-            trees=sum("tree:" in f["stages"]["sum"][0] for f in exact),
-        )
-        + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        + FOOT.format(
-            d=found[0]["d"],
-            instructions=found[0]["instructions"],
-            notes="".join(said) + "\n" if said else "",
-            versions=", ".join(dict.fromkeys(v for f in found for v in f["version"].split(", "))),
-        )
+    trees = sum("tree:" in f["stages"]["sum"][0] for f in exact)
+    versions = ", ".join(dict.fromkeys(v for f in found for v in f["version"].split(", ")))
+    answer = ANSWER.format(all=len(found), exact=len(exact), trees=trees)
+    foot = FOOT.format(
+        d=found[0]["d"],
+        instructions=found[0]["instructions"],
+        notes="".join(said),
+        versions=wrapped(PROVENANCE.format(versions=versions)),
     )
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return HEAD.format(answer=wrapped(answer)) + table + foot
 
 
 def main() -> None:

@@ -62,6 +62,12 @@ class Finding:
         return all(share.exact == share.rows for share in (self.random, self.adversarial))
 
     @property
+    def share(self) -> float:
+        """Of all rows that were tried."""
+        shares = self.random, self.adversarial
+        return sum(share.exact for share in shares) / sum(share.rows for share in shares)
+
+    @property
     def candidates(self) -> list[tuple[Datapath, EpsForm]]:
         """Each as a datapath and the place of ε; a learned tree is none."""
         return [(a.path, a.front.form) for a in self.left if isinstance(a.sum, Sum)]

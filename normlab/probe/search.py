@@ -51,26 +51,25 @@ class Search:
         d = self.kernel.d
         groups = alike(self.observed.outputs, None if self.observed.one_plus else self.kernel.dtype)
         ends = [group[0] for group in groups]
-        starts = beginnings(self.observed, self.asked(self.spikes()), ends, d)
+        spikes = self.asked(self.spikes())
+        every = beginnings(self.observed, spikes, ends, d)
         input = self.observed.inputs[0]
-        left = [Arithmetic(input, of_total(t, d)[0], front, tail) for t, front, tail in starts]
-        left = self.refined(left, self.spikes)
-        left = self.ordered(left)
-        left = self.refined(left, self.half)
+        left = [Arithmetic(input, of_total(t, d)[0], front, tail) for t, front, tail in every]
         self.groups = {group[0]: group for group in groups}
-        return finding(self, left)
+        starts = self.refined(left, self.spikes)
+        found = finding(self, self.refined(self.ordered(starts), self.half))
+        if found.exact or (tree := learned(self, starts[0])) is None:
+            return found
+        own = [a._replace(sum=tree) for a in starts if same_adder(a, starts[0])]
+        best = Rows(self.observed, self.asked(self.dense())).best(own)
+        return max(found, finding(self, best), key=lambda found: found.share)
 
     def ordered(self, left: list[Arithmetic]) -> list[Arithmetic]:
-        """Each with the orders that explain most rows, or a learned tree where none does all."""
+        """Each with the orders that explain most rows."""
         totals = [(a.sum.square, a.sum.format, a.sum.tree or a.sum.format) for a in left]
         every = {total: self.sums(total) for total in totals}
         wide = [a._replace(sum=sum) for a, t in zip(left, totals, strict=True) for sum in every[t]]
-        rows = Rows(self.observed, self.asked(self.dense()))
-        best = rows.best(wide)
-        if rows.explained(best[0]).all() or (tree := learned(self, left[0])) is None:
-            return best
-        own = [a._replace(sum=tree) for a in left if a.sum[:2] == left[0].sum[:2]]
-        return rows.best([*best, *own])
+        return Rows(self.observed, self.asked(self.dense())).best(wide)
 
     def sums(self, total: Total) -> list[Sum]:
         """Every order; of a variance also in one pass."""
@@ -114,3 +113,8 @@ class Search:
     def mixed(self, parts: list[np.ndarray]) -> Seen:
         """Rows of all kinds, in an order of its own."""
         return self.given(self.rng.permutation(np.concatenate(parts)), EPS[:2])
+
+
+def same_adder(a: Arithmetic, other: Arithmetic) -> bool:
+    """Whether squares and adds have the same formats."""
+    return (a.sum.square, a.sum.format) == (other.sum.square, other.sum.format)

@@ -39,8 +39,8 @@ def learned(search: "Search", a: Arithmetic) -> Learned | None:
     """The tree of the adder that this arithmetic has; None where nothing shows it."""
     d = search.kernel.d
     gauge = gauged(search, a) if d <= MOST and not search.observed.center else None
-    if gauge is None:
-        return None
+    if gauge is None or met(search, gauge, *same_length(1, 1, np.array([1])))[0]:
+        return None  # the large one alone already gives something else
     merges: list[tuple[int, int]] = []
 
     def build(leaves: list[int]) -> int:
@@ -114,7 +114,7 @@ def met(
         taken = np.stack(places, -1)
         free = (taken[:, :, None] != np.arange(4)).all(1).argmax(-1)
         x[every, free] = gauge.read
-        for place, value in zip(places, (gauge.large, gauge.small, gauge.small), strict=True):
+        for place, value in zip(places[::-1], (gauge.small, gauge.small, gauge.large), strict=True):
             x[every, place] = value
         y = search.asked(Seen(x, weight, eps, x)).y
         found[start : start + BATCH] = y[every, free] != np.float32(gauge.alone)
