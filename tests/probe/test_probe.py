@@ -5,17 +5,21 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from normlab.numerics import Mean, Root
+from normlab.numerics import Datapath, Mean, Root
 from normlab.numerics.eps import EpsForm
 from normlab.probe import probe
 from normlab.probe.adapters import load
+from normlab.probe.explain import Arithmetic
 from normlab.probe.interval import interval
 from normlab.probe.kernel import Kernel
+from normlab.probe.merges import described
 from normlab.probe.observe import same
 from normlab.probe.report import report
 from normlab.probe.rows import Design
-from normlab.probe.stages import Front, Tail, alike, leaving, scalars, sums, totals
-from tests.support.planted_kernels import planted
+from normlab.probe.search import Search
+from normlab.probe.stages import Front, Sum, Tail, alike, leaving, scalars, sums, totals
+from normlab.probe.tree import learned
+from tests.support.planted_kernels import Planted, planted
 
 D = 48
 PLANTED = 60
@@ -96,6 +100,46 @@ def test_a_kernel_is_refused_that_gives_another_shape_or_has_no_room():
         Kernel(double, 4)
 
 
+def random_tree(rng, d):
+    """Adds of two drawn terms, or earlier adds, until one is left."""
+    left, merges = list(range(d)), []
+    while len(left) > 1:
+        one, other = (left.pop(rng.integers(len(left))) for _ in range(2))
+        merges.append((one, other))
+        left.append(d + len(merges) - 1)
+    return merges
+
+
+def test_a_random_tree_is_learned_from_what_a_large_square_absorbs():
+    """Behind halves, which show no unit in the last place of a float32 sum but at a boundary."""
+    d = 24
+    merges = random_tree(np.random.default_rng(3), d)
+
+    def added(x):
+        values = list(np.square(np.float32(x)).T)
+        for one, other in merges:
+            values.append(values[one] + values[other])
+        return values[-1][:, None]
+
+    def kernel(x, weight, eps):
+        root = np.float32(1) / np.sqrt(added(x) / np.float32(d) + np.float32(eps))
+        return np.float16(np.float32(x) * root * np.float32(weight))
+
+    search = Search(Kernel(kernel, d, "fp16"), np.random.default_rng(4))
+    front = Front(Mean("divide"), None, EpsForm.UNDER, Root("sqrt"))
+    tail = Tail(None, None, False, "fp16")
+    found = learned(search, Arithmetic("fp16", Sum(None, "fp32:pairwise"), front, tail))
+    x = np.float32(np.random.default_rng(5).normal(size=(256, d)))
+    assert same(found.total(x), added(x)).all()
+
+
+def test_a_tree_is_described_by_its_chains():
+    """Two strided chains of three terms, then one add."""
+    assert described(((0, 2), (6, 4), (1, 3), (8, 5), (7, 9))) == (
+        "2 chains of 3 terms (stride 2); 3 adds deep"
+    )
+
+
 @pytest.mark.system
 def test_a_planted_datapath_is_found_and_a_strange_kernel_never_called_exact():
     """The wider one has a row in which it differs, and which is as short as it can be."""
@@ -115,17 +159,24 @@ def test_a_planted_datapath_is_found_and_a_strange_kernel_never_called_exact():
 @pytest.mark.extended
 @pytest.mark.parametrize("first", range(0, PLANTED, 10))
 def test_planted_datapaths(first):
-    """Sixty, ten at a time: truth in the set, and exact only with what predicts fresh rows."""
-    rng = np.random.default_rng(first)
+    """Sixty, ten at a time: truth in the set, of which no test row tells two apart."""
+    missed = []
     for seed in range(first, first + 10):
         kernel = planted(seed, D)
         found = probe(kernel, D, kernel.dtype, seed=1000 + seed)
         paths = [path for path, _ in found.candidates]
-        assert kernel.path in paths, seed
-        assert found.exact, seed
-        for path in paths[:: max(1, len(paths) // 4)]:
-            x = np.float32(rng.standard_normal((64, D)))
-            other = kernel._replace(path=path)
-            x = Kernel(kernel, D, kernel.dtype).cast(x)
-            wrong = ~same(kernel(x, np.ones(D), 1e-5), other(x, np.ones(D), 1e-5)).all(-1)
-            assert wrong.mean() <= 1 / 64, (seed, path)
+        missed += [] if kernel.path in paths and found.exact else [seed]
+    assert missed == []
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_planted_layernorm_is_found(dtype):
+    narrow = None if dtype == "fp32" else dtype
+    path = Datapath(
+        input=narrow, sum="fp32:lanes8", mean=Mean("divide"), root=Root("sqrt"), output=narrow
+    )
+    found = probe(Planted(path, dtype, center=True), D, dtype)
+    assert found.exact
+    assert found.observed.center
+    assert path in [path for path, _ in found.candidates]
