@@ -1,4 +1,4 @@
-"""Which arithmetic a kernel has: found from its outputs on inputs made for it (docs/probe.md)."""
+"""Which arithmetic a kernel has (docs/probe.md)."""
 
 from normlab.probe.finding import Finding
 from normlab.probe.kernel import Kernel
