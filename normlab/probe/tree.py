@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from normlab.probe.explain import Arithmetic
-from normlab.probe.kernel import BITS, Seen
+from normlab.probe.kernel import BITS
 from normlab.probe.merges import Learned
 from normlab.probe.observe import rounded
 from normlab.probe.rows import NEGLIGIBLE
@@ -21,8 +21,8 @@ from normlab.probe.stages import leaving, scalars
 if TYPE_CHECKING:
     from normlab.probe.search import Search
 
-TRIED, BATCH, MOST = 256, 512, 1024
-"""Large elements and small ones that are tried, rows in a call, and the widest row."""
+TRIED, BATCH, MOST, EPS = 256, 512, 1024, 1e-5
+"""Large elements and small ones that are tried, rows in a call, the widest row, and ε."""
 
 
 class Gauge(NamedTuple):
@@ -85,7 +85,7 @@ def gauged(search: "Search", a: Arithmetic) -> Gauge | None:
     small = kernel.cast(np.sqrt(0.4 * unit))
     alone = rounded(large * large, a.sum.format).astype(np.float32)
     after = (alone + unit).astype(np.float32)
-    eps = np.full((TRIED, 1), 1e-5, np.float32)
+    eps = np.full((TRIED, 1), EPS, np.float32)
     ends = [scalars(total, a.front, eps, kernel.d) for total in (alone, after)]
     read = kernel.cast(8 * NEGLIGIBLE * rng.uniform(1, 2, (TRIED, 1024)))
     plus = np.float32(search.observed.one_plus)
@@ -105,8 +105,7 @@ def met(
     """Whether the terms `one` and `other` meet before either meets `large`: [n]."""
     found = np.zeros(len(one), bool)
     d = search.kernel.d
-    weight = np.full((BATCH, d), gauge.weight, np.float32)
-    eps = np.full((BATCH, 1), 1e-5, np.float32)
+    stored = np.full(d, gauge.weight - search.observed.one_plus, np.float32)
     for start in range(0, len(one), BATCH):
         places = [part[start : start + BATCH] for part in (large, one, other)]
         every = np.arange(len(places[0]))
@@ -116,6 +115,6 @@ def met(
         x[every, free] = gauge.read
         for place, value in zip(places[::-1], (gauge.small, gauge.small, gauge.large), strict=True):
             x[every, place] = value
-        y = search.asked(Seen(x, weight, eps, x)).y
+        y = search.kernel(x, stored, EPS)
         found[start : start + BATCH] = y[every, free] != np.float32(gauge.alone)
     return found
