@@ -1,6 +1,7 @@
 """The search: from rows that need no order to every order, and to rows that tell the rest apart."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from normlab.probe.kernel import Function, Kernel, Seen
 from normlab.probe.observe import observe
 from normlab.probe.refine import asked, refined
 from normlab.probe.rows import Design
-from normlab.probe.stages import Sum, alike
+from normlab.probe.stages import Front, Sum, alike
+from normlab.probe.stepped import stepped
 from normlab.probe.tree import learned
 
 EPS = (1e-5, 1e-2, 0.3, 2.0)
@@ -57,7 +59,8 @@ class Search:
         left = [Arithmetic(input, of_total(t, d)[0], front, tail) for t, front, tail in every]
         self.groups = {group[0]: group for group in groups}
         starts = self.refined(left, self.spikes)
-        found = finding(self, self.refined(self.ordered(starts), self.half))
+        left = self.ordered(starts)
+        found = finding(self, self.refined(left, partial(self.half, left[0].front)))
         if found.exact or (tree := learned(self, starts[0])) is None:
             return found
         own = [a._replace(sum=tree) for a in starts if same_adder(a, starts[0])]
@@ -100,19 +103,22 @@ class Search:
         x = np.stack([read, self.design.spikes(2 * SPIKES, -8, 9)], 1).reshape(-1, self.kernel.d)
         return self.given(x, EPS)
 
-    def half(self) -> Seen:
-        """Rows with elements to read 1/rms from; rows whose sums differ most between orders."""
-        makers = (self.design.half, self.design.swamped)
-        return self.mixed([make(DENSE // 2, *DENSE_BOUNDS) for make in makers])
+    def half(self, front: Front) -> Seen:
+        """Rows with elements to read 1/rms from; whose orders differ most; at a step of 1/rms."""
+        makers = (self.design.half, self.design.swamped, self.design.dense)
+        x = [make(DENSE // 3, *DENSE_BOUNDS) for make in makers]
+        if not self.observed.center:
+            x[2] = stepped(x[2], front, EPS[0], self.kernel.cast)
+        return self.mixed(x, EPS[:1])
 
     def dense(self) -> Seen:
         """Rows with a sum in an order."""
         makers = (self.design.dense, self.design.half, self.design.swamped)
-        return self.mixed([make(DENSE // 3, *DENSE_BOUNDS) for make in makers])
+        return self.mixed([make(DENSE // 3, *DENSE_BOUNDS) for make in makers], EPS[:2])
 
-    def mixed(self, parts: list[np.ndarray]) -> Seen:
+    def mixed(self, parts: list[np.ndarray], eps: tuple[float, ...]) -> Seen:
         """Rows of all kinds, in an order of its own."""
-        return self.given(self.rng.permutation(np.concatenate(parts)), EPS[:2])
+        return self.given(self.rng.permutation(np.concatenate(parts)), eps)
 
 
 def same_adder(a: Arithmetic, other: Arithmetic) -> bool:

@@ -1,0 +1,38 @@
+"""Rows whose sum lies where 1/rms makes a step: there orders show behind a coarse mean or root."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from normlab.probe.stages import Front, scalars
+
+FILL, HALVINGS = 6, 26
+"""Elements that bring a sum to its step, and halvings that find the step to the last bit."""
+
+
+def stepped(
+    x: np.ndarray, front: Front, eps: float, cast: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Rows [n, d], the last elements of which bring Σx² to a step of what the front makes of it."""
+    n, d = x.shape
+    made = cast(x)
+    made[:, -FILL:] = 0
+    exact = np.square(made, dtype=float).sum(-1, keepdims=True)
+    target = step(np.float32(exact * 1.005), np.float32(exact * 1.03), front, eps, d)
+    for place in range(d - FILL, d):
+        short = np.maximum(target - np.square(made, dtype=float).sum(-1), 0)
+        size = cast(np.sqrt(short))
+        over = np.square(size, dtype=float) > short
+        made[:, place] = np.where(over, cast(size * (1 - 2.0**-7)), size)
+    return made
+
+
+def step(low: np.ndarray, high: np.ndarray, front: Front, eps: float, d: int) -> np.ndarray:
+    """The sums between two at which the number changes, [n]; the upper one where none does."""
+    all_eps = np.full(low.shape, eps, np.float32)
+    below = scalars(low, front, all_eps, d)
+    for _ in range(HALVINGS):
+        middle = np.float32((np.float64(low) + high) / 2)
+        changed = scalars(middle, front, all_eps, d) != below
+        low, high = np.where(changed, low, middle), np.where(changed, middle, high)
+    return np.float64(high)[:, 0]
