@@ -12,7 +12,7 @@ from normlab.probe.kernel import Function, Kernel, Seen
 from normlab.probe.observe import observe
 from normlab.probe.refine import asked, refined
 from normlab.probe.rows import Design
-from normlab.probe.stages import Front, Sum, alike
+from normlab.probe.stages import Sum, alike
 from normlab.probe.stepped import stepped
 from normlab.probe.tree import learned
 
@@ -60,7 +60,7 @@ class Search:
         self.groups = {group[0]: group for group in groups}
         starts = self.refined(left, self.spikes)
         left = self.ordered(starts)
-        found = finding(self, self.refined(left, partial(self.half, left[0].front)))
+        found = finding(self, self.refined(left, partial(self.half, left[0])))
         if found.exact or (tree := learned(self, starts[0])) is None:
             return found
         own = [a._replace(sum=tree) for a in starts if same_adder(a, starts[0])]
@@ -103,12 +103,12 @@ class Search:
         x = np.stack([read, self.design.spikes(2 * SPIKES, -8, 9)], 1).reshape(-1, self.kernel.d)
         return self.given(x, EPS)
 
-    def half(self, front: Front) -> Seen:
+    def half(self, a: Arithmetic) -> Seen:
         """Rows with elements to read 1/rms from; whose orders differ most; at a step of 1/rms."""
-        makers = (self.design.half, self.design.swamped, self.design.dense)
+        makers = (self.design.half, self.design.swamped, self.design.swamped)
         x = [make(DENSE // 3, *DENSE_BOUNDS) for make in makers]
         if not self.observed.center:
-            x[2] = stepped(x[2], front, EPS[0], self.kernel.cast)
+            x[2] = stepped(x[2], a.sum.square, a.front, EPS[0], self.kernel.cast)
         return self.mixed(x, EPS[:1])
 
     def dense(self) -> Seen:

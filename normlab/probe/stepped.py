@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from normlab.probe.observe import rounded
 from normlab.probe.stages import Front, scalars
 
 FILL, HALVINGS = 6, 26
@@ -11,19 +12,26 @@ FILL, HALVINGS = 6, 26
 
 
 def stepped(
-    x: np.ndarray, front: Front, eps: float, cast: Callable[[np.ndarray], np.ndarray]
+    x: np.ndarray,
+    square: str | None,
+    front: Front,
+    eps: float,
+    cast: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Rows [n, d], the last elements of which bring Σx² to a step of what the front makes of it."""
-    n, d = x.shape
-    made = cast(x)
+
+    def squared(x: np.ndarray) -> np.ndarray:
+        exact = np.square(x, dtype=float)
+        return exact if square is None else rounded(exact, square).astype(float)
+
+    made, d = cast(x), x.shape[-1]
     made[:, -FILL:] = 0
-    exact = np.square(made, dtype=float).sum(-1, keepdims=True)
+    exact = squared(made).sum(-1, keepdims=True)
     target = step(np.float32(exact * 1.005), np.float32(exact * 1.03), front, eps, d)
     for place in range(d - FILL, d):
-        short = np.maximum(target - np.square(made, dtype=float).sum(-1), 0)
+        short = np.maximum(target - squared(made).sum(-1), 0)
         size = cast(np.sqrt(short))
-        over = np.square(size, dtype=float) > short
-        made[:, place] = np.where(over, cast(size * (1 - 2.0**-7)), size)
+        made[:, place] = np.where(squared(size) > short, cast(size * (1 - 2.0**-7)), size)
     return made
 
 
