@@ -27,7 +27,7 @@ def stepped(
     made, d = cast(x), x.shape[-1]
     made[:, -FILL:] = 0
     exact = squared(made).sum(-1, keepdims=True)
-    target = step(np.float32(exact * 1.005), np.float32(exact * 1.03), front, eps, d)
+    target = step(exact * 1.005, exact * 1.03, front, eps, d)
     for place in range(d - FILL, d):
         short = np.maximum(target - squared(made).sum(-1), 0)
         size = cast(np.sqrt(short))
@@ -37,10 +37,11 @@ def stepped(
 
 def step(low: np.ndarray, high: np.ndarray, front: Front, eps: float, d: int) -> np.ndarray:
     """The sums between two at which the number changes, [n]; the upper one where none does."""
+    low, high = low.astype(np.float32), high.astype(np.float32)
     all_eps = np.full(low.shape, eps, np.float32)
     below = scalars(low, front, all_eps, d)
     for _ in range(HALVINGS):
-        middle = np.float32((np.float64(low) + high) / 2)
+        middle = ((low.astype(float) + high) / 2).astype(np.float32)
         changed = scalars(middle, front, all_eps, d) != below
         low, high = np.where(changed, low, middle), np.where(changed, middle, high)
-    return np.float64(high)[:, 0]
+    return high.astype(float)[:, 0]
