@@ -19,6 +19,7 @@ from normlab.numerics.formats import FORMAT_OPTIONS, FORMATS, FloatFormat
 from normlab.numerics.orders import ALL_ORDERS, SUMS
 from normlab.pretrained import PACKAGES
 from normlab.pretrained.families import architectures, families
+from normlab.probe.adapters import KERNELS
 from normlab.registry import Registry, choice
 from normlab.scaling import scale_rules
 from normlab.transforms import transforms
@@ -162,6 +163,11 @@ KINDS = {
         "norm units, every stage with its format",
         "python -m evaluate … precision=[DATAPATH,…]",
         lambda: [(name, datapaths[name].source) for name in datapaths],
+    ),
+    "kernels": Kind(
+        "norms of other libraries, whose arithmetic a probe finds",
+        "python -m evaluate probe KERNEL dtype=bfloat16 d=768",
+        lambda: KERNELS.items(),
     ),
     "rules": Kind(
         "how s is chosen, by which a norm's input is divided to fit the format",

@@ -22,6 +22,7 @@ SMALLEST = {
     "encoder_scales": "--model hf:BERT --windows 1 --length 16 --out OUT/a.json",
     "evaluation_speed": "--batch 1 --length 8 --rounds 1 --out OUT/a.json",
     "gpu_code": "--out OUT/a.json",
+    "kernels": "--only flax_rmsnorm --d 16 --out OUT",
     "large_model": "--layers 1 --window 8 --divide 32 --out OUT/a.json",
     "numerics_error": "--rows ROWS --out OUT",
     "numerics_onepass": "--width 8 --count 2 --out OUT/a.json",

@@ -73,6 +73,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
     elif verb == "golden":
         given |= {"pretrained": "hf:HOME/hf", "rows": "8", "data.corpus": "embedded"}
         given |= {"out": f"HOME/golden/{given['datapath']}"}
+    elif verb == "probe":
+        flags, given = ["probe", "flax.nnx:RMSNorm"], given | {"d": 16}
     elif verb == "remove":
         given |= {"run": "HOME/run", "steps": 1, "out": "HOME/removed"}
     last = sorted(given, key=lambda name: (name == "precision", name))

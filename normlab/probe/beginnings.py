@@ -1,0 +1,125 @@
+"""Where a search begins: rows whose sum needs no order, and every stage but the order."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from normlab.numerics import Mean
+from normlab.numerics.eps import EpsForm
+from normlab.numerics.root import GUESSED
+from normlab.probe.interval import interval
+from normlab.probe.kernel import Seen
+from normlab.probe.observe import Observed
+from normlab.probe.rows import READ
+from normlab.probe.stages import (
+    FORMATS,
+    Front,
+    Sum,
+    Tail,
+    held,
+    joined,
+    means,
+    rooted,
+    roots,
+    sums,
+    totals,
+)
+
+Total = tuple[str | None, str, str]
+"""Of a square and of two of them: the formats of each, of the adder, and of the last add."""
+Explained = tuple[Total, Front, Tail]
+
+
+def beginnings(observed: Observed, seen: Seen, ends: list[Tail], d: int) -> list[Explained]:
+    """All that explains most rows whose sum needs no order.
+
+    Every sum of such rows is known but for its rounding. From it each front makes a number for each
+    row, and each tail, of those in `ends`, says which numbers the row's outputs allow.
+    """
+    x = held_input(observed, seen.x)
+    columns = np.argsort(x == 0, axis=-1, kind="stable")[:, : READ + 2]
+    x, weight, y = (np.take_along_axis(part, columns, -1) for part in (x, seen.weight, seen.y))
+    allowed = {
+        (tail, divides): interval(x, weight, y, tail, divides)
+        for tail, divides in product(ends, (False, True))
+    }
+    best, kept = 0, list[Explained]()
+    for made, fronts in numbers(two_terms(x, observed.inputs[0]), seen.eps, d):
+        for tail in ends:
+            low, high = allowed[tail, fronts[0][0][1].divides]
+            good = ((low <= made) & (made <= high)).sum(-1)
+            if good.max() > best:
+                best, kept = int(good.max()), []
+            for row in np.flatnonzero(good == best):
+                kept += [(total, front, tail) for total, front in fronts[row]]
+    return kept
+
+
+def held_input(observed: Observed, x: np.ndarray) -> np.ndarray:
+    """Rows as the kernel takes them."""
+    return np.asarray(held(x, observed.inputs[0]))
+
+
+def two_terms(x: np.ndarray, input: str | None) -> dict[Total, np.ndarray]:
+    """Σ of the two largest elements' squares in every pair of formats, [n, 1] each."""
+    columns = np.argsort(-np.abs(x), axis=-1, kind="stable")[:, :2]
+    two = np.take_along_axis(x, columns, -1)
+    found = {}
+    for square, form in product(FORMATS, ("fp32", "fp16", "bf16")):
+        if square == form:
+            continue  # the adder rounds its terms anyway
+        for tree in (form,) if form == "fp32" else (form, "fp32"):
+            given = Sum(square, f"{form}:pairwise")
+            if tree != form:
+                given = Sum(square, f"{form}:lanes2", tree)
+            found[square, form, tree] = np.asarray(totals(two, input, given, means(8)[0], False)[1])
+    return found
+
+
+def numbers(
+    found: dict[Total, np.ndarray], eps: np.ndarray, d: int
+) -> Iterator[tuple[np.ndarray, list[list[tuple[Total, Front]]]]]:
+    """What the fronts make of the totals [m, n], and of each row of it what makes it."""
+    stacked: Any = np.stack(list(found.values()))
+    shares = {mean: np.asarray(held(mean.of(stacked, d), mean.format)) for mean in means(d)}
+    of = [(total, mean) for mean in shares for total in found]
+    average = np.concatenate(list(shares.values()))
+    beside = {to: np.asarray(joined(average, eps, to)) for to in FORMATS}
+    under = [(total, mean, to) for to in FORMATS for total, mean in of]
+    alike, names = grouped(np.concatenate(list(beside.values())), under)
+    for root in roots():
+        made = rooted(alike, Front(Mean(), None, EpsForm.UNDER, root), np.float32(0))
+        yield (
+            np.asarray(made)[..., 0],
+            [
+                [(total, Front(mean, to, EpsForm.UNDER, root)) for total, mean, to in group]
+                for group in names
+            ],
+        )
+    alike, pairs = grouped(average, of)
+    exact = [root for root in roots() if root.kind not in GUESSED]
+    for form, to, root in product((EpsForm.ADDED, EpsForm.FLOOR), FORMATS, exact):
+        made = rooted(alike, Front(Mean(), to, form, root), eps)
+        yield (
+            np.asarray(made)[..., 0],
+            [[(total, Front(mean, to, form, root)) for total, mean in group] for group in pairs],
+        )
+
+
+def grouped(rows: np.ndarray, names: Sequence[Any]) -> tuple[np.ndarray, list[list[Any]]]:
+    """The rows [m, n, 1] that differ, then NaN, and of each the names that it has."""
+    alike, where = np.unique(rows, axis=0, return_inverse=True)
+    size = 1 << (len(alike) - 1).bit_length()  # few shapes: each is compiled
+    alike = np.concatenate([alike, np.full((size - len(alike), *alike.shape[1:]), np.nan, "f")])
+    groups = list[list[Any]]([] for _ in alike)
+    for name, place in zip(names, where.ravel(), strict=True):
+        groups[place].append(name)
+    return alike, groups
+
+
+def of_total(total: Total, d: int) -> list[Sum]:
+    """Every sum whose squares and adders have these formats."""
+    square, form, tree = total
+    return [sum for sum in sums(form, [square], d) if tree in (form, sum.tree)]

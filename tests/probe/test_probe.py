@@ -1,0 +1,182 @@
+"""The probe: planted datapaths are found, and what is no datapath of ours is never called exact."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from normlab.numerics import Datapath, Mean, Root
+from normlab.numerics.eps import EpsForm
+from normlab.probe import probe
+from normlab.probe.adapters import load
+from normlab.probe.explain import Arithmetic
+from normlab.probe.interval import interval
+from normlab.probe.kernel import Kernel
+from normlab.probe.merges import described
+from normlab.probe.observe import same
+from normlab.probe.report import report
+from normlab.probe.rows import Design
+from normlab.probe.search import Search
+from normlab.probe.stages import Front, Sum, Tail, alike, leaving, scalars, sums, totals
+from normlab.probe.tree import learned
+from tests.support.planted_kernels import Planted, planted
+
+D = 48
+PLANTED = 60
+
+
+def double(x, weight, eps):
+    """RMSNorm in float64, rounded once: no datapath of ours."""
+    wide = np.float64(x)
+    y = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * np.float64(weight)
+    return y.astype(np.float32)
+
+
+def test_rows_of_one_and_two_elements_have_one_sum_in_every_order():
+    """Beside elements that are read from, too: in the format of the adder, by the loops of none."""
+    design = Design(D, np.random.default_rng(0))
+    x = np.float32(design.read(design.spikes(16, -3, 7)))
+    assert ((x != 0).sum(-1) > D // 2).all()
+    of_each = [
+        np.asarray(totals(x, None, s, Mean(), False)[1]) for s in [*sums("fp32", [None], D)][::5]
+    ]
+    assert all(same(one, other).all() for one, other in combinations(of_each, 2))
+
+
+def test_the_interval_encloses_what_made_the_row():
+    """And no more: at either end the next number makes another row."""
+    rng = np.random.default_rng(1)
+    x, weight = np.float32(rng.normal(size=(2, 8, D)))
+    number = np.float32(rng.uniform(0.1, 10, (8, 1)))
+    tail = Tail("fp16", None, False, "bf16")
+    for divides in (False, True):
+        y = np.asarray(leaving(x, number, weight, tail, divides))
+        low, high = interval(x, weight, y, tail, divides)
+        assert ((low <= number[:, 0]) & (number[:, 0] <= high)).all()
+        for end, way in ((low, -np.inf), (high, np.inf)):
+            same_end = np.asarray(leaving(x, end[:, None], weight, tail, divides)) == y
+            beyond = np.nextafter(end, np.float32(way))[:, None]
+            assert same_end.all()
+            assert (np.asarray(leaving(x, beyond, weight, tail, divides)) != y).any(-1).all()
+
+
+def test_tails_that_are_searched_as_one_make_the_same_rows():
+    rng = np.random.default_rng(2)
+    x = np.float32(rng.normal(size=(8, D)))
+    weight = np.float32(np.float16(rng.normal(size=(8, D))))
+    number = np.float32(rng.uniform(0.1, 10, (8, 1)))
+    groups = [group for group in alike(["fp16"], "fp16") if len(group) > 1]
+    assert groups
+    for group in groups[:3]:
+        made = [np.asarray(leaving(x, number, weight, tail, False)) for tail in group]
+        assert all(same(made[0], other).all() for other in made[1:])
+
+
+def test_a_front_is_the_number_that_its_stages_make():
+    front = Front(Mean("divide"), None, EpsForm.ADDED, Root("sqrt"))
+    total, eps = np.float32([[12.0], [75.0]]), np.float32([[1.0], [0.0]])
+    assert scalars(total, front, eps, 3)[:, 0].tolist() == [np.float32(1 / 3), np.float32(0.2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rms_norm", "expected MODULE:NAME"),
+        ("flax.nnx:RMSNrm", "unknown name in flax.nnx 'RMSNrm'. Did you mean 'RMSNorm'"),
+        ("no_such.module:f", "is it installed"),
+        ("nothing.py:f", "no such file; expected NAME.py:FUNCTION"),
+        ("math:pi", "expected a function, got float"),
+    ],
+)
+def test_a_kernel_that_is_not_there_is_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        load(name)
+
+
+def test_a_kernel_is_refused_that_gives_another_shape_or_has_no_room():
+    with pytest.raises(ValueError, match=r"gave the shape \(2,\) for rows \(2, 8\)"):
+        Kernel(lambda x, weight, eps: x[:, 0], 8)(np.ones((2, 8)), np.ones(8), 1e-5)
+    with pytest.raises(ValueError, match="d = 4: expected at least 8"):
+        Kernel(double, 4)
+
+
+def random_tree(rng, d):
+    """Adds of two drawn terms, or earlier adds, until one is left."""
+    left, merges = list(range(d)), []
+    while len(left) > 1:
+        one, other = (left.pop(rng.integers(len(left))) for _ in range(2))
+        merges.append((one, other))
+        left.append(d + len(merges) - 1)
+    return merges
+
+
+def test_a_random_tree_is_learned_from_what_a_large_square_absorbs():
+    """Behind halves, which show no unit in the last place of a float32 sum but at a boundary."""
+    d = 24
+    merges = random_tree(np.random.default_rng(3), d)
+
+    def added(x):
+        values = list(np.square(np.float32(x)).T)
+        for one, other in merges:
+            values.append(values[one] + values[other])
+        return values[-1][:, None]
+
+    def kernel(x, weight, eps):
+        root = np.float32(1) / np.sqrt(added(x) / np.float32(d) + np.float32(eps))
+        return np.float16(np.float32(x) * root * np.float32(weight))
+
+    search = Search(Kernel(kernel, d, "fp16"), np.random.default_rng(4))
+    front = Front(Mean("divide"), None, EpsForm.UNDER, Root("sqrt"))
+    tail = Tail(None, None, False, "fp16")
+    found = learned(search, Arithmetic("fp16", Sum(None, "fp32:pairwise"), front, tail))
+    x = np.float32(np.random.default_rng(5).normal(size=(256, d)))
+    assert same(found.total(x), added(x)).all()
+
+
+def test_a_tree_is_described_by_its_chains():
+    """Two strided chains of three terms, then one add."""
+    assert described(((0, 2), (6, 4), (1, 3), (8, 5), (7, 9))) == (
+        "2 chains of 3 terms (stride 2); 3 adds deep"
+    )
+
+
+@pytest.mark.system
+def test_a_planted_datapath_is_found_and_a_strange_kernel_never_called_exact():
+    """The wider one has a row in which it differs, and which is as short as it can be."""
+    kernel = planted(4, D)
+    found = probe(kernel, D, kernel.dtype)
+    assert found.exact
+    assert kernel.path in [path for path, _ in found.candidates]
+    strange = probe(double, D, "fp32")
+    assert not strange.exact
+    assert strange.left
+    row = strange.differs
+    again = double(row.x, row.weight[0], float(row.eps[0, 0]))
+    assert (again != strange.predicted).any()
+    assert "smallest row that differs" in report(strange)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("first", range(0, PLANTED, 10))
+def test_planted_datapaths(first):
+    """Sixty, ten at a time: truth in the set, of which no test row tells two apart."""
+    missed = []
+    for seed in range(first, first + 10):
+        kernel = planted(seed, D)
+        found = probe(kernel, D, kernel.dtype, seed=1000 + seed)
+        paths = [path for path, _ in found.candidates]
+        missed += [] if kernel.path in paths and found.exact else [seed]
+    assert missed == []
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_planted_layernorm_is_found(dtype):
+    narrow = None if dtype == "fp32" else dtype
+    path = Datapath(
+        input=narrow, sum="fp32:lanes8", mean=Mean("divide"), root=Root("sqrt"), output=narrow
+    )
+    found = probe(Planted(path, dtype, center=True), D, dtype)
+    assert found.exact
+    assert found.observed.center
+    assert path in [path for path, _ in found.candidates]
