@@ -325,7 +325,7 @@ def test_a_kernel_that_cant_be_had_is_refused(tokens):
         ({"attention": "cudnn"}, "compute.attention=cudnn computes in half precision"),
         ({"dtype": "bf16"}, "unknown compute.dtype 'bf16'"),
         ({"products": "mkl"}, "unknown compute.products 'mkl'"),
-        ({"statistics": "fp61"}, "format 'fp61'.*'fp16'"),
+        ({"statistics": "fp61"}, "format 'fp61'.*'fp64'"),
         ({"statistics": "fp16+slanc"}, "fp16.slanc: expected a precision without a scale rule"),
         (
             {"statistics": "iron-bf16"},

@@ -166,7 +166,7 @@ def test_the_estimate_is_the_sums_mean_square():
 
     @jax.jit
     def both(x):
-        summed = block.attention(x, Context())
+        summed = block.attention(x, x, Context())
         return summed, block.mlp.norm_in(summed, inside(block, x))
 
     summed, y = (np.float64(part) for part in both(x))

@@ -271,8 +271,8 @@ def test_specs_that_name_nothing(tmp_path):
         pretrained.describe(f"gguf:{tmp_path}/nothing.gguf")
     with pytest.raises(pretrained.CheckpointError, match=r"has no config\.json"):
         pretrained.describe(f"hf:{tmp_path}")
-    spec = write("llama", tmp_path / "m", model_type="olmo3")
-    with pytest.raises(pretrained.CheckpointError, match="unknown architecture 'olmo3'.*'olmo2'"):
+    spec = write("llama", tmp_path / "m", model_type="olmo4")
+    with pytest.raises(pretrained.CheckpointError, match="unknown architecture 'olmo4'.*'olmo[23]'"):
         pretrained.describe(spec)
 
 

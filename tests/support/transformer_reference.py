@@ -37,7 +37,7 @@ def rotated(x, theta, divisors=(), turned=None):
     """Rotary positions of [b, l, h, k]: element i turns with element i + k/2; k = `turned`."""
     size = turned or x.shape[-1]
     half = size // 2
-    out = x.copy()
+    out = np.array(x)
     for i in range(half):
         angle = np.arange(x.shape[1]) * theta ** (-2 * i / size)
         angle = (angle / (divisors[i] if divisors else 1.0))[:, None]
