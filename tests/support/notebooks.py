@@ -14,6 +14,7 @@ SMALL = {
     "own_norm": "STEPS, SEEDS = 12, (0, 1)",
     "placement": "STEPS, LAYERS, PLACEMENTS = 5, 1, ('pre', 'peri')",
     "sweep": "STEPS, RATES = 10, (1e-3, 1e-2)",
+    "norm_unit": "STEPS, LAYERS, WIDTH, PROBED = 8, 2, 32, 16",
 }
 """What stands in the place of the constants that a notebook opens with."""
 
