@@ -9,8 +9,6 @@ from rich.text import Text
 
 from normlab.config import require
 from normlab.evaluation.config import EvaluateConfig
-from normlab.plots import ranges_figure, save
-from normlab.plots.records import slug
 from normlab.progress import console
 from normlab.results.column import Column
 from normlab.results.formats import ruled
@@ -57,6 +55,9 @@ def main(config: EvaluateConfig, asked: object = ()) -> None:
 
 def _figures(found: Sequence[RangeReport], out: Path) -> list[str]:
     """The names of a figure for each report; none without matplotlib, which is said."""
+    from normlab.plots import ranges_figure, save
+    from normlab.plots.records import slug
+
     try:
         drawn = [save(ranges_figure(one), out / f"ranges-{slug(one.model)}") for one in found]
     except ImportError as error:

@@ -66,6 +66,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         given.setdefault("precision", f"[{','.join(EvaluateConfig().precision)}]")
         places = {"run": "HOME/run", "runs": "HOME/runs", "pretrained": "hf:HOME/hf"}
         given |= {k: v for k, v in places.items() if k in given} | EVALUATE | {"out": "HOME/out"}
+    elif verb == "ranges":
+        given |= {"pretrained": "hf:HOME/hf", "out": "HOME/ranges"} | EVALUATE
     elif verb in ("figures", "show"):
         flags = [*flags[:-1], "HOME/out"]
     elif verb == "report":
