@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.small_checkpoints import BERT, tensors, write_folder
+from tests.support.small_checkpoints import BERT, CONFIGS, tensors, write_folder
 
 pytestmark = pytest.mark.extended
 
@@ -18,6 +18,9 @@ SHAPE = "--layers 1 --width 16 --heads 2 --context 8 --vocabulary 32 --batch 2 -
 SMALLEST = {
     "approximate_error": "--count 2 --widths 16 --out OUT",
     "attention_blocks": "--lengths 8 --rounds 1 --out OUT/a.json",
+    "datapaths": "hf:LLAMA --only iron-bf16 --out OUT/a.json",
+    "datapaths_speed": "--width 64 --layers 1 --batch 1 --length 8 --rounds 2 --only iron-bf16 "
+    "--out OUT/a.json",
     "depth": f"{SHAPE} --out OUT/a.json",
     "encoder_scales": "--model hf:BERT --windows 1 --length 16 --out OUT/a.json",
     "evaluation_speed": "--batch 1 --length 8 --rounds 1 --out OUT/a.json",
@@ -56,9 +59,10 @@ def test_it_runs(name, tmp_path):
         arguments = arguments.replace(place, str(path))
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         arguments = "--help"
-    if "BERT" in arguments:
-        write_folder(tmp_path / "bert", BERT, tensors("bert"))
-        arguments = arguments.replace("BERT", str(tmp_path / "bert"))
+    for family, config in (("bert", BERT), ("llama", CONFIGS["llama"])):
+        if family.upper() in arguments:
+            write_folder(tmp_path / family, config, tensors(family))
+            arguments = arguments.replace(family.upper(), str(tmp_path / family))
     if "ROWS" in arguments:
         np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(2, 8)))
         arguments = arguments.replace("ROWS", str(tmp_path / "rows.npy"))
