@@ -104,7 +104,7 @@ def _torch(function: Any, compiled: bool) -> Function:
 
 
 def _compiled(function: Any) -> Any:
-    """By torch.compile, for every ε anew: past a limit it would fall back to eager, unsaid."""
+    """By torch.compile, once for each ε: past a limit it falls back to eager without a word."""
     import torch
 
     torch._dynamo.config.recompile_limit = 10_000

@@ -97,7 +97,7 @@ def between(
 
 
 def aimed_values(seen: Seen, cast: Cast, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Several of each row, its small elements drawn anew [variants, n, d]; and which those are."""
+    """Several of each row, its small elements drawn again [variants, n, d]; and which they are."""
     top = np.abs(seen.x).max(-1, keepdims=True)
     small = (seen.x != 0) & (np.abs(seen.x) <= 2 * NEGLIGIBLE * top)
     size = np.exp2(np.floor(np.log2(np.where(small, np.abs(seen.x), 1)))) * np.sign(seen.x)
