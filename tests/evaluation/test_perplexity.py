@@ -235,6 +235,7 @@ def test_a_rule_needs_scales():
         score(tiny_model(), windows(), "fp16+slanc")
 
 
+@pytest.mark.system
 def test_a_stream_that_fp16_cannot_hold_is_nan_where_activations_are_fp16():
     """Norms alone don't show it: their scale brings their sums into range."""
     model, read, held = tiny_model(), windows(), FloatFormat.parse("fp16")

@@ -43,6 +43,7 @@ def test_sizes_are_those_of_the_tensors_and_all_fits():
     assert "every tensor fits fp16" in report(found).splitlines()[0]
 
 
+@pytest.mark.system
 def test_a_stream_that_leaves_fp16_is_found_and_cured_by_the_least_rescaling():
     lm = language_model()
     far = Rescale(2.0**20)(lm.model)
