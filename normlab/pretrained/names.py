@@ -108,16 +108,18 @@ class Names:
     endings: tuple[tuple[str, str], ...] = ()
     ignored: str = "$^"
 
+    def module(self, ours: str) -> str:
+        """Their name of our module: "blocks.3.attention.norm_in", "norm_final"."""
+        name, block = _in_block(ours)
+        return self.modules[name].format(i=block)
+
     def stored(self, path: str, config: ModelConfig) -> Stored:
         """Where our weight `path` ("blocks.3.mlp.branch.up.kernel") is stored."""
-        module, leaf = path.rsplit(".", 1)
-        block = re.match(r"blocks\.(\d+)\.", module)
-        if block:
-            module = module[block.end() :]
-        theirs = self.modules[module]
+        whole, leaf = path.rsplit(".", 1)
+        module, _ = _in_block(whole)
         kind = "bias" if leaf == "bias" else "weight"
         stored = Stored(
-            f"{theirs.format(i=block[1] if block else '')}.{kind}",
+            f"{self.module(whole)}.{kind}",
             part=self._part(module, config),
             plus_row=(self.plus_row or {}).get(module),
             skipped=(self.skipped or {}).get(module, 0),
@@ -162,3 +164,9 @@ class Names:
             if name.endswith(old):
                 return name.removesuffix(old) + new
         return name
+
+
+def _in_block(module: str) -> tuple[str, str]:
+    """A module's name within its block, and the block's number; "" outside the blocks."""
+    found = re.match(r"blocks\.(\d+)\.", module)
+    return (module[found.end() :], found[1]) if found else (module, "")
