@@ -184,6 +184,15 @@ def test_what_gets_no_better_stops_early(tmp_path, monkeypatch):
     assert run.record["steps"] == 5
 
 
+@pytest.fixture
+def terminal():
+    """A closed terminal's signal acts, whatever this process was started with (`nohup`)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize(
     ("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 8), (signal.SIGHUP, 5)]
 )
