@@ -9,6 +9,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+MOST_TOLD = 80
+"""Names that an error lists; of more, as of the sites of a deep model, it lists the first."""
+
 
 @dataclass(frozen=True)
 class MethodCard:
@@ -40,7 +43,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     small = {option.lower(): option for option in reversed(options)}
     near = difflib.get_close_matches(str(name).lower(), small, n=1, cutoff=0.5)
     hint = f" Did you mean {small[near[0]]!r}?" if near else ""
-    return UnknownNameError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(options)}.")
+    told = options if len(options) <= MOST_TOLD else [*options[:8], f"… ({len(options)} in all)"]
+    return UnknownNameError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(told)}.")
 
 
 def choice(kind: str, name: str, known: Iterable[str]) -> str:

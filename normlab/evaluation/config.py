@@ -55,6 +55,11 @@ class EvaluateConfig:
         f"{' or '.join(HALF)}: round weights and everything that a half-precision runtime stores, "
         "in every column but fp32 (FORMAT@fp16 is one such column); null: float32 but for norms",
     )
+    keep_fp32: tuple[str, ...] = field(
+        (),
+        "sites whose norm stays in float32 in every narrow column, by name or pattern, such as "
+        "[norm_final,blocks.2.*] (FORMAT/SITE is one such column)",
+    )
     transform: tuple[str, ...] = field(
         ("none",),
         "rows of the table, each a chain of rewrites of the model before it is read, such as "
@@ -114,14 +119,15 @@ class EvaluateConfig:
 
     @property
     def columns(self) -> list[Column]:
-        """Those of `precision`, each once; all but the reference with the activations asked for."""
+        """Those of `precision`, each once; narrow ones with the activations and sites asked for."""
         asked = (Column.parse(text) for text in self.precision)
         return list(dict.fromkeys(self._held(column) for column in asked))
 
     def _held(self, column: Column) -> Column:
-        if self.activations is None or str(column) == REFERENCE or column.activations:
+        if str(column) == REFERENCE:
             return column
-        return replace(column, activations=self.activations)
+        held = replace(column, activations=column.activations or self.activations)
+        return replace(held, keep_fp32=held.keep_fp32 or tuple(dict.fromkeys(self.keep_fp32)))
 
     def _check_source(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) is not None]

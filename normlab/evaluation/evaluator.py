@@ -25,6 +25,7 @@ from normlab.evaluation.texts import Texts, calibration_tokens
 from normlab.model.context import Context
 from normlab.model.language_model import LanguageModel
 from normlab.norms import norms
+from normlab.norms.sites import matching, with_statistic
 from normlab.numerics import DoesNotFit
 from normlab.numerics.precision import DEFAULT_ORDER
 from normlab.progress import Progress, console
@@ -62,7 +63,10 @@ class Evaluator:
         """The model after its transform; where that can't rewrite it, the model and "n/a"."""
         lm = replace(loaded(self.target.load), name=self.target.name)
         try:
-            return replace(lm, model=self.target.transform(lm.model)), OK
+            lm = replace(lm, model=self.target.transform(lm.model))
+            for column in self.config.columns:  # a site that it lacks is refused before any pass
+                matching(column.keep_fp32, with_statistic(lm.model))
+            return lm, OK
         except DoesNotApply as error:
             console.print(f"{self.target.name}: {error}")
             return lm, NOT_APPLICABLE
@@ -105,6 +109,11 @@ class Evaluator:
         if self._tokenizer is None:
             return made
         return replace(made, default_order=str(DEFAULT_ORDER), batch=self._batch(self._tokenizer))
+
+    @property
+    def batch(self) -> int:
+        """Windows that run together."""
+        return self._batch(self.lm.tokenizer)
 
     def _batch(self, tokenizer: Tokenizer) -> int:
         windows = self.texts.windows(self.target, self.config, tokenizer)
@@ -214,9 +223,9 @@ class Evaluator:
             columns: the first is the one that the others' tokens are compared with.
             beside: a model in whose fp32 tokens are compared with those of all columns instead.
         """
-        batch, windows = self._batch(self.lm.tokenizer), self.windows
+        batch, windows = self.batch, self.windows
         began = time.monotonic()
-        title = f"{self.target.name} {', '.join(map(str, columns))}"
+        title = f"{self.target.name} {', '.join(c.short for c in columns)}"
         partial = self._partial(columns, beside is not None)
         start = min(len(partial.done) * batch, len(windows)) if partial else 0
         if start:
@@ -228,7 +237,7 @@ class Evaluator:
                 rate = (before[done] - before[start]) / (time.monotonic() - began)
                 progress.update(done, f"{rate:,.0f} tokens/s")
 
-            scaled = [Scaled(c.precision, self.scales(c)[0], c.held) for c in columns]
+            scaled = [self.scaled(column) for column in columns]
             if beside is not None:
                 scaled.insert(0, Scaled(Column().precision, model=beside.model))
             found = score_columns(
@@ -237,6 +246,12 @@ class Evaluator:
         if partial:
             partial.remove()
         return found[-len(columns) :], None if start else time.monotonic() - began
+
+    def scaled(self, column: Column) -> Scaled:
+        """A column as a pass is told of it."""
+        kept = matching(column.keep_fp32, with_statistic(self.lm.model))
+        told = kept if column.keep_fp32 else None
+        return Scaled(column.precision, self.scales(column)[0], column.held, keep_fp32=told)
 
     def _partial(self, columns: Sequence[Column], beside: bool) -> PartialResults | None:
         """Where these columns' first batches are kept; hosts that share a pass keep nothing."""

@@ -38,13 +38,15 @@ Tensor = Any
 class Scaled(NamedTuple):
     """A precision, static scales by site (1 where one is missing), what activations are held in.
 
-    And the model, where it is not the one that is scored beside it.
+    And the model, where it is not the one that is scored beside it; and by site whether its norm
+    stays in float32, where that is asked of any column that shares the program.
     """
 
     precision: Arithmetic
     scales: Mapping[str, Any] | None = None
     activations: FloatFormat | None = None
     model: Transformer | None = None
+    keep_fp32: Mapping[str, bool] | None = None
 
 
 class TokenComparison(NamedTuple):
@@ -182,13 +184,14 @@ def score_columns(
 
 
 def _told(model: Transformer, column: Scaled) -> tuple[Any, ...]:
-    """What `_batch_nll` is told: the model's structure, precision, activations, weights, scales."""
+    """What `_batch_nll` is told: structure, precision, activations, weights, scales, kept sites."""
     graphdef, params = nnx.split(model)
-    precision, scales, activations, _ = column
+    precision, scales, activations, _, kept = column
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
     held = params if activations is None else half_weights(model, activations)
-    return graphdef, precision, activations, held, given
+    keep = {site: jnp.bool_(stays) for site, stays in (kept or {}).items()}
+    return graphdef, precision, activations, held, given, keep
 
 
 class Out(NamedTuple):
@@ -265,13 +268,14 @@ def _batch_nll(
     activations: FloatFormat | None,
     params: Any,
     scales: dict[str, Any],
+    keep_fp32: dict[str, Bool[Array, ""]],
     inputs: Int[Array, "b l"],
     targets: Int[Array, "b l"],
     scored: Bool[Array, "b l"],
     real: Bool[Array, "b l"],
     keep: bool,
 ) -> Passed:
-    context = RealRows(precision, scales, real, activations)
+    context = RealRows(precision, scales, real, activations, keep_fp32=keep_fp32)
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
@@ -317,8 +321,16 @@ class RealRows(Context):
         real: Bool[Array, "b l"],
         activations: FloatFormat | None,
         edge: float | None = None,
+        keep_fp32: Mapping[str, Bool[Array, ""]] | None = None,
     ):
-        super().__init__(precision, scales, observe=True, activations=activations, edge=edge)
+        super().__init__(
+            precision,
+            scales,
+            observe=True,
+            edge=edge,
+            activations=activations,
+            keep_fp32=keep_fp32,
+        )
         self._real = real
 
     def norm(self, norm: Norm | None, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:

@@ -1,6 +1,8 @@
 """What a forward pass is told beside its tokens, and what it writes down."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from normlab.model.compute import ComputeConfig
 from normlab.norms import Norm, NormContext, observe
 from normlab.numerics import Accumulator, Arithmetic, FloatFormat, RangeCounts, arithmetic
 from normlab.numerics.formats import round_to
+from normlab.numerics.stage_counts import StageCounts
 from normlab.parallel.sharding import whole_rows
 
 
@@ -41,6 +44,8 @@ class Context:
         activations: round every tensor that a half-precision runtime stores to this format;
             products accumulate in float32. The weights are the model's own: see
             `normlab.model.half`.
+        keep_fp32: by site, whether its norm computes in float32 all the same, without a scale: a
+            bool, or a traced one, so that one program serves every choice.
         capture: keep every norm's input, by site, in `inputs`. Keep the residual stream before the
             first block and after each one in `streams`, and each block's largest attention score in
             `scores`.
@@ -58,6 +63,7 @@ class Context:
         observe: bool = False,
         edge: float | None = None,
         activations: FloatFormat | None = None,
+        keep_fp32: Mapping[str, Bool[Array, ""]] | None = None,
         capture: bool = False,
         dropout_key: jax.Array | None = None,
         progress: Float[Array, ""] | None = None,
@@ -67,6 +73,7 @@ class Context:
         self.observe = observe
         self.edge = edge
         self.activations = activations
+        self.keep_fp32 = keep_fp32 or {}
         self.stored: dict[str, Stored] = {}
         self.path = ""  # of the sublayer that is running
         self.capture = capture
@@ -99,17 +106,33 @@ class Context:
         if callable(scale):  # a dynamic rule: rows [*batch d] to their scales [*batch 1]
             scale = scale(x)
         told = NormContext(Accumulator(self.precision, scale), self.entered, self.progress)
-        if self.observe and norm.has_statistic:
-            y, seen = observe(norm, x, told)
-            self.observed[name] = seen.with_input(x, self.activations or self.precision.row)
-        else:
-            y = norm(x, told)
+        y = self._called(norm, x, told)
+        if name in self.keep_fp32 and norm.has_statistic:
+            y = self._unless_kept(norm, x, told, y)
         require(
             y.shape[:-1] == x.shape[:-1],  # a deferred norm adds an element to each row
             f"norm {norm.config.type!r} at {name} returned rows of shape {y.shape}: expected "
             f"{x.shape}, as they came",
         )
         return self.stores(name, y.astype(came))
+
+    def _called(self, norm: Norm, x: Array, told: NormContext) -> Array:
+        if not self.observe or not norm.has_statistic:
+            return norm(x, told)
+        y, seen = observe(norm, x, told)
+        self.observed[norm.site.name] = seen.with_input(x, self.activations or self.precision.row)
+        return y
+
+    def _unless_kept(self, norm: Norm, x: Array, told: NormContext, y: Array) -> Array:
+        """`y` and its range counts, or those of float32 where the site is kept in it."""
+        name = norm.site.name
+        kept, seen = self.keep_fp32[name], self.observed.get(name)
+        wide = self._called(norm, x, replace(told, acc=Accumulator()))
+        if seen is not None:
+            stages = {stage: StageCounts.nothing() for stage in seen.stages}
+            plain = replace(self.observed[name], stages=stages)
+            self.observed[name] = jax.tree.map(partial(jnp.where, kept), plain, seen)
+        return jnp.where(kept, wide, y)
 
     def stores(self, name: str, x: Float[Array, "b l ..."]) -> Float[Array, "b l ..."]:
         """What a runtime stores, as it holds it; `.name` is a tensor of the running sublayer."""

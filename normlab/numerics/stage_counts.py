@@ -27,6 +27,11 @@ class StageCounts:
     first: Int[Array, ""]  # the first row that is not finite, of [b, l, *heads] its b·l; or NEVER
 
     @classmethod
+    def nothing(cls) -> "StageCounts":
+        """Before the first row; the neutral element of `+`."""
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
+
+    @classmethod
     def of(
         cls, x: Float[Array, "*batch d"], filled: Array, to: FloatFormat, of: tuple[int, ...]
     ) -> "StageCounts":

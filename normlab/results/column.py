@@ -11,23 +11,30 @@ from normlab.registry import choice
 HALF = ("fp16", "bf16")
 """Formats that a runtime may hold a whole model in."""
 _RULE = re.compile(r"[a-z][a-z0-9_-]*")
+_SITE = re.compile(r"[a-z0-9_.*?]+")
+MOST_SHOWN = 3
+"""Sites that a title names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """`PRECISION[+RULE[.pow2]][@HALF]`, such as `fp16:lanes8+slanc`. `Column.parse(str(c)) == c`.
+    """`PRECISION[+RULE[.pow2]][@HALF][/SITE…]`, such as `fp16:lanes8+slanc`, `fp16/norm_final`.
+
+    `Column.parse(str(c)) == c`.
 
     Args:
         precision: how a norm accumulates; or a datapath, by whose name it is written.
         rule: the scale rule, by its registered name (`normlab.scaling`); None: no scales.
         pow2: the rule's scales rounded to powers of two.
         activations: one of `HALF`, the format of all that a runtime stores; None: float32.
+        keep_fp32: sites whose norm stays in float32, each a name or a pattern (`blocks.2.*`).
     """
 
     precision: Arithmetic = Precision()
     rule: str | None = None
     pow2: bool = False
     activations: str | None = None
+    keep_fp32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a rule that could not be read back."""
@@ -41,6 +48,11 @@ class Column:
         )
         if self.activations is not None:
             choice("format of activations", self.activations, HALF)
+        for pattern in self.keep_fp32:
+            require(
+                bool(_SITE.fullmatch(pattern)),
+                f"site {pattern!r}: expected a name or a pattern, such as norm_final or blocks.2.*",
+            )
 
     @classmethod
     def parse(cls, text: str) -> "Column":
@@ -49,7 +61,8 @@ class Column:
         Raises:
             ValueError: naming the part that cannot be read, what was expected and the nearest.
         """
-        norms, at, activations = text.partition("@")
+        whole, *kept = text.split("/")
+        norms, at, activations = whole.partition("@")
         written, plus, scaling = norms.partition("+")
         precision = arithmetic(written)
         rule, *options = scaling.split(".")
@@ -57,7 +70,7 @@ class Column:
             for option in options:
                 choice("option of the scale rule", option, ("pow2",))
             made = activations if at else None
-            return cls(precision, rule if plus else None, bool(options), made)
+            return cls(precision, rule if plus else None, bool(options), made, tuple(kept))
         except ValueError as error:
             raise ValueError(f"precision {text!r}: {error}") from None
 
@@ -70,7 +83,15 @@ class Column:
     def __str__(self) -> str:
         """The text that `parse` reads, with options in their canonical order."""
         rule = "" if self.rule is None else f"+{self.rule}{'.pow2' * self.pow2}"
-        return f"{self.precision}{rule}{f'@{self.activations}' if self.activations else ''}"
+        held = f"@{self.activations}" if self.activations else ""
+        return "/".join([f"{self.precision}{rule}{held}", *self.keep_fp32])
+
+    @property
+    def short(self) -> str:
+        """For a title: where many sites stay in float32, how many patterns there are."""
+        if len(self.keep_fp32) <= MOST_SHOWN:
+            return str(self)
+        return f"{dataclasses.replace(self, keep_fp32=())}/{len(self.keep_fp32)} in fp32"
 
     @property
     def held(self) -> FloatFormat | None:

@@ -61,7 +61,7 @@ class Record:
     def format(self) -> FloatFormat:
         """In which its norms sum; a datapath, which may be a user's, is read from what was kept."""
         path = self.provenance.datapath
-        norms = re.split(r"[+@]", self.precision)[0]
+        norms = re.split(r"[+@/]", self.precision)[0]
         return Precision.parse(path["sum"] if path else norms).format
 
     @property

@@ -39,11 +39,13 @@ def test_bad_values_name_what_was_given_and_what_is_near(fields, message):
         make()
 
 
-def test_activations_are_those_of_every_column_but_the_reference():
+def test_activations_and_sites_are_those_of_every_column_but_the_reference():
     asked = ("fp32", "fp32:pairwise", "fp16+slanc", "fp16@bf16", "fp16+slanc")
     config = EvaluateConfig(precision=asked, activations="fp16")
     held = ["fp32", "fp32:pairwise@fp16", "fp16+slanc@fp16", "fp16@bf16"]
     assert [str(column) for column in config.columns] == held
+    config = EvaluateConfig(precision=("fp32", "fp16", "fp16/norm_qk"), keep_fp32=("norm_final",))
+    assert [str(column) for column in config.columns] == ["fp32", "fp16/norm_final", "fp16/norm_qk"]
 
 
 def test_something_must_be_evaluated():

@@ -20,6 +20,7 @@ from normlab.evaluation.perplexity import (
     unit_scales,
 )
 from normlab.evaluation.protocols.windows import assemble
+from normlab.norms.sites import with_statistic
 from normlab.numerics import FloatFormat, Precision
 from normlab.scaling import scales
 from tests.conftest import TINY, VOCAB, skeleton, tiny_model
@@ -30,6 +31,7 @@ from tests.support.scored_windows import (
     SPANS,
     TEXT,
     HalfReference,
+    columns,
     expected,
     loud,
     scored,
@@ -258,6 +260,29 @@ def test_a_stream_that_fp16_cannot_hold_is_nan_where_activations_are_fp16():
     near = score_columns(model, read, [asked[0], Scaled(asked[0].precision, None, held)])
     assert near[1].perplexity == pytest.approx(near[0].perplexity, rel=1e-2)
     assert near[1].perplexity != near[0].perplexity
+
+
+def test_kept_sites_are_in_float32_and_every_choice_shares_a_program():
+    model, read = loud(tiny_model(), 60.0), windows()
+    sites, half = with_statistic(model), Precision.parse("fp16:pairwise")
+
+    def keeping(*kept):
+        return Scaled(half, keep_fp32={site: site in kept for site in sites})
+
+    exact, narrow = scored(model, read, "fp32", "fp16:pairwise")
+    asked = [columns("fp32")[0], keeping(), keeping("norm_final")]
+    _, none, one = score_columns(model, read, asked, batch=BATCH)
+    compiled = _batch_nll._cache_size()
+    _, every = score_columns(model, read, [asked[0], keeping(*sites)], batch=BATCH)
+    assert _batch_nll._cache_size() == compiled
+    np.testing.assert_allclose(none.token_nll, narrow.token_nll, rtol=1e-5)
+    np.testing.assert_allclose(every.token_nll, exact.token_nll, rtol=1e-5)
+    nll, _ = expected(HalfReference(model, "pairwise", kept=("norm_final",)), read)
+    np.testing.assert_allclose(one.token_nll, nll, rtol=2e-3)
+    assert np.abs(one.token_nll - none.token_nll).max() > 1
+    assert one.sites["norm_final"].overflowed == 0 < none.sites["norm_final"].overflowed
+    for site in set(sites) - {"norm_final"}:
+        assert one.sites[site] == none.sites[site]
 
 
 def test_default_batches_are_even_and_small_enough():

@@ -49,3 +49,12 @@ def test_what_activations_are_held_in_stands_at_its_end():
     assert str(found.held) == "bf16"
     with pytest.raises(ValueError, match="format of activations 'fp15'. Did you mean 'fp16'"):
         Column.parse("fp16@fp15")
+
+
+def test_sites_that_stay_in_fp32_stand_after_it():
+    found = Column.parse("fp16+slanc@fp16/norm_final/blocks.2.*")
+    assert found.keep_fp32 == ("norm_final", "blocks.2.*")
+    assert str(found) == "fp16+slanc@fp16/norm_final/blocks.2.*"
+    for text in ("fp16/", "fp16/Norm", "fp16/a b"):
+        with pytest.raises(ValueError, match="expected a name or a pattern, such as norm_final"):
+            Column.parse(text)

@@ -61,17 +61,20 @@ class HalfReference(Reference):
         model: as in `Reference`.
         order: of summation, sequential or pairwise.
         scales: by site; a site that is missing has 1.
+        kept: sites that are exact all the same.
 
     Attributes:
         overflowed: rows whose sum was infinite; they become zeros.
     """
 
-    def __init__(self, model, order, scales=None):
+    def __init__(self, model, order, scales=None, kept=()):
         super().__init__(model)
-        self.order, self.scales, self.overflowed = order, scales or {}, 0
+        self.order, self.scales, self.kept, self.overflowed = order, scales or {}, kept, 0
 
     def norm(self, name, x, site=None):
         """In place of the exact one."""
+        if name in self.kept:
+            return super().norm(name, x, site)
         self.inputs[name], s = x, self.scales.get(name, 1.0)
         with np.errstate(over="ignore"):
             total = np.float64(half_sum(np.float16((x / s) ** 2), self.order))

@@ -1,0 +1,27 @@
+"""Sites by name or pattern, and the refusal of a pattern that matches none."""
+
+import pytest
+
+from normlab.norms.sites import matching
+
+SITES = [
+    "norm_final",
+    *(f"blocks.{i}.{b}.norm_in" for i in range(12) for b in ("attention", "mlp")),
+]
+
+
+def test_a_pattern_matches_whole_names():
+    found = matching(["norm_final", "blocks.1.*"], SITES)
+    assert list(found) == SITES
+    assert [site for site, kept in found.items() if kept] == [
+        "norm_final", "blocks.1.attention.norm_in", "blocks.1.mlp.norm_in",
+    ]  # fmt: skip
+    assert not any(matching([], SITES).values())
+
+
+def test_one_that_matches_nothing_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"pattern of sites, 'norm_fina'. Did you mean 'norm_fin"):
+        matching(["blocks.*", "norm_fina"], SITES)
+    many = [f"blocks.{i}.mlp.norm_in" for i in range(100)]
+    with pytest.raises(ValueError, match=r"\(100 in all\)"):
+        matching(["blocks.100.*"], many)
