@@ -1,4 +1,4 @@
-"""`python -m evaluate [list|show|ranges|golden|probe|figures|report]`: perplexities, and more."""
+"""`python -m evaluate [list|show|ranges|plan|golden|probe|figures|report]`: perplexities, more."""
 
 import importlib
 import sys
@@ -16,6 +16,7 @@ python -m evaluate pretrained=smollm2-135m max_windows=20      a pretrained mode
 python -m evaluate pretrained=hf:DIR transform=[none,fold]     a folder of safetensors, rewritten
 python -m evaluate pretrained=NAME activations=fp16            all that a runtime stores in FP16
 python -m evaluate ranges pretrained=NAME                       where it leaves FP16, and the cure
+python -m evaluate plan pretrained=NAME budget=0.001            norms that must stay in FP32
 python -m evaluate golden datapath=NAME pretrained=NAME out=DIR  vectors for a testbench
 python -m evaluate probe MODULE:NAME dtype=bfloat16             which arithmetic a kernel has
 python -m evaluate list                                        every name there is, with a line
@@ -23,7 +24,8 @@ python -m evaluate show OUT ...                                tables of earlier
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate report OUT runs                             all of it as one page of HTML
 """
-VERBS = {name: name for name in ("golden", "probe", "figures", "report")} | {"list": "listing"}
+OWN = ("plan", "golden", "probe", "figures", "report")
+VERBS = {name: name for name in OWN} | {"list": "listing"}
 """Each verb's module beside this one, read when it is asked for; others are functions."""
 
 

@@ -69,7 +69,7 @@ def _records(config: EvaluateConfig) -> list[Record]:
     records = []
     for target in found:
         evaluator = Evaluator(config, _readable(target, config), texts)
-        rows = _of_model(evaluator, store, [REFERENCE, *asked])
+        rows = of_model(evaluator, store, [REFERENCE, *asked])
         records += [rows[text] for text in asked]
     return records
 
@@ -80,7 +80,7 @@ def _reference(evaluator: Evaluator, store: RecordStore) -> tuple[Record, Langua
     if plain == evaluator.target:
         return None
     base = Evaluator(evaluator.config, plain, evaluator.texts)
-    return _of_model(base, store, [REFERENCE])[REFERENCE], base.lm
+    return of_model(base, store, [REFERENCE])[REFERENCE], base.lm
 
 
 def _readable(target: EvalTarget, config: EvaluateConfig) -> EvalTarget:
@@ -95,7 +95,7 @@ def _readable(target: EvalTarget, config: EvaluateConfig) -> EvalTarget:
     return target
 
 
-def _of_model(evaluator: Evaluator, store: RecordStore, asked: list[str]) -> dict[str, Record]:
+def of_model(evaluator: Evaluator, store: RecordStore, asked: list[str]) -> dict[str, Record]:
     """The record of each column of one model, found or made."""
     columns = {text: Column.parse(text) for text in asked}
     found = {text: store.find(evaluator.key(column)) for text, column in columns.items()}

@@ -1,0 +1,186 @@
+"""Plans: the fewest norms that must stay in float32, so that a model keeps its perplexity.
+
+Sites are chosen on validation text and confirmed on the text that is asked for.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from normlab.config import field, require
+from normlab.evaluation.config import REFERENCE, EvaluateConfig
+from normlab.evaluation.evaluator import Evaluator
+from normlab.evaluation.job import of_model
+from normlab.evaluation.perplexity import Scaled, Scores, score_columns
+from normlab.evaluation.protocols import Windows
+from normlab.evaluation.store import RecordStore
+from normlab.evaluation.targets import targets
+from normlab.evaluation.texts import Texts
+from normlab.norms.sites import with_statistic
+from normlab.progress import Progress, console
+from normlab.results.column import Column
+from normlab.results.plan import Plan, Rise
+from normlab.results.record import OK
+
+
+@dataclass(frozen=True)
+class PlanConfig(EvaluateConfig):
+    """What may be lost, and on how much text sites are chosen."""
+
+    precision: tuple[str, ...] = field(
+        ("fp16", "fp16+slanc", "fp16+random_tokens"),
+        "columns to be planned for, each by itself, as in `python -m evaluate`",
+    )
+    budget: float = field(
+        0.001, "how far perplexity may be from that of fp32, as a share of it: 0.001 is 0.1 %"
+    )
+    search_windows: int = field(
+        8, "windows of validation text on which sites are chosen; on a quarter of them each alone"
+    )
+    max_windows: int | None = field(
+        8, "windows of the split on which the choice is confirmed, the first; null: all"
+    )
+    out: str = field("results/plan", "directory for plan.md, plan.json and records.jsonl")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.budget > 0, f"budget = {self.budget:g}: expected a share > 0, such as 0.001")
+        require(
+            self.search_windows >= 1,
+            f"search_windows = {self.search_windows}: expected a whole number ≥ 1",
+        )
+        require(
+            not self.keep_fp32 and not any(column.keep_fp32 for column in self.columns),
+            "keep_fp32: a plan chooses these sites; expected columns without any",
+        )
+        require(
+            any(str(column) != REFERENCE for column in self.columns),
+            f"precision = {list(self.precision)}: expected a narrow one, such as fp16",
+        )
+
+
+class Search:
+    """The damage that a column does to one model, by which sites are kept in float32.
+
+    Args:
+        evaluator: of the model.
+        column: what is planned for.
+        windows: that sites are chosen on.
+        progress: told after each pass.
+    """
+
+    def __init__(self, evaluator: Evaluator, column: Column, windows: Windows, progress: Progress):
+        self.sites = with_statistic(evaluator.lm.model)
+        self._evaluator, self._windows, self._progress = evaluator, windows, progress
+        self._narrow, self.passes = evaluator.scaled(column), 0
+        self._exact = self._scores(evaluator.scaled(Column()))
+
+    def _scores(self, scaled: Scaled) -> Scores:
+        found = self._evaluator
+        return score_columns(found.lm.model, self._windows, [scaled], batch=found.batch)[0]
+
+    def __call__(self, kept: Collection[str]) -> Rise:
+        """With these sites in float32."""
+        told, exact = {site: site in kept for site in self.sites}, self._exact
+        found = self._scores(self._narrow._replace(keep_fp32=told))
+        self.passes += 1
+        self._progress.update(min(self.passes, len(self.sites)), f"pass {self.passes}")
+        apart = np.abs(found.token_nll - exact.token_nll)[self._windows.scored]
+        share = found.perplexity / exact.perplexity - 1
+        both = share, apart.mean(dtype=np.float64)
+        return Rise(*(float(x) if math.isfinite(x) else math.inf for x in both))
+
+
+Measure = Callable[[Collection[str]], Rise]
+"""How far a pass is from float32 with some sites kept in it."""
+
+
+def fewest(
+    sites: Sequence[str], search: Measure, alone: Measure, budget: float
+) -> tuple[list[str], dict[str, Rise]]:
+    """The sites to keep, and how far each leads away by itself; no site where none need stay.
+
+    Greedy: sites in the order of what each does where it alone is narrow; the fewest of the worst
+    that hold the budget; of those, groups and then single ones are given back where that holds.
+
+    Args:
+        sites: all of them.
+        search: on the text that decides.
+        alone: on text enough to tell single sites apart.
+        budget: how far perplexity may be from that of float32, as a share of it.
+    """
+    if search(()).within(budget):
+        return [], {}
+    if not search(sites).within(budget):  # what breaks is no norm
+        return list(sites), {}
+    harm = {site: alone([s for s in sites if s != site]) for site in sites}
+    order = sorted(sites, key=lambda site: harm[site].tokens, reverse=True)
+    worst = order[: _smallest(search, order, budget)]
+    kept = _given_back(search, worst, worst, budget)
+    return [site for site in sites if site in kept], harm
+
+
+def _smallest(search: Measure, order: Sequence[str], budget: float) -> int:
+    """How many of the first hold the budget, by halving; all of them do, none doesn't."""
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if search(order[:middle]).within(budget):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _given_back(search: Measure, group: Sequence[str], kept: list[str], budget: float) -> list[str]:
+    """The kept sites without those of a group that can be narrow after all."""
+    fewer = [site for site in kept if site not in group]
+    if search(fewer).within(budget):
+        return fewer
+    half = len(group) // 2
+    for part in (group[half:], group[:half]) if half else ():  # the least harmful first
+        kept = _given_back(search, part, kept, budget)
+    return kept
+
+
+def plans(config: PlanConfig) -> list[Plan]:
+    """A plan for each model, transform and narrow column that applies to it."""
+    found, texts, store = [], Texts(), RecordStore(config)
+    for target in targets(config):
+        evaluator = Evaluator(config, target, texts)
+        if evaluator.status != OK:
+            console.print(f"{target.name}: {evaluator.status}")
+            continue
+        for column in config.columns:
+            if str(column) != REFERENCE and evaluator.applies(column):
+                found.append(_plan(evaluator, config, column, store))
+    return found
+
+
+def _plan(evaluator: Evaluator, config: PlanConfig, column: Column, store: RecordStore) -> Plan:
+    name, sites = evaluator.target.name, with_statistic(evaluator.lm.model)
+    on_valid = replace(config, split="valid", max_windows=config.search_windows)
+    valid = replace(evaluator, config=on_valid)
+    few = valid.windows[: max(1, config.search_windows // 4)]
+    with Progress(f"{name} {column}: plan", len(sites)) as progress:
+        search, alone = (Search(valid, column, w, progress) for w in (valid.windows, few))
+        kept, harm = fewest(sites, search, alone, config.budget)
+        chosen = search(kept)
+    asked = [REFERENCE, str(column), str(replace(column, keep_fp32=tuple(kept)))]
+    confirmed = of_model(evaluator, store, list(dict.fromkeys(asked)))
+    return Plan(
+        model=name,
+        column=str(column),
+        family=evaluator.lm.facts.get("family"),
+        budget=config.budget,
+        sites=sites,
+        keep_fp32=kept,
+        alone=harm,
+        search=chosen,
+        passes=search.passes + alone.passes,
+        exact=confirmed[asked[0]],
+        before=confirmed[asked[1]],
+        after=confirmed[asked[2]],
+    )
