@@ -184,18 +184,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 RUNTIMES = """\
-TensorRT, on the network that was parsed from the ONNX file, with `patterns` the list above:
+Nodes have these names with `torch.onnx.export(…, dynamo=False)`; its newer exporter keeps the \
+module in a node's metadata, `pkg.torch.onnx.name_scopes`.
+
+TensorRT, on the network that was parsed from the ONNX file, with `patterns` the list above (not \
+run here: it needs a GPU):
 
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         if any(fnmatch(layer.name, pattern) for pattern in patterns):
             layer.precision = trt.float32
 
-OpenVINO, before the model is compiled:
-
-    for op in model.get_ops():
-        if any(fnmatch(op.get_friendly_name(), pattern) for pattern in patterns):
-            op.get_rt_info()["precise_0"] = "" """.rstrip()
+OpenVINO reads it from the IR: in the XML each layer whose name matches gets \
+`<rt_info><attribute name="precise" version="0"/></rt_info>`. Seen with 2026.4 on a CPU: products \
+obey; a norm that it fuses into one RMS operation loses the mark."""
 
 
 def _legend(plan: Plan) -> str:

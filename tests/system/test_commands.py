@@ -68,6 +68,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         given |= {k: v for k, v in places.items() if k in given} | EVALUATE | {"out": "HOME/out"}
     elif verb == "ranges":
         given |= {"pretrained": "hf:HOME/hf", "out": "HOME/ranges"} | EVALUATE
+    elif verb == "plan":
+        given |= {"pretrained": "hf:HOME/hf", "out": "HOME/plan", "search_windows": 1} | EVALUATE
     elif verb in ("figures", "show"):
         flags = [*flags[:-1], "HOME/out"]
     elif verb == "report":
