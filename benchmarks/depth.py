@@ -21,7 +21,8 @@ from outcome import keep
 
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.stacked import stacked
 from normlab.training.step import learned, make_step
 
@@ -43,7 +44,7 @@ def prepared(asked: argparse.Namespace, layers: int, compute: ComputeConfig) -> 
     model = stacked(model) if compute.scan_layers else model
     graphdef, params = nnx.split(model)
     weights = learned(params)
-    optimizer = make_optimizer(OptimizerConfig(), 1000, weights, compute.scan_layers)
+    optimizer = make_optimizer(AdamWConfig(), 1000, weights, compute.scan_layers)
     step = make_step(graphdef, optimizer, 0, 1000, compute)
     ids = np.zeros((asked.batch, asked.context), np.int32)
     return step, (params, optimizer.init(weights), np.int32(0), ids, ids)

@@ -38,7 +38,8 @@ from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transform
 from normlab.norms import norms
 from normlab.numerics import Accumulator, Precision
 from normlab.pretrained.families import configs
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.step import learned, make_step
 
 H100 = """
@@ -124,7 +125,7 @@ def training(compute: ComputeConfig, on: NamedSharding) -> dict[str, float]:
     norm = norms["layernorm"].Config(bias=False)
     model = nnx.eval_shape(lambda: Transformer(config, norm, PlacementConfig("pre"), 50_304))
     graphdef, params = nnx.split(model)
-    optimizer = make_optimizer(OptimizerConfig(), 1000, learned(params))
+    optimizer = make_optimizer(AdamWConfig(), 1000, learned(params))
     state = jax.eval_shape(optimizer.init, learned(params))
     place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on)  # noqa: E731
     text = jax.ShapeDtypeStruct((12, 1024), jnp.int32, sharding=on)

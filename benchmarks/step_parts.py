@@ -31,7 +31,8 @@ from turns import in_turns
 
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 
 Call = Callable[[], Any]
 
@@ -114,7 +115,7 @@ def jax_parts(asked: argparse.Namespace, dtype: str, products: str) -> dict[str,
         return jax.value_and_grad(lambda x: token_nll(x, targets).mean())(logits)
 
     gradients = jax_weights(asked)
-    optimizer = make_optimizer(OptimizerConfig(**RATE), STEPS, gradients)
+    optimizer = make_optimizer(AdamWConfig(**RATE), STEPS, gradients)
     held = [jax_weights(asked), optimizer.init(gradients)]
 
     @partial(compiled, donate_argnums=(0, 1))

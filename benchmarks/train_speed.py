@@ -47,7 +47,8 @@ from flax import nnx
 from normlab.loss import token_nll
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.step import learned, make_step
 
 Step = Callable[[int], float]
@@ -73,7 +74,7 @@ def ours(asked: argparse.Namespace, dtype: str, products: str = "xla") -> Step:
     norm = norms["layernorm"].Config(bias=False)
     model = Transformer(config, norm, PlacementConfig("pre"), asked.vocabulary)
     graphdef, params = nnx.split(model)
-    optimizer = make_optimizer(OptimizerConfig(**RATE), STEPS, learned(params))
+    optimizer = make_optimizer(AdamWConfig(**RATE), STEPS, learned(params))
     step = make_step(graphdef, optimizer, 0, STEPS, ComputeConfig(dtype=dtype, products=products))
     held, data = [params, optimizer.init(learned(params))], batches(asked)
 

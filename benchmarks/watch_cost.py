@@ -25,7 +25,8 @@ from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import norms
 from normlab.runs.run import Run
 from normlab.training.diagnostics import Diagnostics
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.step import learned, make_step
 
 
@@ -37,7 +38,7 @@ def calls(asked: argparse.Namespace, directory: Path) -> dict[str, Callable[[], 
     norm = norms["rmsnorm"].Config()
     model = Transformer(config, norm, PlacementConfig("pre"), asked.vocabulary)
     graphdef, params = nnx.split(model)
-    optimizer = make_optimizer(OptimizerConfig(), 1000, learned(params))
+    optimizer = make_optimizer(AdamWConfig(), 1000, learned(params))
     step = make_step(graphdef, optimizer, 0, 1000)
     shape = (asked.batch, asked.context + 1)
     ids = np.random.default_rng(0).integers(0, asked.vocabulary, shape, dtype=np.int32)

@@ -1,7 +1,7 @@
 """The groups of `configs/`: what a name on the command line can choose."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,16 @@ from normlab.config import to_dict
 from normlab.model import PlacementConfig, placements
 from normlab.norms import norms
 from normlab.registry import Registry
+from normlab.training.optimizers import optimizers
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-TYPED: dict[str, Registry[Any]] = {"norm": norms, "placement": placements}
+TYPED: dict[str, Registry[Any]] = {"norm": norms, "placement": placements, "optimizer": optimizers}
 """Groups whose options are registered types, each with defaults of its own."""
+OWN_FIELDS: dict[str, Callable[[str], Any]] = {
+    "norm": lambda name: norms[name].Config(),
+    "optimizer": lambda name: optimizers[name](),
+}
+"""Of these groups each type has fields of its own: its name to its config."""
 
 
 def register(app: str, schema: type) -> None:
@@ -26,11 +32,11 @@ def register(app: str, schema: type) -> None:
     """
     store = ConfigStore.instance()
     root = to_dict(schema())
-    if "norm" in root:
-        root["norm"] = {}  # the chosen type's fields
+    root |= {group: {} for group in OWN_FIELDS if group in root}  # the chosen type's fields
     store.store(name=f"{app}_schema", node=root)
-    for name in norms:
-        store.store(group="norm", name=name, node=to_dict(norms[name].Config()))
+    for group, made in OWN_FIELDS.items():
+        for name in TYPED[group]:
+            store.store(group=group, name=name, node=to_dict(made(name)))
     for name in placements:
         store.store(group="placement", name=name, node=to_dict(PlacementConfig(type=name)))
 

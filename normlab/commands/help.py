@@ -4,15 +4,14 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
 from normlab.commands import compile_cache
 from normlab.commands.errors import TRACEBACK, as_typed
-from normlab.commands.groups import groups, options
+from normlab.commands.groups import OWN_FIELDS, TYPED, groups, options
 from normlab.config import describe
-from normlab.norms import norms
 from normlab.registry import choice
 
 VERBS = {"remove": "train remove", "golden": "evaluate golden", "plan": "evaluate plan"}
@@ -27,11 +26,7 @@ def print_help(app: str, schema: type, examples: str = "") -> None:
     command = as_typed(f"python -m {VERBS.get(app, app)}")
     print(f"{command} [FIELD=VALUE ...]")
     print(as_typed(textwrap.indent(examples.rstrip(), "  ")))
-    asked = [a.removeprefix("norm=") for a in sys.argv[1:] if a.startswith("norm=")]
-    if asked:
-        choice("norm", asked[-1], options("norm"))
-    norm = norms[asked[-1]].Config() if asked and asked[-1] in norms else None
-    fields = described(schema(), norm)
+    fields = described(schema(), _asked())
     for _, part in groupby(fields, lambda field: field[0].rpartition(".")[0]):
         print()
         for path, value, text in part:
@@ -39,8 +34,8 @@ def print_help(app: str, schema: type, examples: str = "") -> None:
     print("\nGroups: a name chooses several fields at once" if groups(app) else "")
     for group in groups(app):
         print(entry(f"{group}=", ", ".join(options(group))))
-    if "norm" in groups(app):
-        print(f"\nThe fields of another norm: {command} norm=NAME --help", end="")
+    for group in OWN_FIELDS.keys() & groups(app).keys():
+        print(f"\nThe fields of another {group}: {command} {group}=NAME --help", end="")
     print(
         as_typed("\nWhat stands behind each name: python -m evaluate list\n")
         + f"More of Hydra (sweeps with -m, launchers): {command} --hydra-help\n"
@@ -49,13 +44,24 @@ def print_help(app: str, schema: type, examples: str = "") -> None:
     )
 
 
-def described(config: Any, norm: Any = None) -> Iterator[tuple[str, Any, str]]:
-    """`describe`, with the fields of `norm` in the place of the default one's."""
+def _asked() -> dict[str, Any]:
+    """By group the config of the type that the command line names."""
+    found: dict[str, Any] = {}
+    for group, made in OWN_FIELDS.items():
+        names = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith(f"{group}=")]
+        if names and choice(group, names[-1], options(group)) in TYPED[group]:
+            found[group] = made(names[-1])
+    return found
+
+
+def described(config: Any, chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """`describe`, with the fields of types that were chosen in the place of the default ones'."""
     for path, value, text in describe(config):
-        if norm is None or not path.startswith("norm."):
+        group = path.partition(".")[0]
+        if group not in chosen:
             yield path, value, text
-        elif path == "norm.type":
-            yield from describe(norm, "norm.")
+        elif path == f"{group}.type":
+            yield from describe(chosen[group], f"{group}.")
 
 
 def entry(name: str, text: str) -> str:

@@ -168,7 +168,7 @@ def label(asked: Sequence[str], swept: Sequence[Override]) -> str:
     keys = {o.get_key_element() for o in swept}
     pairs = [override.partition("=")[::2] for override in asked]
     return " ".join(
-        value if key in ("norm", "placement") else f"{key.rpartition('.')[2]}={value}"
+        value if key in ("norm", "placement", "optimizer") else f"{key.rpartition('.')[2]}={value}"
         for key, value in pairs
         if key in keys
     )

@@ -22,6 +22,7 @@ from normlab.pretrained.families import architectures, families
 from normlab.probe.adapters import KERNELS
 from normlab.registry import Registry, choice
 from normlab.scaling import scale_rules
+from normlab.training.optimizers import optimizers
 from normlab.transforms import transforms
 
 Row = tuple[str, str]
@@ -138,6 +139,11 @@ KINDS = {
         "where norms stand around attention and MLP",
         "python -m train placement=NAME",
         lambda: _registered(placements, "placement"),
+    ),
+    "optimizers": Kind(
+        "how gradients become steps, each with a schedule",
+        "python -m train optimizer=NAME optimizer.schedule=wsd",
+        lambda: _registered(optimizers),
     ),
     "models": Kind("shapes to train", "python -m train model=NAME", lambda: _files("model")),
     "data": Kind("texts", "python -m train data=NAME", lambda: _files("data")),

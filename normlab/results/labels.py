@@ -8,7 +8,7 @@ from typing import Any
 from normlab.results.record import Record
 from normlab.results.settings import RATE, decides, differing, of_run, shown
 
-TYPES = ("norm.type", "placement.type")
+TYPES = ("norm.type", "placement.type", "optimizer.type")
 
 
 class Labels:
@@ -40,7 +40,7 @@ class Labels:
         types = " ".join(str(found.pop(k)) for k in TYPES if k in found)
         said = [types] * bool(types) + self._settings(found)
         # Where nothing is left to say: the whole name.
-        return ", ".join(said) or " ".join(str(config.get(k, "?")) for k in TYPES)
+        return ", ".join(said) or " ".join(str(config.get(k, "?")) for k in TYPES[:2])
 
     def run(self, config: Mapping[str, Any]) -> str:
         """A method's label, and which learning rate and seed of it: "layernorm, lr 0.1, seed 2"."""

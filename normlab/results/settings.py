@@ -8,6 +8,8 @@ from typing import Any
 from normlab.results.record import Record
 
 RATE = "optimizer.lr"
+TYPED = ("norm", "placement", "optimizer")
+"""Groups with a type, which has defaults of its own."""
 ELSEWHERE = (
     "run",
     "runs",
@@ -65,7 +67,7 @@ def of_run(record: Record) -> dict[str, Any]:
 
 
 def differing(configs: Iterable[dict[str, Any]]) -> list[str]:
-    """Fields in which flat configs differ: a norm's among norms of its type, a placement's too.
+    """Fields in which flat configs differ; those of a group with a type among configs of that type.
 
     What types differ in by default says nothing beside their names.
     """
@@ -73,7 +75,7 @@ def differing(configs: Iterable[dict[str, Any]]) -> list[str]:
     for config in configs:
         for key, value in config.items():
             group = key.partition(".")[0]
-            kind = str(config.get(f"{group}.type")) if group in ("norm", "placement") else ""
+            kind = str(config.get(f"{group}.type")) if group in TYPED else ""
             values.setdefault((kind, key), set()).add(json.dumps(value))
     found = dict.fromkeys(key for (_, key), seen in values.items() if len(seen) > 1)
     return [key for key in found if key not in _SHOWN_ALREADY]

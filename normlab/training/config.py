@@ -10,13 +10,17 @@ from normlab.norms import NormConfig, norms
 from normlab.parallel.distributed import HostsConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
-from normlab.training.optimizer import OptimizerConfig
+from normlab.training.optimizers import OptimizerConfig, optimizers
 from normlab.training.stacked import check_alike
 from normlab.training.tracking import trackers
 
 
 def _default_norm() -> NormConfig:
     return norms["rmsnorm"].Config()
+
+
+def _default_optimizer() -> OptimizerConfig:
+    return optimizers["adamw"]()
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class TrainConfig:
     norm: NormConfig = field(_default_norm, "type and settings of its norms")
     placement: PlacementConfig = field(PlacementConfig, "where its norms sit")
     data: DataConfig = field(DataConfig, "text and tokenizer")
-    optimizer: OptimizerConfig = field(OptimizerConfig, "AdamW")
+    optimizer: OptimizerConfig = field(_default_optimizer, "type, learning rate and schedule")
     compute: ComputeConfig = field(ComputeConfig, "precision and memory of a step")
     mesh: MeshConfig = field(MeshConfig, "devices, and what is divided over them")
     hosts: HostsConfig = field(HostsConfig, "processes that train together")
@@ -87,11 +91,7 @@ class TrainConfig:
             f"window = {self.window} tokens is longer than model.max_length = "
             f"{self.model.max_length}; the longest window that fits is {self.model.max_length}",
         )
-        require(
-            self.optimizer.warmup < self.steps,
-            f"optimizer.warmup = {self.optimizer.warmup} steps leaves none of steps = {self.steps};"
-            f" expected less, such as {self.steps // 10}",
-        )
+        self.optimizer.warmup_of(self.steps)
 
     def _check_model(self) -> None:
         m, name = self.model, self.norm.type

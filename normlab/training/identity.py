@@ -24,8 +24,12 @@ LINE = 400
 
 
 def run_name(config: dict[str, Any], corpus: str) -> str:
-    """norm-placement-hash: the same config on the same text has the same name."""
-    return f"{config['norm']['type']}-{config['placement']['type']}-{digest(config, corpus)}"
+    """norm-placement-hash: the same config on the same text has the same name.
+
+    An optimizer other than AdamW stands before the hash.
+    """
+    words = [config[group]["type"] for group in ("norm", "placement", "optimizer")]
+    return "-".join([*(w for w in words if w != "adamw"), digest(config, corpus)])
 
 
 def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str]) -> None:

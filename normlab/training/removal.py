@@ -22,7 +22,7 @@ from normlab.progress import Progress, announced, console
 from normlab.runs import sources
 from normlab.runs.run import Run, load
 from normlab.training.config import TrainConfig
-from normlab.training.optimizer import make_optimizer
+from normlab.training.optimizers import make_optimizer
 from normlab.training.step import learned, make_step, make_validate
 from normlab.training.trainer import validation_windows
 from normlab.transforms import DoesNotApply, apply

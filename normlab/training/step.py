@@ -8,7 +8,7 @@ weights, the optimizer with its rates, the seed of dropout, the number of steps.
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,24 @@ from normlab.model import ComputeConfig, Context, Transformer, keys
 from normlab.norms import NormState, penalties
 from normlab.numerics import Precision
 from normlab.parallel.sharding import Layout, layout, put, shard_params
-from normlab.training.optimizer import AdamW
+from normlab.training.optimizers import Optimizer
 
 Params = Any
 Metrics = dict[str, jax.Array]
 Texts = tuple[jax.Array, jax.Array]
+
+
+class Told(NamedTuple):
+    """What a loss depends on beside weights and text.
+
+    Args:
+        progress: the share of the training that is done.
+        z: weight of the squared logarithm of the softmax's sum; None: none.
+    """
+
+    progress: jax.Array
+    z: jax.Array | None
+
 
 PROGRAMS = 64
 """So many of each kind are kept in a process, the ones used last."""
@@ -41,7 +54,7 @@ def learned(params: Params) -> Params:
 
 def make_step(
     graphdef: nnx.GraphDef[Transformer],
-    optimizer: AdamW,
+    optimizer: Optimizer,
     seed: int,
     steps: int,
     compute: ComputeConfig | None = None,
@@ -93,11 +106,13 @@ def _step(
     """`make_step`, to which a run's numbers (optimizer, dropout key, steps) are an argument too."""
 
     def loss(
-        weights: Params, kept: Params, progress: jax.Array, key: jax.Array, texts: Texts
+        weights: Params, kept: Params, told: Told, key: jax.Array, texts: Texts
     ) -> tuple[jax.Array, Params]:
         model = nnx.merge(graphdef, weights, kept, copy=True)  # its norms may change `kept`
-        logits = model(texts[0], Context(dropout_key=key, progress=progress, compute=compute))
+        logits = model(texts[0], Context(dropout_key=key, progress=told.progress, compute=compute))
         nll = token_nll(logits, texts[1]).mean()
+        if told.z is not None:
+            nll += told.z * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
         return sum(penalties(model), nll), nnx.state(model, NormState)
 
     differentiated = jax.value_and_grad(loss, has_aux=True)
@@ -110,14 +125,14 @@ def _step(
         width = nnx.merge(graphdef, weights, kept, copy=True).config.width
         return parts_in_cache(batch, window, width)
 
-    def in_parts(weights: Params, kept: Params, progress: jax.Array, key: jax.Array, texts: Texts):
+    def in_parts(weights: Params, kept: Params, told: Told, key: jax.Array, texts: Texts):
         k = parts(weights, kept, texts)
         if k == 1:
-            return differentiated(weights, kept, progress, key, texts)
+            return differentiated(weights, kept, told, key, texts)
 
         def add(carry: tuple[Any, Params], part: Any):
             total, kept = carry
-            (value, kept), gradients = differentiated(weights, kept, progress, part[0], part[1])
+            (value, kept), gradients = differentiated(weights, kept, told, part[0], part[1])
             return (jax.tree.map(jnp.add, total, (value, gradients)), kept), None
 
         # Every k-th sequence: a batch that is spread over devices stays where it is.
@@ -130,7 +145,7 @@ def _step(
 
     @keys.pinned
     def step_once(
-        run: tuple[AdamW, jax.Array, jax.Array],
+        run: tuple[Optimizer, jax.Array, jax.Array],
         params: Params,
         state: Any,
         step: jax.Array,
@@ -140,8 +155,8 @@ def _step(
         optimizer, key, steps = run
         weights, kept = nnx.split_state(params, nnx.Param, NormState)
         key = jax.random.fold_in(jax.random.wrap_key_data(key, impl=keys.IMPL), step)
-        progress = jnp.float32(step) / steps
-        (value, kept), gradients = in_parts(weights, kept, progress, key, (inputs, targets))
+        told = Told(jnp.float32(step) / steps, optimizer.z_loss)
+        (value, kept), gradients = in_parts(weights, kept, told, key, (inputs, targets))
         updates, state = optimizer.update(gradients, state, weights)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
         params = nnx.merge_state(optax.apply_updates(weights, updates), kept)

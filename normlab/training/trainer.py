@@ -36,7 +36,7 @@ from normlab.training.config import TrainConfig
 from normlab.training.diagnostics import Diagnostics
 from normlab.training.identity import noting_failure, noting_refusal, run_name, sign
 from normlab.training.metrics import MetricsLog
-from normlab.training.optimizer import groups, make_optimizer
+from normlab.training.optimizers import groups, make_optimizer
 from normlab.training.stacked import Layers
 from normlab.training.step import PROGRAMS, learned, make_step, make_validate
 from normlab.training.stop import StopRequest

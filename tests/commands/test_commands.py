@@ -109,7 +109,10 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("model.heads=3", "model.width = 128 is not divisible by model.heads = 3"),
         ("window=99999", "window = 99999 tokens is longer than model.max_length"),
         ("data=wikitext3", "unknown data 'wikitext3'. Did you mean 'wikitext2'"),
-        ("optimizer=adam", "optimizer = 'adam': expected optimizer.FIELD, a field of it: lr, "),
+        (
+            "optimizer=adam",
+            "unknown optimizer 'adam'. Did you mean 'adamw'? Known: adafactor, adam",
+        ),
         ("steps==1", "'steps==1': the value has a sign that must stand in quotes"),
         ("run=runs/lr=1e-3", "'run=\"runs/lr=1e-3\"'"),
         ('norm="rmsnorm', "'norm=\"rmsnorm\"'"),

@@ -14,7 +14,8 @@ from normlab.loss import token_nll
 from normlab.model import ComputeConfig, Context, attention
 from normlab.norms import NormState, Site, norms
 from normlab.runs.run import Run
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.stacked import stacked
 from normlab.training.step import learned, make_step
 from normlab.training.trainer import Trainer, train
@@ -52,7 +53,7 @@ def stepper(model, compute):
     """(a step of training, its arguments before the number of the step)."""
     graphdef, params = nnx.split(model)
     params = jax.tree.map(jnp.copy, params)  # a step donates its arguments
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), STEPS, learned(params), model.stacked)
+    optimizer = make_optimizer(AdamWConfig(warmup=1), STEPS, learned(params), model.stacked)
     step = make_step(graphdef, optimizer, 0, STEPS, compute)
     return step, (params, optimizer.init(learned(params)))
 

@@ -11,7 +11,8 @@ from normlab.loss import token_nll
 from normlab.model import Context
 from normlab.norms import NormContext, norms
 from normlab.numerics import datapaths
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.step import learned, make_step
 from normlab.training.trainer import train
 from tests.conftest import tiny_model
@@ -151,7 +152,7 @@ def test_the_anchor_is_part_of_the_loss(tokens):
     nll = float(token_nll(apart(inputs, context), targets).mean())
     size = np.sqrt((np.float64(context.inputs["norm_final"]) ** 2).mean(-1) + 1e-5)
     copy = jax.tree.map(jnp.copy, params)
-    optimizer = make_optimizer(OptimizerConfig(), 10, learned(params))
+    optimizer = make_optimizer(AdamWConfig(), 10, learned(params))
     step = make_step(graphdef, optimizer, 0, 10)
     after, _, metrics = step(copy, optimizer.init(learned(params)), 5, inputs, targets)
     pull = 3.0 * np.square(size - 1).mean()

@@ -9,7 +9,8 @@ from flax import nnx
 from normlab.data import load_tokens
 from normlab.model import ComputeConfig, Context, PlacementConfig, placements
 from normlab.runs.checkpoint import Checkpoints, from_names, to_names
-from normlab.training.optimizer import OptimizerConfig, groups, make_optimizer
+from normlab.training.optimizers import groups, make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.stacked import check_alike, stack, stacked, unstack, unstacked
 from normlab.training.step import learned, make_step
 from normlab.training.trainer import Trainer, _sizes, train
@@ -59,7 +60,7 @@ def lowered(layers, scan, compute=None):
     model = stacked(model) if scan else model
     graphdef, params = nnx.split(model)
     weights = learned(params)
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), STEPS, weights, scan)
+    optimizer = make_optimizer(AdamWConfig(warmup=1), STEPS, weights, scan)
     step = make_step(graphdef, optimizer, 0, STEPS, compute)
     like = params, jax.eval_shape(optimizer.init, weights)
     return step.func.lower(*step.args, *like, np.int32(0), *texts(0))

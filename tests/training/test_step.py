@@ -15,7 +15,8 @@ from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormState, norms, penalties
 from normlab.training import diagnostics as watch
 from normlab.training import step as steps
-from normlab.training.optimizer import OptimizerConfig, make_optimizer
+from normlab.training.optimizers import make_optimizer
+from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.step import _step, learned, make_step, make_validate, parts_in_cache
 from normlab.training.trainer import train
 from tests.conftest import VOCAB, forward, same_trees, tiny_model
@@ -35,7 +36,7 @@ def trained(model, steps=3, compute=None, accumulate=1, batch=texts):
     graphdef, params = nnx.split(model)
     params = jax.tree.map(jnp.copy, params)
     weights = learned(params)
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), STEPS, weights, model.stacked)
+    optimizer = make_optimizer(AdamWConfig(warmup=1), STEPS, weights, model.stacked)
     step = make_step(graphdef, optimizer, 0, STEPS, compute, accumulate)
     state, losses = optimizer.init(weights), []
     for i in range(steps):
@@ -64,7 +65,7 @@ def test_weights_and_dropout_are_the_same_whatever_jax_is_set_to(ambient):
     def drawn():
         model = started("rmsnorm", dropout=0.5)
         graphdef, params = nnx.split(model)
-        optimizer = make_optimizer(OptimizerConfig(warmup=0), 2, learned(params))
+        optimizer = make_optimizer(AdamWConfig(warmup=0), 2, learned(params))
         _step.cache_clear()  # which knows nothing of such settings
         step = make_step(graphdef, optimizer, 3, 2)
         state = optimizer.init(learned(params))
@@ -83,7 +84,7 @@ def test_weights_and_dropout_are_the_same_whatever_jax_is_set_to(ambient):
 def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
     """A step of two parts, by hand: the batch's even rows, then its odd ones."""
     model = small("batchnorm", dropout=0.5)
-    rest = OptimizerConfig(lr=1e-30, warmup=0, weight_decay=0.0)
+    rest = AdamWConfig(lr=1e-30, warmup=0, weight_decay=0.0)
     graphdef, params = nnx.split(model)
     params = jax.tree.map(jnp.copy, params)
     optimizer = make_optimizer(rest, STEPS, learned(params))
@@ -100,6 +101,23 @@ def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
     kept = (nnx.state(m, NormState) for m in (nnx.merge(graphdef, params), by_hand))
     for a, b in zip(*map(jax.tree.leaves, kept), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_z_loss_is_added_to_the_loss_and_its_weight_is_data():
+    model, compiled = small(), set()
+    logits = np.float64(forward(model, texts(0)[0]))
+    top = logits.max(-1)
+    squared = (top + np.log(np.exp(logits - top[..., None]).sum(-1))) ** 2
+    for z in (0.5, 0.01):
+        graphdef, params = nnx.split(model)
+        params = jax.tree.map(jnp.copy, params)
+        optimizer = make_optimizer(AdamWConfig(warmup=0, z_loss=z), STEPS, learned(params))
+        step = make_step(graphdef, optimizer, 0, STEPS)
+        loss = step(params, optimizer.init(learned(params)), np.int32(0), *texts(0))[2]["loss"]
+        plain = float(token_nll(jnp.float32(logits), texts(0)[1]).mean())
+        assert float(loss) == pytest.approx(plain + z * squared.mean(), rel=1e-5)
+        compiled |= {step.func, step.func._cache_size()}
+    assert len(compiled) == 2
 
 
 SHAPES = [(16, 128, 128, 8), (8, 64, 64, 4), (8, 256, 384, 4), (6, 100, 9, 3), (7, 64, 9, 1)]
@@ -138,7 +156,7 @@ def two_steps(alpha, seed, count, **fields):
     model = tiny_model("dyt", seed=seed, **shape)
     graphdef, params = nnx.split(model)
     params = jax.tree.map(jnp.copy, params)
-    optimizer = make_optimizer(OptimizerConfig(**fields), count, learned(params))
+    optimizer = make_optimizer(AdamWConfig(**fields), count, learned(params))
     step, validate = make_step(graphdef, optimizer, seed, count), make_validate(graphdef)
     state, metrics = optimizer.init(learned(params)), []
     for i in range(2):
