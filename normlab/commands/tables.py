@@ -9,8 +9,11 @@ from rich.text import Text
 
 from normlab.evaluation.config import EvaluateConfig
 from normlab.progress import console
-from normlab.results import Record, RecordFile, spread, tables
+from normlab.results import Record, RecordFile, methods, spread, tables
 from normlab.results.formats import as_csv, grid, latex, markdown, ruled, terminal
+
+OVER_SEEDS = ("spread.md", "methods.md", "methods.csv", "methods.tex")
+"""Written where a method has several seeds."""
 
 
 def write(config: EvaluateConfig, records: Sequence[Record]) -> None:
@@ -22,13 +25,25 @@ def write(config: EvaluateConfig, records: Sequence[Record]) -> None:
     written = ["table.md", "table.csv", "table.tex", "records.jsonl"]
     _tell(terminal(made), markdown(made))
     found = spread.spreads(records, asked)
-    (out / "spread.md").unlink(missing_ok=True)  # an earlier call's
+    for name in OVER_SEEDS:
+        (out / name).unlink(missing_ok=True)  # an earlier call's
     if found:
         shown, page = _spread(found)
-        (out / "spread.md").write_text(page, encoding="utf-8")
+        compared = methods.methods(records, config.compare_to)
+        pages = page, methods.page(compared), methods.as_csv(compared), methods.booktabs(compared)
+        for name, text in zip(OVER_SEEDS, pages, strict=True):
+            (out / name).write_text(text, encoding="utf-8")
         _tell(shown, page)
-        written.append("spread.md")
+        if config.compare_to:
+            _tell(_compared(compared), pages[1])
+        written += OVER_SEEDS
     print(f"written to {out}: {', '.join(written)}")
+
+
+def _compared(found: Sequence[methods.Methods]) -> RenderableType:
+    """Methods beside the baseline, for a terminal."""
+    parts = [ruled(f"{m.text}\n\n{methods.sentences(m)}", methods.lines(m), 2) for m in found]
+    return Group(*parts, Text(methods.LEGEND, "dim"))
 
 
 def _spread(found: Sequence[tuple[str, Any]]) -> tuple[RenderableType, str]:

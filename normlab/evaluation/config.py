@@ -94,6 +94,11 @@ class EvaluateConfig:
     )
     mesh: MeshConfig = field(MeshConfig, "devices, and what is divided over them")
     hosts: HostsConfig = field(HostsConfig, "processes that evaluate together")
+    compare_to: str | None = field(
+        None,
+        "with runs=DIR: the method that all others are compared with, NORM-PLACEMENT, such as "
+        "rmsnorm-pre: differences paired by seed, intervals, p after Holm",
+    )
     out: str = field("results", "directory for table.md, table.csv, table.tex and records.jsonl")
 
     def __post_init__(self) -> None:
@@ -130,6 +135,10 @@ class EvaluateConfig:
         return replace(held, keep_fp32=held.keep_fp32 or tuple(dict.fromkeys(self.keep_fp32)))
 
     def _check_source(self) -> None:
+        require(
+            self.compare_to is None or self.runs is not None,
+            f"compare_to={self.compare_to}: expected with runs=DIR, which holds several methods",
+        )
         given = [name for name in SOURCES if getattr(self, name) is not None]
         # None at all is the schema's own default; the application refuses it (`source`).
         require(

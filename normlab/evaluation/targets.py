@@ -13,7 +13,9 @@ from normlab.evaluation.protocols import Protocol, protocols
 from normlab.model import ModelConfig
 from normlab.model.language_model import LanguageModel
 from normlab.norms import NormConfig
+from normlab.registry import choice
 from normlab.results.record import GOOD, OK
+from normlab.results.settings import flattened, method_name
 from normlab.runs import sources
 from normlab.runs.run import Run, is_run, load, open_run
 from normlab.transforms import NOTHING, Chain, parse
@@ -86,6 +88,9 @@ def targets(config: EvaluateConfig) -> list[EvalTarget]:
     elif source == "runs":
         found = [_run(run, config) for run in _runs(Path(str(config.runs)))]
         _refuse_unless_one_is_readable(found, config)
+        if config.compare_to is not None:
+            methods = {method_name(flattened(t.config)) for t in found if t.config}
+            choice("method to compare with: compare_to", config.compare_to, methods)
     else:
         found = [_pretrained(str(config.pretrained), config)]
     for target in found:

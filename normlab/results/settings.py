@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from normlab.results.record import Record
@@ -52,6 +52,12 @@ def identity(config: dict[str, Any], corpus: str | None) -> dict[str, Any]:
     """
     flat = {key: value for key, value in flattened(config).items() if decides(key)}
     return flat | ({"data.corpus": corpus} if corpus else {})
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """A flat config's norm and placement, and an optimizer other than AdamW: "rmsnorm-pre"."""
+    words = [config.get(f"{group}.type") for group in TYPED]
+    return "-".join(str(word) for word in words if word not in (None, "adamw"))
 
 
 def digest(config: dict[str, Any], corpus: str | None) -> str:

@@ -45,8 +45,14 @@ class Group:
     @property
     def logs(self) -> list[float]:
         """Log-perplexity in fp32 of each seed that has one."""
-        good = [Cell.of(r).value for r in self.records.get("fp32", []) if r.status == OK]
-        return [math.log(p) if p else math.nan for p in good if p is not None]
+        return list(self.log_by_seed.values())
+
+    @property
+    def log_by_seed(self) -> dict[int | None, float]:
+        """The same by seed."""
+        good = [r for r in self.records.get("fp32", []) if r.status == OK]
+        found = {r.model.seed: Cell.of(r).value for r in good}
+        return {s: math.log(p) if p else math.nan for s, p in found.items() if p is not None}
 
     @property
     def sound(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from normlab.config import build, require, to_dict
 from normlab.data import Corpus, Tokenized
 from normlab.parallel.distributed import is_main_process
-from normlab.results.settings import digest, identity
+from normlab.results.settings import digest, flattened, identity, method_name
 from normlab.runs import jax_settings, sources
 from normlab.runs.run import Run
 from normlab.training.config import TrainConfig
@@ -28,8 +28,7 @@ def run_name(config: dict[str, Any], corpus: str) -> str:
 
     An optimizer other than AdamW stands before the hash.
     """
-    words = [config[group]["type"] for group in ("norm", "placement", "optimizer")]
-    return "-".join([*(w for w in words if w != "adamw"), digest(config, corpus)])
+    return f"{method_name(flattened(config))}-{digest(config, corpus)}"
 
 
 def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str]) -> None:

@@ -7,18 +7,7 @@ import pytest
 from scipy import stats
 
 from normlab.results.spread import LEGEND, best_rates, groups, lines, spreads
-from tests.support.records import grouped
-
-
-def record(norm, seed, perplexity, precision="fp32", lr=1e-3, status="ok", valid=None, **more):
-    config = {"seed": seed, "norm": {"type": norm}, "placement": {"type": "pre"}, "run": str(seed)}
-    config |= {"optimizer": {"lr": lr}}
-    loss = math.log(perplexity) if valid is None and perplexity else valid
-    return grouped(
-        key="", model=f"{norm}-{lr}-{seed}", norm=norm, placement="pre", precision=precision,
-        status=status, perplexity=perplexity, seed=seed, facts={"config": config, "training":
-        {"best_valid_loss": loss}}, **more,
-    )  # fmt: skip
+from tests.support.seeds import record
 
 
 def by_head(found):
