@@ -69,6 +69,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return value
         if isinstance(value, Mapping):
             return build(hint, value, f"{path}.")  # type: ignore[arg-type]
+        if isinstance(value, str) and hasattr(hint, "variant") and "[" in path:
+            return build(hint, {"type": value}, f"{path}.")  # type: ignore[arg-type]
         names = ", ".join(f.name for f in dataclasses.fields(hint))
         raise TypeError(f"{path} = {value!r}: expected {path}.FIELD, a field of it: {names}")
     elif origin is tuple:

@@ -81,12 +81,15 @@ def groups(app: str) -> dict[str, str | None]:
 
 
 def refuse_no_name(app: str, argument: str) -> None:
-    """Refuse `norm=` and `norm=null`: a group's value is a name.
+    """Refuse `norm=`, `norm=null` and `norm=[a,b]`: a group's value is a name.
 
     Raises:
         ValueError: with the names, and what it is where it is left out.
     """
     group, _, value = argument.partition("=")
+    if group in groups(app) and value.startswith("["):
+        each = value.strip("[]").replace(" ", "")
+        raise ValueError(f"{argument}: expected one name; several in turn: -m {group}={each}")
     if group in groups(app) and {"", "null"} & set(value.split(",")):
         chosen = groups(app)[group]
         known = ", ".join(options(group))

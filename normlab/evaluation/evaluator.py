@@ -24,7 +24,6 @@ from normlab.evaluation.targets import EvalTarget
 from normlab.evaluation.texts import Texts, calibration_tokens
 from normlab.model.context import Context
 from normlab.model.language_model import LanguageModel
-from normlab.norms import norms
 from normlab.norms.sites import matching, with_statistic
 from normlab.numerics import DoesNotFit
 from normlab.numerics.precision import DEFAULT_ORDER
@@ -139,7 +138,7 @@ class Evaluator:
     @cached_property
     def _sums(self) -> bool:
         """Whether there is anything that a precision can change: a norm's statistic."""
-        return norms[self.lm.model.norm.type].has_statistic
+        return bool(with_statistic(self.lm.model))
 
     def applies(self, column: Column) -> bool:
         """Whether a column can change anything, by a rule and a datapath that serve this model."""

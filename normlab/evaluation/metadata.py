@@ -32,16 +32,17 @@ def of_model(lm: LanguageModel, transform: str) -> ModelInfo:
         lm: the model as it is evaluated, after its transform.
         transform: the transform's text, "none" for a model as it was loaded.
     """
+    at = lm.model.norm_at
     return ModelInfo(
         name=lm.name,
-        norm=lm.model.norm.type,
+        norm=", ".join([lm.model.norm.type, *(f"{a.norm.type} at {a.sites}" for a in at)]),
         placement=lm.model.placement.type,
         transform=transform,
         note=note(lm.facts),
         weights_sha256=sha256(jax.tree.leaves(nnx.state(lm.model))),
         parameters=parameters(lm.model),
         config=to_dict(lm.model.config),
-        norm_config=to_dict(lm.model.norm),
+        norm_config=to_dict(lm.model.norm) | ({"norm_at": [to_dict(a) for a in at]} if at else {}),
         placement_config=to_dict(lm.model.placement),
         seed=lm.facts.get("config", {}).get("seed"),
         facts=lm.facts,

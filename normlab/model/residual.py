@@ -1,6 +1,6 @@
 """The residual wrapper of attention and MLP alike, and what builds its norms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.placement import ResidualConfig
-from normlab.norms import Norm, Site
+from normlab.norms import Norm, NormConfig, Site, norms
+from normlab.norms.sites import NormAt, norm_of
 
 
 class MakeNorm(Protocol):
@@ -23,13 +24,17 @@ MakeNorms = Callable[[frozenset[str], str], MakeNorm]
 """(kinds of site, path in the model) → what builds the norms there."""
 
 
-def norm_maker(norm: type[Norm], config: object, sites: frozenset[str], path: str) -> MakeNorm:
-    """What builds the norms of one sublayer: `norm` where `sites` has the kind, else None."""
+def norm_maker(
+    norm: NormConfig, norm_at: Sequence[NormAt], sites: frozenset[str], path: str
+) -> MakeNorm:
+    """What builds the norms of one sublayer: each site's own where `sites` has the kind."""
 
     def make(kind: str, width: int, part: str = "") -> Norm | None:
         if kind not in sites:
             return None
-        return norm(width, Site(kind, ".".join(filter(None, (path, part, kind)))), config)
+        site = Site(kind, ".".join(filter(None, (path, part, kind))))
+        config = norm_of(site.name, norm, norm_at)
+        return norms[config.type](width, site, config)
 
     return make
 

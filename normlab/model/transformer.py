@@ -1,5 +1,6 @@
 """The decoder: embedding, blocks, head."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from normlab.model.placement import PlacementConfig, ResidualConfig
 from normlab.model.residual import learned, norm_maker, times
 from normlab.norms import NormConfig, all_norms, norms
 from normlab.norms.around import Around, around
+from normlab.norms.sites import NormAt, matching
 from normlab.registry import choice
 
 
@@ -35,6 +37,8 @@ class Transformer(nnx.Module):
         placement: where norms sit.
         vocab_size: rows of the embedding.
         seed: of the initial weights.
+        norm_at: norms of single sites, in place of `norm`. What a norm type asks of the embedding
+            and of the branches (`normlab.norms.around`) is that of `norm`.
     """
 
     @pinned
@@ -45,19 +49,21 @@ class Transformer(nnx.Module):
         placement: PlacementConfig,
         vocab_size: int,
         seed: int = 0,
+        norm_at: Sequence[NormAt] = (),
     ):
-        kind = norms[norm.type]
-        require(
-            isinstance(norm, kind.Config),
-            f"norm = {norm}: expected the config of its type, norms[{norm.type!r}].Config(…)",
-        )
         config.check_norm(norm)
-        placement.check_norm(norm, config.layers)
+        for one in (norm, *(at.norm for at in norm_at)):
+            require(
+                isinstance(one, norms[one.type].Config),
+                f"norm = {one}: expected the config of its type, norms[{one.type!r}].Config(…)",
+            )
+            placement.check_norm(one, config.layers)
         rngs = nnx.Rngs(key(seed))
         normal = jax.nn.initializers.normal(config.std)
-        make_norms = partial(norm_maker, kind, norm)
+        make_norms = partial(norm_maker, norm, tuple(norm_at))
         make_norm = make_norms(placement.around(config.layers), "")
         self.config, self.norm, self.placement = config, norm, placement
+        self.norm_at = tuple(norm_at)
         self.stacked = False  # one block that holds the weights of all: normlab.training.stacked
 
         def table(rows: int, width: int) -> nnx.Embed:
@@ -86,6 +92,7 @@ class Transformer(nnx.Module):
         self.embed_in = None if narrow is None else linear(narrow, config.width)
         self.embed_out = None if narrow is None else linear(config.width, narrow)
         self._scale_weights(start)
+        matching((at.sites for at in norm_at), [n.site.name for n in all_norms(self)])
 
     def _scale_weights(self, start: Around) -> None:
         """Multiply the initial weights by the factors that the norm type asks for."""

@@ -64,12 +64,14 @@ class MeshConfig:
         if size == 1 and jax.process_count() == 1:
             yield
             return
+        alone = jax.process_count() == 1
+        several = f"; a CPU is {size} with XLA_FLAGS=--xla_force_host_platform_device_count={size}"
         require(
             size == there,
             f"mesh.data = {self.data} × mesh.model = {self.model} is {size} devices, there are "
             f"{there} in {jax.process_count()} process(es): expected all of them"
-            + ", or 1"
-            * (jax.process_count() == 1),
+            + ", or 1" * alone
+            + several * (alone and jax.default_backend() == "cpu"),
         )
         kinds = (AxisType.Auto,) * 2
         mesh = jax.make_mesh((self.data, self.model), ("data", "model"), axis_types=kinds)

@@ -20,6 +20,7 @@ from normlab.locks import HeldError, locked
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.model.language_model import LanguageModel
 from normlab.norms import NormConfig
+from normlab.norms.sites import NormAt
 from normlab.results import renamed
 from normlab.results.record import GOOD
 from normlab.runs.checkpoint import Checkpoints
@@ -188,6 +189,7 @@ def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
         build(PlacementConfig, config["placement"], "placement."),
         vocab_size,
         config["seed"],
+        [build(NormAt, at, "norm_at.") for at in config.get("norm_at", ())],
     )
 
 

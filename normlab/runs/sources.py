@@ -16,10 +16,19 @@ IMPORTS = "imports"
 """The folder of a run with copies of the user's files, to be read and never imported."""
 
 
-def now(norm: str, placement: str) -> dict[str, Any]:
-    """For a run's provenance: the hash of its norm's source, and of the files that it needs."""
-    needed = user_files.defining(norms[norm], placements[placement].wire)
-    return {"norm_source": source_hash(norms[norm]), "imports": needed}
+def now(norm: str, placement: str, at: Iterable[str] = ()) -> dict[str, Any]:
+    """For a run's provenance: hashes of its norms' sources, and of the files that they need.
+
+    Args:
+        norm: the model's type.
+        placement: its placement.
+        at: types of single sites.
+    """
+    others = {name: source_hash(norms[name]) for name in dict.fromkeys(at)}
+    kinds = [norms[name] for name in (norm, *others)]
+    needed = user_files.defining(placements[placement].wire, *kinds)
+    told = {"norm_source": source_hash(norms[norm]), "imports": needed}
+    return told | ({"norm_at_source": others} if others else {})
 
 
 def keep(directory: Path, names: Iterable[str]) -> None:
@@ -49,9 +58,12 @@ def check(run: Run, allowed: bool) -> list[str]:
             f"{run.directory} was trained with imports=[{name}]: name that file again. Nothing is "
             f"imported out of a run's directory; {where} has a copy to read",
         )
-    norm, found = config["norm"]["type"], list[str]()
-    if len({then.get("norm_source"), source_hash(norms[norm])} - {None}) == 2:
-        found.append(f"the source of norm={norm}")
+    sources = {config["norm"]["type"]: then.get("norm_source")} | then.get("norm_at_source", {})
+    found = [
+        f"the source of norm={name}"
+        for name, source in sources.items()
+        if source not in (None, source_hash(norms[name]))
+    ]
     for name in user_files.defining(placements[config["placement"]["type"]].wire):
         if then.get("imports", {}).get(name) != imported[name]:
             found.append(f"imports=[{name}]")

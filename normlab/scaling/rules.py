@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from normlab.model import Transformer
-from normlab.norms import norms
+from normlab.norms import all_norms
 from normlab.registry import Registry
 from normlab.scaling.invariance import RuleDoesNotApply, check_invariant
 
@@ -55,7 +55,7 @@ def scales(
             not finite in float32. (A rule's 0 says that all rows are zero; it becomes 1.)
     """
     function = scale_rules[rule]
-    if not norms[model.norm.type].has_statistic:
+    if not any(norm.has_statistic for norm in all_norms(model)):
         return {}
     check_invariant(model)
     if not needs_calibration(rule):

@@ -7,6 +7,7 @@ from normlab.config import field, require
 from normlab.data import DataConfig
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig
 from normlab.norms import NormConfig, norms
+from normlab.norms.sites import NormAt
 from normlab.parallel.distributed import HostsConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
@@ -30,6 +31,11 @@ class TrainConfig:
     model: ModelConfig = field(ModelConfig, "size and shape of the transformer")
     norm: NormConfig = field(_default_norm, "type and settings of its norms")
     placement: PlacementConfig = field(PlacementConfig, "where its norms sit")
+    norm_at: tuple[NormAt, ...] = field(
+        (),
+        "norms of single sites in place of `norm`: [{sites: 'blocks.0-5.*', norm: dyt}], or norm: "
+        "{type: dyt, alpha: 2.0}; of several patterns that match a site the last one counts",
+    )
     data: DataConfig = field(DataConfig, "text and tokenizer")
     optimizer: OptimizerConfig = field(_default_optimizer, "type, learning rate and schedule")
     compute: ComputeConfig = field(ComputeConfig, "precision and memory of a step")
@@ -76,6 +82,10 @@ class TrainConfig:
         self.mesh.check_batch(self.batch, self.accumulate)
         if self.compute.scan_layers:
             check_alike(self.model, self.placement)
+            require(
+                not self.norm_at,
+                "compute.scan_layers = True compiles one block for all layers: expected no norm_at",
+            )
         require(
             self.batch % self.accumulate == 0,
             f"accumulate = {self.accumulate} parts of batch = {self.batch} sequences are not equal:"
@@ -94,12 +104,15 @@ class TrainConfig:
         self.optimizer.warmup_of(self.steps)
 
     def _check_model(self) -> None:
-        m, name = self.model, self.norm.type
-        require(
-            norms[name].differentiable,
-            f"norm={name} rounds, and no gradient comes through it: expected another one; python -m"
-            f" evaluate transform=[{name}] puts it into a model that was trained with that",
-        )
+        m = self.model
+        for norm in (self.norm, *(at.norm for at in self.norm_at)):
+            require(
+                norms[norm.type].differentiable,
+                f"norm={norm.type} rounds, and no gradient comes through it: expected another one; "
+                f"python -m evaluate transform=[{norm.type}] puts it into a trained model",
+            )
+            self.placement.check_norm(norm, m.layers)
+            norms[norm.type].check_steps(norm, self.steps)
         require(
             m.causal,
             "model.causal = False shows each position the token that it is to predict, so that its "
@@ -111,6 +124,4 @@ class TrainConfig:
             "expected compute.attention=auto, or no cap",
         )
         m.check_norm(self.norm)
-        self.placement.check_norm(self.norm, m.layers)
-        norms[name].check_steps(self.norm, self.steps)
         self.mesh.check_sizes(m.divided_sizes)

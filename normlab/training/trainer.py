@@ -19,6 +19,7 @@ from normlab.data import Batches, Tokenized, load_tokens
 from normlab.data.unigram import unigram_loss
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormConfig
+from normlab.norms.sites import NormAt
 from normlab.parallel.distributed import (
     agreed_maximum,
     joined_processes,
@@ -88,7 +89,7 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
         CorpusUnavailableError, CorpusDamagedError: see `load_tokens`.
     """
     c = config
-    _try_to_build(c.model, c.norm, c.placement)
+    _try_to_build(c.model, c.norm, c.placement, c.norm_at)
     tokens = load_tokens(c.data)
     run = Run(c.run or Path(c.runs) / run_name(to_dict(c), tokens.corpus.name))
 
@@ -102,12 +103,14 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
 
 
 @lru_cache(PROGRAMS)
-def _try_to_build(model: ModelConfig, norm: NormConfig, placement: PlacementConfig) -> None:
+def _try_to_build(
+    model: ModelConfig, norm: NormConfig, placement: PlacementConfig, norm_at: tuple[NormAt, ...]
+) -> None:
     """Raise what such a model raises; a sweep's later runs of the same needn't ask.
 
     An initial value that a constructor refuses is met where the trainer builds the model.
     """
-    nnx.eval_shape(lambda: Transformer(model, norm, placement, 2))
+    nnx.eval_shape(lambda: Transformer(model, norm, placement, 2, norm_at=norm_at))
 
 
 @contextmanager
@@ -131,7 +134,8 @@ class Trainer:
         c = config
         self.config, self.tokens, self.run = config, tokens, run
         self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
-        model = Transformer(c.model, c.norm, c.placement, tokens.tokenizer.vocab_size, c.seed)
+        rows = tokens.tokenizer.vocab_size
+        model = Transformer(c.model, c.norm, c.placement, rows, c.seed, c.norm_at)
         nnx.update(model, shard_params(nnx.state(model)))  # what isn't divided may not live on
         self.layers = Layers(model, c.compute.scan_layers)
         graphdef, params = nnx.split(self.layers.model)

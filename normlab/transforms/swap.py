@@ -39,7 +39,7 @@ def swap(model: Transformer, name: str, **settings: Any) -> Transformer:
         raise ValueError(f"norm {name!r} has nothing to take the place of: the model has no norm")
     for owner, key in places:
         setattr(owner, key, _converted(getattr(owner, key), kind, settings))
-    new.norm = _config(model.norm, kind, settings, "the model")
+    new.norm, new.norm_at = _config(model.norm, kind, settings, "the model"), ()
     return new
 
 

@@ -103,6 +103,8 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("n_layer=3", "unknown key 'n_layer'. Did you mean 'model.layers'?"),
         ("norm=", "norm=: expected a name; left out it is norm=rmsnorm. Known: ai-layernorm, "),
         ("norm=null", "norm=null: expected a name; left out it is norm=rmsnorm. Known: "),
+        ("norm=[rmsnorm,dyt]", "expected one name; several in turn: -m norm=rmsnorm,dyt"),
+        ("norm_at=[{site:norm_final}]", "unknown key of norm_at[0] 'site'. Did you mean 'sites'"),
         ("norm=rmsnorm,null", "norm=rmsnorm,null: expected a name; left out it is norm=rmsnorm"),
         ("experiment=null", "experiment=null: expected a name; left out there is none. Known: "),
         ("optimizer.lr=fast", "optimizer.lr = 'fast': expected float, got str"),

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from normlab.model import Context, ModelConfig
+from normlab.model import Context, ModelConfig, PlacementConfig, Transformer
 from normlab.model.transformer import transposed
-from normlab.norms import norms
+from normlab.norms import all_norms, norms
+from normlab.norms.sites import NormAt
 from normlab.numerics import Precision
 from normlab.registry import UnknownNameError
-from tests.conftest import TINY, tiny_model
+from tests.conftest import TINY, VOCAB, tiny_model
 from tests.support.passes import QUICK, TOKENS, assert_causal, passed
 from tests.support.transformer_reference import Reference, weights
 
@@ -174,3 +175,29 @@ def test_the_gradient_of_a_transposed_table_is_its_transpose():
     gradient = jnp.arange(6.0).reshape(2, 3)
     (found,) = jax.vjp(transposed, jnp.zeros((3, 2)))[1](gradient)
     np.testing.assert_array_equal(found, gradient.T)
+
+
+def test_norms_of_single_sites_are_those_of_a_model_of_their_type():
+    """A pattern for all sites is the model of that type, bit for bit; others are left."""
+    config, pre = ModelConfig(**TINY), PlacementConfig()
+    plain, layer, dyt = (norms[name].Config() for name in ("rmsnorm", "layernorm", "dyt"))
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+
+    def logits(norm, *at):
+        model = Transformer(config, norm, pre, VOCAB, 3, at)
+        return np.asarray(nnx.jit(lambda m: m(tokens))(model)), model
+
+    wanted, _ = logits(layer)
+    found, _ = logits(plain, NormAt("*", dyt), NormAt("*", layer))
+    assert found.tobytes() == wanted.tobytes()
+    mixed, model = logits(plain, NormAt("blocks.0.*", dyt), NormAt("norm_final", layer))
+    kinds = {norm.site.name: norm.config.type for norm in all_norms(model)}
+    assert kinds == {
+        "norm_final": "layernorm",
+        "blocks.0.attention.norm_in": "dyt", "blocks.0.mlp.norm_in": "dyt",
+        "blocks.1.attention.norm_in": "rmsnorm", "blocks.1.mlp.norm_in": "rmsnorm",
+    }  # fmt: skip
+    assert np.isfinite(mixed).all()
+    assert mixed.tobytes() != wanted.tobytes()
+    with pytest.raises(ValueError, match=r"'blocks.2.\*'. Did you mean 'blocks.*'"):
+        logits(plain, NormAt("blocks.2.*", dyt))
