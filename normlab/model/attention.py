@@ -171,6 +171,7 @@ class Attention(nnx.Module):
         self.norm_q = make_norm("norm_qk", k * (c.heads if residual.full_qk else 1), "query")
         self.norm_k = make_norm("norm_qk", k * (c.kv if residual.full_qk else 1), "key")
         self.norm_v = make_norm("norm_v", k, "value")
+        self.rotated_qk = residual.rotated_qk
         self.head_scale = nnx.Param(jnp.ones(c.heads)) if residual.head_scales else None
         self.sub_norm = make_norm("sub_norm", c.heads * k)
 
@@ -180,17 +181,26 @@ class Attention(nnx.Module):
         q = context.stores(".query", self.query(x)).reshape(b, length, c.heads, c.head_size)
         k = context.stores(".key", self.key(x)).reshape(b, length, c.kv, c.head_size)
         v = context.stores(".value", self.value(x)).reshape(b, length, c.kv, c.head_size)
-        q, k = self._normed(self.norm_q, q, context), self._normed(self.norm_k, k, context)
-        if c.positions == "rotary":
-            q = context.stores(".query_rotated", self._rotated(q, context))
-            k = context.stores(".key_rotated", self._rotated(k, context))
+        for part in (
+            (self._turned, self._normed) if self.rotated_qk else (self._normed, self._turned)
+        ):
+            q, k = part(q, k, context)
         v = context.norm(self.norm_v, v)
         h = context.stores(".heads", self._attend(q, k, v, context))
         if self.head_scale is not None:
             h = h * self.head_scale[...].astype(h.dtype)[:, None]
         return self.out(context.norm(self.sub_norm, h.reshape(b, length, c.heads * c.head_size)))
 
-    def _normed(self, norm: Norm | None, x: Array, context: Context) -> Array:
+    def _normed(self, q: Array, k: Array, context: Context) -> tuple[Array, Array]:
+        return self._rows(self.norm_q, q, context), self._rows(self.norm_k, k, context)
+
+    def _turned(self, q: Array, k: Array, context: Context) -> tuple[Array, Array]:
+        if self.config.positions != "rotary":
+            return q, k
+        q = context.stores(".query_rotated", self._rotated(q, context))
+        return q, context.stores(".key_rotated", self._rotated(k, context))
+
+    def _rows(self, norm: Norm | None, x: Array, context: Context) -> Array:
         if norm is None or norm.width == x.shape[-1]:
             return context.norm(norm, x)
         return context.norm(norm, x.reshape(*x.shape[:-2], norm.width)).reshape(x.shape)

@@ -29,6 +29,7 @@ class ResidualConfig:
             alone. With None the two output maps start smaller by √(2·layers), as in GPT-2.
         head_scales: a learned factor on each head, initially 1, before the output map.
         full_qk: the norms of queries and keys take all heads as one row.
+        rotated_qk: they stand after rotary positions, not before.
         parallel: F reads the rows that entered the block: x ← skip(α·x + out(F(c·in(x_block)))).
     """
 
@@ -38,6 +39,7 @@ class ResidualConfig:
     gain: float | None = None
     head_scales: bool = False
     full_qk: bool = False
+    rotated_qk: bool = False
     parallel: bool = False
 
     def __post_init__(self) -> None:
@@ -87,6 +89,8 @@ class PlacementConfig:
     norm_embed: bool = field(False, "a norm on the embedding too (optional in Peri-LN)")
     norm_qk: bool = field(False, "a norm on each head's queries and keys too, before positions")
     norm_qk_full: bool = field(False, "that norm takes all heads as one row (OLMo 2)")
+    norm_qk_rotated: bool = field(False, "that norm stands after rotary positions")
+    norm_v: bool = field(False, "a norm on each head's values too")
     post_share: float | None = field(
         None,
         "mix-ln: share of the blocks, rounded down, that are post-norm; null: 0.25, one at least",
@@ -94,12 +98,14 @@ class PlacementConfig:
 
     def __post_init__(self) -> None:
         choice("placement", self.type, placements)
+        there = self.residual("attention", 0, 1).sites
+        for name in ("norm_qk_full", "norm_qk_rotated"):
+            require(
+                "norm_qk" in there or not getattr(self, name),
+                f"placement.{name} = True means nothing without placement.norm_qk=true",
+            )
         require(
-            self.norm_qk or not self.norm_qk_full,
-            "placement.norm_qk_full = True means nothing without placement.norm_qk=true",
-        )
-        require(
-            not (self.norm_qk_full and "norm_v" in self.residual("attention", 0, 1).sites),
+            not (self.norm_qk_full and "norm_v" in there),
             f"placement.norm_qk_full = True contradicts placement={self.type}, which normalizes "
             "queries, keys and values head by head; leave it at false",
         )
@@ -118,10 +124,11 @@ class PlacementConfig:
         """How attention or MLP of block `layer` (from 0) sits in a model of so many layers."""
         share = max(0.25, 1 / layers) if self.post_share is None else self.post_share
         residual = placements[self.type].wire(At(sublayer, layer + 1, layers, share))
-        if self.norm_qk and sublayer == "attention":
-            sites = residual.sites | {"norm_qk"}
-            return replace(residual, sites=sites, full_qk=self.norm_qk_full)
-        return residual
+        if sublayer != "attention":
+            return residual
+        added = {site for site in ("norm_qk", "norm_v") if getattr(self, site)}
+        how = {"full_qk": self.norm_qk_full, "rotated_qk": self.norm_qk_rotated}
+        return replace(residual, sites=residual.sites | added, **how)
 
     def check_norm(self, norm: NormConfig, layers: int) -> None:
         """Raise `ValueError` for a norm that this placement can't work with.

@@ -11,7 +11,7 @@ from normlab.results.settings import decides, differing, of_run, shown
 from normlab.results.stream import Inputs, stream_note
 
 SUBJECT = ("model", "norm", "placement")
-ADDED = ("norm_embed", "norm_qk", "norm_qk_full")
+ADDED = ("norm_embed", "norm_qk", "norm_qk_full", "norm_qk_rotated", "norm_v")
 """Sites that a placement may have besides its own: the column `placement` names them."""
 HEAD = (
     "dataset_title", "text_sha256", "split", "protocol", "protocol_version", "window",

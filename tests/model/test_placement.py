@@ -112,6 +112,7 @@ def test_an_unknown_placement_names_the_nearest():
     ("fields", "message"),
     [
         ({"norm_qk_full": True}, "means nothing without placement.norm_qk=true"),
+        ({"norm_qk_rotated": True}, "means nothing without placement.norm_qk=true"),
         (
             {"type": "hybridnorm", "norm_qk": True, "norm_qk_full": True},
             "contradicts placement=hybridnorm, which normalizes queries, keys and values head by",

@@ -26,7 +26,7 @@ EVERYWHERE = {"norm_embed": True, "norm_qk": True}
 OWN = {
     "mix-ln": {"post_share": 0.5},
     "reordered": EVERYWHERE | {"norm_qk_full": True},
-    "sub-ln": EVERYWHERE,
+    "sub-ln": EVERYWHERE | {"norm_qk_rotated": True, "norm_v": True},
     "peri": {"norm_embed": True},
     "sandwich": {"norm_embed": True},
 }

@@ -135,18 +135,20 @@ class Reference:
             self.linear(f"{name}.{m}", x).reshape(b, length, -1, c.head_size)
             for m in ("query", "key", "value")
         )
-        q, k, v = (
-            self.optional(f"{name}.{m}", f"{outer}.{site}", t)
-            for m, site, t in (
-                ("norm_q", "query.norm_qk", q),
-                ("norm_k", "key.norm_qk", k),
-                ("norm_v", "value.norm_v", v),
-            )
-        )
+        v = self.optional(f"{name}.norm_v", f"{outer}.value.norm_v", v)
+        own = local and c.local_rope_theta is not None
+        turn = (c.local_rope_theta,) if own else (c.rope_theta, c.rope_divisors)
+
+        def normed(q, k):
+            q = self.optional(f"{name}.norm_q", f"{outer}.query.norm_qk", q)
+            return q, self.optional(f"{name}.norm_k", f"{outer}.key.norm_qk", k)
+
+        if not self.placement.norm_qk_rotated:
+            q, k = normed(q, k)
         if c.positions == "rotary":
-            own = local and c.local_rope_theta is not None
-            turn = (c.local_rope_theta,) if own else (c.rope_theta, c.rope_divisors)
             q, k = (rotated(t, *turn, turned=c.rope_dim) for t in (q, k))
+        if self.placement.norm_qk_rotated:
+            q, k = normed(q, k)
         age = np.arange(length)[:, None] - np.arange(length)
         seen = (age >= 0) | (not c.causal)
         if local:
