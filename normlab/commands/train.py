@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from normlab.commands.launch import launch, verb
 from normlab.training.config import TrainConfig
 from normlab.training.identity import refuse
+from normlab.training.start import resolved
 from normlab.training.trainer import train
 
 EXAMPLES = """
@@ -12,6 +13,7 @@ python -m train norm=dyt placement=peri optimizer.lr=3e-3      one run, in runs/
 python -m train norm=dyt placement=peri optimizer.lr=3e-3      again: resumes where it stopped
 python -m train -m norm=layernorm,rmsnorm seed=0,1,2           a sweep: each of 2 x 3 in turn
 python -m train model=tiny data=embedded steps=60 optimizer.warmup=5       in seconds, no network
+python -m train init=smollm2-135m norm=dyt                     from pretrained weights
 python -m train remove run=runs/layernorm-pre-HASH             its norms taken away, one by one
 python -m evaluate runs=runs                                   then: perplexities of what is there
 """
@@ -19,7 +21,7 @@ python -m evaluate runs=runs                                   then: perplexitie
 
 def one_run(config: TrainConfig, asked: Sequence[str]) -> None:
     """One run; a divergence is its result, not an error."""
-    train(config, asked)
+    train(resolved(config, [override.partition("=")[0] for override in asked]), asked)
 
 
 def main() -> None:

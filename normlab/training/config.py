@@ -36,6 +36,11 @@ class TrainConfig:
         "norms of single sites in place of `norm`: [{sites: 'blocks.0-5.*', norm: dyt}], or norm: "
         "{type: dyt, alpha: 2.0}; of several patterns that match a site the last one counts",
     )
+    init: str | None = field(
+        None,
+        "start from a pretrained model (a name, hf:DIR, gguf:FILE): its shape, placement, weights "
+        "and tokenizer; norm= and norm_at= replace its norms",
+    )
     data: DataConfig = field(DataConfig, "text and tokenizer")
     optimizer: OptimizerConfig = field(_default_optimizer, "type, learning rate and schedule")
     compute: ComputeConfig = field(ComputeConfig, "precision and memory of a step")

@@ -33,6 +33,7 @@ from normlab.runs.checkpoint import Checkpoints
 from normlab.runs.checkpoint_errors import CorruptCheckpointError
 from normlab.runs.provenance import provenance, source_hash
 from normlab.runs.run import Run, parameters
+from normlab.training import start
 from normlab.training.config import TrainConfig
 from normlab.training.diagnostics import Diagnostics
 from normlab.training.identity import noting_failure, noting_refusal, run_name, sign
@@ -90,7 +91,7 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
     """
     c = config
     _try_to_build(c.model, c.norm, c.placement, c.norm_at)
-    tokens = load_tokens(c.data)
+    tokens = load_tokens(c.data) if c.init is None else start.tokens(c.init, c.data)
     run = Run(c.run or Path(c.runs) / run_name(to_dict(c), tokens.corpus.name))
 
     def check_here() -> None:
@@ -136,6 +137,8 @@ class Trainer:
         self.batches = Batches(tokens.split("train"), c.batch, c.window, c.seed)
         rows = tokens.tokenizer.vocab_size
         model = Transformer(c.model, c.norm, c.placement, rows, c.seed, c.norm_at)
+        if c.init is not None:
+            console.print(start.from_pretrained(c.init, model, self.batches.at(0).inputs))
         nnx.update(model, shard_params(nnx.state(model)))  # what isn't divided may not live on
         self.layers = Layers(model, c.compute.scan_layers)
         graphdef, params = nnx.split(self.layers.model)

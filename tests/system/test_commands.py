@@ -60,6 +60,9 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         given.pop("run", None)
         if has_words(given):
             given.pop("data.vocab_size")
+        if "init" in given:  # which brings the shape
+            given = {k: v for k, v in given.items() if not k.startswith("model.")}
+            given["init"] = "hf:HOME/hf"
         if given.get("norm") == "rmsnorm,mediannorm":  # the one that the page adds
             given |= {"norm": "rmsnorm,layernorm", "seed": "0,1"}
     elif app == "evaluate" and verb is None and given:
