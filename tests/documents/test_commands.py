@@ -44,7 +44,7 @@ def test_its_fields_are_there_and_take_its_values(command):
     if verb == "ranges":
         evaluation(*given)
     elif verb == "golden":
-        golden.told(given)
+        told(golden.GoldenConfig, given)
     elif verb is not None:
         assert verb in VERBS[app]
         composed(verb, *given) if verb in SCHEMAS else None
