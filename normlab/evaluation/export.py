@@ -25,7 +25,7 @@ from normlab.model import Transformer
 from normlab.model.language_model import LanguageModel
 from normlab.pretrained import describe, load
 from normlab.pretrained.export.card import Card, Measured
-from normlab.pretrained.export.fit import Fit, fitted
+from normlab.pretrained.export.fit import Fit, eps_choices, fitted
 from normlab.pretrained.export.huggingface import DTYPES, write_config, write_weights
 from normlab.pretrained.export.tokenizer import copy_tokenizer, write_tokenizer
 from normlab.pretrained.gguf import GGUF
@@ -139,7 +139,7 @@ def _written(part: Path, source: Source, config: ExportConfig, command: str) -> 
     lm = source.target.load()
     chain, model = rewritten(lm, source.windows, config.transform)
     lm = replace(lm, model=model)  # the one as loaded goes
-    fit = _fit(model, source.checkpoint)
+    fit = _fit(model, source)
     write_weights(part, fit, config.dtype, config.shard_gb * 1e9)
     _write_words(part, fit, lm, source.checkpoint, config.dtype)
     bits = _sha256(fit.model) if config.dtype == "float32" else None
@@ -160,11 +160,24 @@ def _written(part: Path, source: Source, config: ExportConfig, command: str) -> 
     )
 
 
-def _fit(model: Transformer, checkpoint: Checkpoint | None) -> Fit:
-    if checkpoint is None:
-        return fitted(model)
-    in_words = not isinstance(checkpoint.source, GGUF)
-    return fitted(model, checkpoint.family, checkpoint.made_with if in_words else None)
+def _fit(model: Transformer, source: Source) -> Fit:
+    """The model in its family's layout, with the ε that moves the first window least."""
+    checkpoint = source.checkpoint
+    own: tuple[Any, ...] = ()
+    if checkpoint is not None:
+        in_words = not isinstance(checkpoint.source, GGUF)
+        own = checkpoint.family, checkpoint.made_with if in_words else None
+    fit = fitted(model, *own)
+    choices = eps_choices(model)
+    if len(choices) == 1 or not any("ε" in note for note in fit.notes):
+        return fit
+
+    def nll(model: Transformer) -> Any:
+        return score(model, source.windows[:1], "fp32").token_nll
+
+    exact = nll(model)
+    moved = {eps: np.abs(nll(fitted(model, *own, eps=eps).model) - exact).max() for eps in choices}
+    return fitted(model, *own, eps=min(choices, key=lambda eps: float(moved[eps])))
 
 
 def _write_words(

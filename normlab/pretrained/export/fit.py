@@ -48,8 +48,18 @@ class Fit(NamedTuple):
         return families[self.family].folder
 
 
+def eps_choices(model: Transformer) -> list[float]:
+    """Every ε that a norm of the model has, first the one that it came with."""
+    own = getattr(model.norm, "eps", 0.0)
+    found = {getattr(norm.config, "eps", own) for norm in all_norms(model)}
+    return sorted(found, key=lambda eps: (eps != own, eps))
+
+
 def fitted(
-    model: Transformer, family: str | None = None, original: Mapping[str, Any] | None = None
+    model: Transformer,
+    family: str | None = None,
+    original: Mapping[str, Any] | None = None,
+    eps: float | None = None,
 ) -> Fit:
     """`model` in the layout of its own family, else of the one that it costs least to be.
 
@@ -57,15 +67,17 @@ def fitted(
         model: after its transforms, read and not changed.
         family: its own; None for a model that was trained here.
         original: that one's config.json, of which keys are kept that say nothing else now.
+        eps: of all norms, where a config has but one; None: the first of `eps_choices`.
 
     Raises:
         NoFamily: with the nearest family and the first thing that it hasn't.
     """
     ours, refused = of_model(model), dict[str, list[Any]]()
+    eps = eps_choices(model)[0] if eps is None else eps
     found = list[Fit]()
     own = [] if family is None else [family]
     for name in dict.fromkeys([*own, "llama", *families]):
-        made = _tried(model, ours, name, original if name == family else None)
+        made = _tried(model, ours, name, eps, original if name == family else None)
         if isinstance(made, list):
             refused[name] = made
         elif name == family:
@@ -74,7 +86,7 @@ def fitted(
             found.append(made)
     if found:
         return min(found, key=lambda fit: len(fit.notes))
-    nearest = min(refused, key=lambda name: len(refused[name]))
+    nearest = family or min(refused, key=lambda name: len(refused[name]))
     raise NoFamily(
         f"no family has {ours['norm']} at placement {ours['placement']} as this model has it; "
         f"the nearest, {nearest}, has {refused[nearest][0]}"
@@ -82,12 +94,12 @@ def fitted(
 
 
 def _tried(
-    model: Transformer, ours: Traits, name: str, original: Mapping[str, Any] | None
+    model: Transformer, ours: Traits, name: str, eps: float, original: Mapping[str, Any] | None
 ) -> Fit | list[Any]:
     """The model as one of a family, or what keeps it from that."""
     family, lacks = families[name], list[Any]()
     for tied in dict.fromkeys((model.config.tied, False)):
-        asked = Asked(_words(model, ours, tied))
+        asked = Asked(_words(model, ours, eps, tied))
         try:
             configs = family.read(Keys(asked, name))
         except ValueError as error:
@@ -107,8 +119,8 @@ def _tried(
     return lacks
 
 
-def _words(model: Transformer, ours: Traits, tied: bool) -> dict[str, Any]:
-    """The model in words, with one ε: that of all its norms, else the one that it came with."""
+def _words(model: Transformer, ours: Traits, eps: float, tied: bool) -> dict[str, Any]:
+    """The model in words, with one ε for all of its norms."""
     c = replace(
         model.config,
         tied=tied,
@@ -116,9 +128,6 @@ def _words(model: Transformer, ours: Traits, tied: bool) -> dict[str, Any]:
         qkv_bias=ours["biases of q, k, v"],
         mlp_bias=ours["biases of the MLP"],
     )
-    own = getattr(model.norm, "eps", 0.0)
-    found = {getattr(norm.config, "eps", own) for norm in all_norms(model)}
-    eps = found.pop() if len(found) == 1 else own
     subs = list(sublayers(model))
     parallel, post = any(s.parallel for s in subs), any(s.post_norm is not None for s in subs)
     return words(c, model.embed.num_embeddings, eps, parallel=parallel, post=post)
@@ -134,7 +143,7 @@ def _config(
         return {**original, **{k: v for k, v in said.items() if before[k] != v}}
     if "sliding_window_pattern" not in asked.keys_asked:  # no family of local and global layers
         said.pop("layer_types", None)
-    elif said["sliding_window"] is None:
+    elif said.get("sliding_window") is None:
         said["sliding_window"] = configs.model.max_length  # which they want a number for
     if name not in BY_KIND:
         said.pop("rope_parameters", None)

@@ -1,15 +1,19 @@
 """Directories that we write, in `transformers` itself: every family, as it is and rewritten."""
 
+import json
 from contextlib import suppress
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from normlab import pretrained
 from normlab.pretrained.export.fit import NoFamily, fitted
 from normlab.pretrained.export.huggingface import write_config, write_weights
+from normlab.pretrained.huggingface import Safetensors
 from normlab.transforms import DoesNotApply, apply
-from tests.conftest import forward
+from tests.conftest import forward, tiny_model
 from tests.support.family_golden import TOKENS, golden, write
 from tests.support.reference_forward import log_softmax
 
@@ -62,3 +66,46 @@ def test_transformers_load_it_and_compute_the_same(case, tmp_path):
         ours = log_softmax(forward(fit.model, TOKENS))
         print(f"{case}, {chain}: largest |Δ log p| {np.abs(found - ours).max():.1e}, {fit.family}")
         np.testing.assert_allclose(found, ours, rtol=0, atol=1e-4)
+
+
+def read(folder):
+    """Every tensor of a directory, and the files that hold them."""
+    found = Safetensors(folder)
+    return {name: found.read(name) for name in found.shapes}, [f.name for f in found.files]
+
+
+def test_weights_come_in_files_of_a_size_with_their_index(tmp_path):
+    """Each is at most so large but for one of a single tensor; together they are the model."""
+    fit = fitted(tiny_model())
+    whole, names = read(exported(tmp_path / "one", fit))
+    assert names == ["model.safetensors"]
+    size = 20_000
+    parts, names = read(exported(tmp_path / "several", fit, shard_bytes=size))
+    assert names == [f"model-{i + 1:05}-of-{len(names):05}.safetensors" for i in range(len(names))]
+    assert len(names) > 2
+    for name in names:
+        path = tmp_path / "several" / name
+        with safe_open(path, framework="numpy") as file:
+            assert path.stat().st_size <= size + 8 + 1000 or len(file.keys()) == 1
+    assert parts.keys() == whole.keys()
+    assert all(np.array_equal(parts[name], whole[name]) for name in whole)
+    index = json.loads((tmp_path / "several" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in whole.values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_weights_are_rounded_to_the_nearest(dtype, tmp_path):
+    fit = fitted(tiny_model())
+    whole, _ = read(exported(tmp_path / "one", fit))
+    half, _ = read(exported(tmp_path / "half", fit, dtype))
+    to = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
+    for name, values in whole.items():
+        np.testing.assert_array_equal(half[name], values.astype(to).astype(np.float32))
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == dtype
+
+
+def test_a_weight_beyond_float16_is_named(tmp_path):
+    model = tiny_model()
+    model.norm_final.weight[...] = model.norm_final.weight[...] * np.float32(1e5)
+    with pytest.raises(ValueError, match=r"dtype = float16: model.norm.weight holds [\d.e+]+, .*"):
+        exported(tmp_path / "half", fitted(model), "float16")
