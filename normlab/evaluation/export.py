@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +68,9 @@ class ExportConfig:
         choice("dtype", self.dtype, DTYPES)
         require(self.shard_gb > 0, f"shard_gb = {self.shard_gb}: expected a number > 0, such as 2")
         parse(self.transform.replace(AUTO, "rescale:1"))
+        self.evaluation()  # which has checks of its own
 
-    @property
-    def asked(self) -> EvaluateConfig:
+    def evaluation(self) -> EvaluateConfig:
         """The model and the text, as an evaluation is asked for them."""
         return EvaluateConfig(
             run=self.run,
@@ -123,7 +124,7 @@ def write(config: ExportConfig, command: str) -> tuple[Path, Card]:
 
 
 def _source(config: ExportConfig) -> Source:
-    asked, texts = config.asked, Texts()
+    asked, texts = config.evaluation(), Texts()
     target = targets(asked)[0]
     assert target.tokenizer is not None  # a single run, or a decoder
     checkpoint = None if config.pretrained is None else describe(config.pretrained)
@@ -162,22 +163,21 @@ def _written(part: Path, source: Source, config: ExportConfig, command: str) -> 
 
 def _fit(model: Transformer, source: Source) -> Fit:
     """The model in its family's layout, with the ε that moves the first window least."""
-    checkpoint = source.checkpoint
-    own: tuple[Any, ...] = ()
-    if checkpoint is not None:
-        in_words = not isinstance(checkpoint.source, GGUF)
-        own = checkpoint.family, checkpoint.made_with if in_words else None
-    fit = fitted(model, *own)
-    choices = eps_choices(model)
-    if len(choices) == 1 or not any("ε" in note for note in fit.notes):
-        return fit
+    fit = partial(fitted, model)
+    if (checkpoint := source.checkpoint) is not None:
+        words = None if isinstance(checkpoint.source, GGUF) else checkpoint.made_with
+        fit = partial(fitted, model, checkpoint.family, words)
+    first, choices = fit(), eps_choices(model)
+    if len(choices) == 1 or not any("ε" in note for note in first.notes):
+        return first
+    del first
 
     def nll(model: Transformer) -> Any:
         return score(model, source.windows[:1], "fp32").token_nll
 
     exact = nll(model)
-    moved = {eps: np.abs(nll(fitted(model, *own, eps=eps).model) - exact).max() for eps in choices}
-    return fitted(model, *own, eps=min(choices, key=lambda eps: float(moved[eps])))
+    moved = {eps: float(np.abs(nll(fit(eps=eps).model) - exact).max()) for eps in choices}
+    return fit(eps=min(choices, key=lambda eps: moved[eps]))
 
 
 def _write_words(
