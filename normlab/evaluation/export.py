@@ -20,11 +20,11 @@ from normlab.evaluation.config import EvaluateConfig, TextConfig
 from normlab.evaluation.perplexity import Scores, score
 from normlab.evaluation.protocols import Windows
 from normlab.evaluation.targets import EvalTarget, targets
-from normlab.evaluation.tensor_ranges import AUTO, rewritten
+from normlab.evaluation.tensor_ranges import WINDOWS, rewritten
 from normlab.evaluation.texts import Texts
 from normlab.model import Transformer
 from normlab.model.language_model import LanguageModel
-from normlab.pretrained import describe, load
+from normlab.pretrained import PACKAGES, describe, load
 from normlab.pretrained.export.card import Card, Measured
 from normlab.pretrained.export.fit import Fit, eps_choices, fitted
 from normlab.pretrained.export.huggingface import DTYPES, write_config, write_weights
@@ -34,7 +34,7 @@ from normlab.pretrained.load import Checkpoint
 from normlab.pretrained.tokenizer import special_ids
 from normlab.progress import Progress
 from normlab.registry import choice
-from normlab.transforms import apply, parse
+from normlab.transforms import apply, check, parse
 
 SAMPLE = 20_000
 """Characters of the text with which the tokenizer that was written is compared."""
@@ -57,7 +57,7 @@ class ExportConfig:
     data: TextConfig = field(TextConfig, "the text on which it is measured")
     split: str = field("test", "which part of it")
     window: int | None = field(None, "tokens of a window; null: the protocol's")
-    max_windows: int = field(8, "so many windows are read, the first")
+    max_windows: int = field(WINDOWS, "so many windows are read, the first")
     imports: tuple[str, ...] = field((), "your own files, [my_norms.py]: what they register")
     allow_changed_source: bool = field(
         False, "go on where the norm's source or an imported file is another than it was"
@@ -67,7 +67,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         choice("dtype", self.dtype, DTYPES)
         require(self.shard_gb > 0, f"shard_gb = {self.shard_gb}: expected a number > 0, such as 2")
-        parse(self.transform.replace(AUTO, "rescale:1"))
+        check(self.transform)
         self.evaluation()  # which has checks of its own
 
     def evaluation(self) -> EvaluateConfig:
@@ -244,7 +244,9 @@ def _moved(scores: Sequence[Scores]) -> tuple[float, float]:
 
 
 def _sources(facts: dict[str, Any]) -> dict[str, str]:
-    """What it was made from: files and their hashes, or a run and its step."""
-    if "sha256" in facts:
-        return {name: f"SHA-256 {digest}" for name, digest in facts["sha256"].items()}
-    return {Path(facts["source"]).name: f"a run of normlab, step {facts['step']}"}
+    """What it was made from: files, their hashes and licence, or a run and its step."""
+    if "sha256" not in facts:
+        return {Path(facts["source"]).name: f"a run of normlab, step {facts['step']}"}
+    licences = {p.file: f", licence: {p.license}" for p in PACKAGES.values()}
+    hashes = facts["sha256"].items()
+    return {name: f"SHA-256 {digest}{licences.get(name, '')}" for name, digest in hashes}

@@ -21,12 +21,12 @@ from normlab.numerics import FloatFormat, arithmetic
 from normlab.progress import Progress
 from normlab.results.range_report import RangeReport, TensorRange
 from normlab.scaling import RuleDoesNotApply, scales
-from normlab.transforms import NOTHING, DoesNotApply, apply, parse
+from normlab.transforms import AUTO, NOTHING, DoesNotApply, apply, parse
 from normlab.transforms.rescale import Rescale
 
 RULE = "random_tokens"
-AUTO = "rescale:auto"
-"""A step of a chain whose number is found on text."""
+WINDOWS = 8
+"""So many tell how large a model's tensors are, where nothing else is asked for."""
 ROOM = 4.0
 """What `AUTO` leaves between the stream and the format's largest value: other texts go further."""
 
