@@ -1,16 +1,21 @@
 """Directories that we write, in `transformers` itself: every family, as it is and rewritten."""
 
 import json
+import tracemalloc
 from contextlib import suppress
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors import safe_open
 
 from normlab import pretrained
+from normlab.model import Context
 from normlab.pretrained.export.fit import NoFamily, fitted
 from normlab.pretrained.export.huggingface import write_config, write_weights
+from normlab.pretrained.export.tensors import tensors
 from normlab.pretrained.huggingface import Safetensors
 from normlab.transforms import DoesNotApply, apply
 from tests.conftest import forward, tiny_model
@@ -109,3 +114,39 @@ def test_a_weight_beyond_float16_is_named(tmp_path):
     model.norm_final.weight[...] = model.norm_final.weight[...] * np.float32(1e5)
     with pytest.raises(ValueError, match=r"dtype = float16: model.norm.weight holds [\d.e+]+, .*"):
         exported(tmp_path / "half", fitted(model), "float16")
+
+
+def test_writing_holds_one_tensor_beside_the_model(tmp_path):
+    fit = fitted(tiny_model(layers=4, width=192))
+    sizes = [values.nbytes for values in read(exported(tmp_path / "m", fit))[0].values()]
+    tracemalloc.start()
+    exported(tmp_path / "again", fit)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * max(sizes) < sum(sizes) / 8
+
+
+@pytest.mark.extended
+@pytest.mark.filterwarnings("default")
+def test_a_real_model_keeps_its_log_probabilities_and_its_bits(tmp_path):
+    """SmolLM2 on a stream an eighth as large: as it was loaded, its files powers of two away."""
+    pytest.importorskip("transformers")
+    try:
+        source = pretrained.describe("smollm2-135m")
+    except pretrained.CheckpointError as error:
+        pytest.skip(str(error))
+    model = source.load().model
+    fit = fitted(apply(model, "rescale:0.125"), source.family)
+    folder = exported(tmp_path / "m", fit)
+    written = Safetensors(folder)
+    for tensor in tensors(model, fit.names):
+        smaller = tensor.name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight"))
+        expected = tensor.values() / 8 if smaller else tensor.values()
+        np.testing.assert_array_equal(written.read(tensor.name), expected)
+    tokens = np.random.default_rng(0).integers(0, 49152, (1, 64))
+    graphdef, params = nnx.split(model)
+    exact = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    run = jax.jit(lambda p, t: nnx.merge(graphdef, p)(t, Context()), compiler_options=exact)
+    ours, theirs = log_softmax(run(params, tokens)), peers(folder, tokens)
+    print(f"smollm2-135m, rescale:0.125: largest |Δ log p| {np.abs(ours - theirs).max():.1e}")
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)

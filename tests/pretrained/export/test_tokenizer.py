@@ -49,3 +49,17 @@ def test_files_of_a_directory_are_copied_as_they_are(tmp_path):
         "chat_template.jinja",
     ]
     assert (tmp_path / "to" / "chat_template.jinja").read_text() == "chat_template.jinja"
+
+
+@pytest.mark.extended
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", MADE)
+def test_transformers_give_the_same_ids(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    own = MADE[kind]()
+    write_tokenizer(own, tmp_path, 64, {"bos_token_id": own.bos, "eos_token_id": None})
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3_text"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    begins = [] if own.bos is None else [own.bos]
+    assert theirs(TEXT)["input_ids"] == [*begins, *own.encode(TEXT).ids]
+    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == own.encode(TEXT).ids.tolist()
