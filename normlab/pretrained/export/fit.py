@@ -251,21 +251,28 @@ def _of_eps(model: Transformer, norm: Any) -> list[str]:
 
 def _of_weights(model: Transformer, made: Transformer, family: Family) -> list[str]:
     said = []
+    factors = sum(sub.scale_in != 1 for sub in sublayers(model))
+    if factors:
+        said.append(f"The weights of {_norms(factors)} hold the constant factor behind them.")
     ours, theirs = _weights(model), _weights(made)
     ones = sum(path.endswith(".weight") for path in theirs.keys() - ours.keys())
     if ones:
-        said.append(f"The weights of {ones} norms are 1.")
+        said.append(f"The weights of {_norms(ones)} are 1.")
     zeros = sum(path.endswith(".bias") for path in theirs.keys() - ours.keys())
     if zeros:
-        said.append(f"{zeros} biases are 0.")
+        said.append(f"{zeros} of the biases that the family has are 0.")
     if family.folder.gain_offset:
         moved = [_moved(ours[p], theirs[p]) for p in ours if p.endswith(".weight")]
         if changed := [m for m in moved if m]:
             said.append(
-                f"The weights of {len(changed)} norms are stored as γ − 1, which rounds them by "
+                f"The weights of {_norms(len(changed))} are stored as γ − 1, which rounds them by "
                 f"{max(changed):.1e} of their size at most."
             )
     return said
+
+
+def _norms(count: int) -> str:
+    return "1 norm" if count == 1 else f"{count} norms"
 
 
 def _moved(ours: Any, theirs: Any) -> float:

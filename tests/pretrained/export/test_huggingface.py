@@ -19,6 +19,7 @@ from normlab.pretrained.export.tensors import tensors
 from normlab.pretrained.huggingface import Safetensors
 from normlab.transforms import DoesNotApply, apply
 from tests.conftest import forward, tiny_model
+from tests.support.export_models import MADE_HERE
 from tests.support.family_golden import TOKENS, golden, write
 from tests.support.reference_forward import log_softmax
 
@@ -71,6 +72,17 @@ def test_transformers_load_it_and_compute_the_same(case, tmp_path):
         ours = log_softmax(forward(fit.model, TOKENS))
         print(f"{case}, {chain}: largest |Δ log p| {np.abs(found - ours).max():.1e}, {fit.family}")
         np.testing.assert_allclose(found, ours, rtol=0, atol=1e-4)
+
+
+@pytest.mark.extended
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("family", MADE_HERE)
+def test_transformers_load_what_was_trained_here(family, tmp_path, tokens):
+    model = tiny_model(**MADE_HERE[family])
+    fit = fitted(model)
+    found, ours = peers(exported(tmp_path / "m", fit), tokens), log_softmax(forward(model, tokens))
+    print(f"{family}: largest |Δ log p| {np.abs(found - ours).max():.1e}; {fit.notes}")
+    np.testing.assert_allclose(found, ours, rtol=0, atol=1e-4)
 
 
 def read(folder):
