@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from normlab.config import field, require
+from normlab.data import Tokenizer
 from normlab.evaluation import metadata
 from normlab.evaluation.config import EvaluateConfig, TextConfig
 from normlab.evaluation.perplexity import Scores, score
@@ -31,6 +32,7 @@ from normlab.pretrained.export.huggingface import DTYPES, write_config, write_we
 from normlab.pretrained.export.tokenizer import copy_tokenizer, write_tokenizer
 from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.load import Checkpoint
+from normlab.pretrained.packages import sha256
 from normlab.pretrained.tokenizer import special_ids
 from normlab.progress import Progress
 from normlab.registry import choice
@@ -89,6 +91,7 @@ class Source(NamedTuple):
 
     target: EvalTarget
     checkpoint: Checkpoint | None
+    tokenizer: Tokenizer
     windows: Windows
     text: str
     sample: str
@@ -126,17 +129,19 @@ def write(config: ExportConfig, command: str) -> tuple[Path, Card]:
 def _source(config: ExportConfig) -> Source:
     asked, texts = config.evaluation(), Texts()
     target = targets(asked)[0]
-    assert target.tokenizer is not None  # a single run, or a decoder
+    if target.tokenizer is None:
+        raise FileNotFoundError(f"{target.name} has no tokenizer: expected a run that has trained")
     checkpoint = None if config.pretrained is None else describe(config.pretrained)
     tokenizer, corpus = target.tokenizer(), texts.corpus(target, asked)
     windows = texts.windows(target, asked, tokenizer)
     length = target.window(target.protocol(None), config.window)
     text = f"{corpus.title}, {config.split}, the first {len(windows)} windows of {length} tokens"
-    return Source(target, checkpoint, windows, text, corpus.text(config.split)[:SAMPLE])
+    sample = corpus.text(config.split)[:SAMPLE]
+    return Source(target, checkpoint, tokenizer, windows, text, sample)
 
 
 def _written(part: Path, source: Source, config: ExportConfig, command: str) -> Card:
-    """All files but the README, which is returned. One model at a time is held."""
+    """All files but the README, which is returned; old and new weights are held for a moment."""
     lm = source.target.load()
     chain, model = rewritten(lm, source.windows, config.transform)
     lm = replace(lm, model=model)  # the one as loaded goes
@@ -156,6 +161,7 @@ def _written(part: Path, source: Source, config: ExportConfig, command: str) -> 
         text=source.text,
         measured=list(_measured(part, source, chain)),
         sources=_sources(facts),
+        files={path.name: sha256(path) for path in sorted(part.glob("*.safetensors"))},
         command=command,
         version=importlib.metadata.version("normlab"),
     )
@@ -205,8 +211,7 @@ def _refuse_other(part: Path, source: Source, bits: str | None) -> None:
     read = load(f"hf:{part}")
     if bits is not None and _sha256(read.model) != bits:
         raise RuntimeError(f"{part} reads as other weights than were written")
-    assert source.target.tokenizer is not None
-    own = source.target.tokenizer().encode(source.sample).ids
+    own = source.tokenizer.encode(source.sample).ids
     if not np.array_equal(read.tokenizer.encode(source.sample).ids, own):
         raise RuntimeError(f"{part} holds a tokenizer that encodes the text otherwise")
 

@@ -32,6 +32,7 @@ class Card:
         text: what was read: "WikiText-2 …, 8 windows of 1024 tokens".
         measured: the models in turn.
         sources: what it was made from, and which that was.
+        files: the weights' files here, and their SHA-256.
         command: that made it.
         version: of normlab.
     """
@@ -44,6 +45,7 @@ class Card:
     text: str
     measured: Sequence[Measured]
     sources: Mapping[str, str]
+    files: Mapping[str, str]
     command: str
     version: str
 
@@ -59,7 +61,8 @@ class Card:
     def __str__(self) -> str:
         done = "nothing" if self.chain == "none" else f"`{self.chain}`"
         said = self.notes or ["Nothing had to be given up for the family's config."]
-        hashes = "\n".join(f"- `{name}`: {which}" for name, which in self.sources.items())
+        made_from = [f"- from `{name}`: {which}" for name, which in self.sources.items()]
+        here = [f"- here `{name}`: SHA-256 {digest}" for name, digest in self.files.items()]
         return f"""---
 library_name: transformers
 ---
@@ -81,7 +84,7 @@ normlab {self.version}, the last line from the files in this directory. Text: {s
 
 ## Where it comes from
 
-{hashes}
+{chr(10).join([*made_from, *here])}
 
 ```
 {self.command}
