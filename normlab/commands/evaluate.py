@@ -1,4 +1,4 @@
-"""`python -m evaluate [list|show|ranges|golden|probe|figures|report]`: perplexities, and more."""
+"""`python -m evaluate [VERB]`: perplexities, and all that verbs are for."""
 
 import importlib
 import sys
@@ -17,13 +17,16 @@ python -m evaluate pretrained=hf:DIR transform=[none,fold]     a folder of safet
 python -m evaluate pretrained=NAME activations=fp16            all that a runtime stores in FP16
 python -m evaluate ranges pretrained=NAME                       where it leaves FP16, and the cure
 python -m evaluate golden datapath=NAME pretrained=NAME out=DIR  vectors for a testbench
+python -m evaluate export pretrained=NAME transform=rescale:auto+fold out=DIR  for transformers
 python -m evaluate probe MODULE:NAME dtype=bfloat16             which arithmetic a kernel has
 python -m evaluate list                                        every name there is, with a line
 python -m evaluate show OUT ...                                tables of earlier calls again
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate report OUT runs                             all of it as one page of HTML
 """
-VERBS = {name: name for name in ("golden", "probe", "figures", "report")} | {"list": "listing"}
+VERBS = {name: name for name in ("golden", "export", "probe", "figures", "report")} | {
+    "list": "listing"
+}
 """Each verb's module beside this one, read when it is asked for; others are functions."""
 
 

@@ -15,7 +15,7 @@ from normlab.config import describe
 from normlab.norms import norms
 from normlab.registry import choice
 
-VERBS = {"remove": "train remove", "golden": "evaluate golden"}
+VERBS = {"remove": "train remove", "golden": "evaluate golden", "export": "evaluate export"}
 """How a verb with fields of its own is written."""
 
 

@@ -68,6 +68,12 @@ def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
         return PretrainedTokenizer(tokenizer.to_str(), name, bos if adds_bos else None, begins)
 
 
+def special_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
+    """BOS and EOS of a GGUF file, in the words of a config.json; None: it names none."""
+    found = {key: metadata.get(f"tokenizer.ggml.{key}") for key in _IDS[:2]}
+    return {key: None if i in (-1, UNSIGNED_NONE) else i for key, i in found.items()}
+
+
 def _listed(said: Keys, key: str, kind: type, size: int | None = None) -> list[Any]:
     """A list of so many values of one type."""
     values = said[key]
