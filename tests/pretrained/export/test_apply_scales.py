@@ -61,7 +61,7 @@ def pinned(name):
 
 
 def rows(d):
-    """Rows of 14 octaves of sizes in half, some of whose sums overflow without a scale."""
+    """Rows of 21 octaves of sizes in half, some of whose sums overflow without a scale."""
     rng = np.random.default_rng(d)
     x = rng.standard_normal((300, d)) * 2.0 ** rng.uniform(-8, 13, (300, 1))
     return x.astype(np.float16)
