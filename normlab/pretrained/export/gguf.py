@@ -16,8 +16,8 @@ from normlab.pretrained.families import Configs, architectures, configs, familie
 from normlab.pretrained.gguf import GGUF, gguf_config
 
 DTYPES: dict[str, tuple[int, np.dtype]] = {
-    "f32": (0, np.dtype(np.float32)),
-    "f16": (1, np.dtype(np.float16)),
+    "float32": (0, np.dtype(np.float32)),
+    "float16": (1, np.dtype(np.float16)),
 }
 """`general.file_type` and NumPy's type."""
 FREQUENCIES = "rope_freqs.weight"
@@ -200,8 +200,8 @@ def _narrow(tensor: Tensor, kind: np.dtype) -> np.ndarray:
         most = float(np.max(np.abs(values), initial=0.0))
         require(
             most <= float(np.finfo(kind).max),
-            f"dtype = f16: {tensor.name} holds {most:.4g}, and float16 ends at 65504; expected "
-            "dtype=f32",
+            f"dtype = float16: {tensor.name} holds {most:.4g}, and float16 ends at 65504; expected "
+            "dtype=float32",
         )
     return values.astype(kind, copy=False)
 

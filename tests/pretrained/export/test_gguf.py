@@ -89,7 +89,7 @@ def test_a_file_is_read_as_the_model_that_was_written(case, tmp_path):
     """And its tensors are those of llama.cpp's converter, by its own names."""
     kept = kept_case(case)
     arch = gguf.architecture(kept["config"]["model_type"])
-    lm, path = exported(tmp_path, kept, "f32")
+    lm, path = exported(tmp_path, kept, "float32")
     found, file, head = pretrained.load(f"gguf:{path}"), GGUF(path), head_size(kept["config"])
     assert same_trees(nnx.state(found.model), nnx.state(lm.model))
     weights = tensors(kept["config"], kept["shapes"])
@@ -139,9 +139,9 @@ def test_another_tokenizer_is_refused(tokenizer, message):
 
 
 def test_f16_is_rounded_once_and_vectors_are_not(tmp_path):
-    lm, path = exported(tmp_path, GOLDEN["gpt2"], "f16")
+    lm, path = exported(tmp_path, GOLDEN["gpt2"], "float16")
     file, reader = GGUF(path), package.GGUFReader(path)
-    gguf.write(tmp_path / "wide.gguf", lm.model, "gpt2", gguf.carried(file), "f32")
+    gguf.write(tmp_path / "wide.gguf", lm.model, "gpt2", gguf.carried(file), "float32")
     wide = GGUF(tmp_path / "wide.gguf")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds.keys() == file.shapes.keys()
@@ -157,14 +157,14 @@ def test_f16_is_rounded_once_and_vectors_are_not(tmp_path):
 
 
 def test_what_a_file_says_is_carried_over_and_changed_where_it_must(tmp_path):
-    lm, path = exported(tmp_path, GOLDEN["llama"], "f16")
+    lm, path = exported(tmp_path, GOLDEN["llama"], "float16")
     source, key = GGUF(path), "llama.attention.layer_norm_rms_epsilon"
     of_that_file = {"quantize.imatrix.file": Value("x"), "general.alignment": Value(32)}
     own = {"general.name": Value("mine"), "x.list": Value([3, -1], (9, 11))}
     own["llama.block_count"] = Value(3, (10,))  # 64 bits wide, as it came
     told = gguf.carried(source) | own
     assert gguf.described(lm.model, "llama", told) == told
-    gguf.write(tmp_path / "b.gguf", lm.model, "llama", told | of_that_file, "f32")
+    gguf.write(tmp_path / "b.gguf", lm.model, "llama", told | of_that_file, "float32")
     found = GGUF(tmp_path / "b.gguf")
     expected = {"general.name": "mine", "x.list": [3, -1], "general.file_type": 0}
     expected |= {name: value.value for name, value in of_that_file.items()}
@@ -195,7 +195,7 @@ def test_what_has_no_word_is_refused(change, message):
 @pytest.mark.parametrize("case", ["gemma2", "gemma3_text"])
 def test_a_factor_on_queries_that_goes_unsaid_is_refused(case, tmp_path):
     with pytest.raises(ValueError, match="all of it: attention_scale = 0.25, not 0.204124; exp"):
-        exported(tmp_path, GOLDEN[case], "f32")
+        exported(tmp_path, GOLDEN[case], "float32")
 
 
 def test_a_family_that_llama_cpp_lacks_is_refused():
@@ -207,4 +207,4 @@ def test_a_weight_beyond_half_is_refused(tmp_path):
     model = tiny_model()
     model.blocks[0].mlp.branch.up.kernel[0, 0] = 7e4
     with pytest.raises(ValueError, match=r"blk.0.ffn_up.weight holds 7e\+04, and float16 ends at"):
-        gguf.write(tmp_path / "m.gguf", model, "llama", {}, "f16")
+        gguf.write(tmp_path / "m.gguf", model, "llama", {}, "float16")
