@@ -17,30 +17,38 @@ from flax import nnx
 from normlab.config import field, require
 from normlab.data import Tokenizer
 from normlab.evaluation import metadata
-from normlab.evaluation.config import EvaluateConfig, TextConfig
+from normlab.evaluation.config import EvaluateConfig, TextConfig, check_rule
 from normlab.evaluation.perplexity import Scores, score
 from normlab.evaluation.protocols import Windows
 from normlab.evaluation.targets import EvalTarget, targets
 from normlab.evaluation.tensor_ranges import WINDOWS, rewritten
-from normlab.evaluation.texts import Texts
+from normlab.evaluation.texts import Texts, calibration_tokens
 from normlab.model import Transformer
-from normlab.model.language_model import LanguageModel
 from normlab.pretrained import PACKAGES, describe, load
 from normlab.pretrained.export.card import Card, Measured
+from normlab.pretrained.export.directory import gguf_metadata, write_gguf, write_hf
 from normlab.pretrained.export.fit import Fit, eps_choices, fitted
-from normlab.pretrained.export.huggingface import DTYPES, write_config, write_weights
-from normlab.pretrained.export.tokenizer import copy_tokenizer, write_tokenizer
+from normlab.pretrained.export.gguf import DTYPES as GGUF_DTYPES
+from normlab.pretrained.export.gguf import Metadata
+from normlab.pretrained.export.huggingface import DTYPES
+from normlab.pretrained.export.scales_file import ScalesFile, scales_file, stages, weights_hash
+from normlab.pretrained.export.tensors import tensors
 from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.load import Checkpoint
 from normlab.pretrained.packages import sha256
-from normlab.pretrained.tokenizer import special_ids
 from normlab.progress import Progress
 from normlab.registry import choice
+from normlab.results.column import Column
+from normlab.scaling import needs_calibration
 from normlab.transforms import apply, check, parse
 
 SAMPLE = 20_000
 """Characters of the text with which the tokenizer that was written is compared."""
 README = "README.md"
+WEIGHTS = (".safetensors", ".gguf")
+FORMATS = {"hf": tuple(DTYPES), "gguf": tuple(GGUF_DTYPES)}
+"""Types of weights of each format."""
+CALIBRATION_WINDOWS = EvaluateConfig.calibration_windows
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,20 @@ class ExportConfig:
         "a chain of rewrites, such as rescale:auto+fold; auto is the largest power of two with "
         "which the stream keeps a factor of 4 from FP16's largest value on the text",
     )
+    format: str = field(
+        "hf", "hf: a directory that transformers reads; gguf: a file that llama.cpp reads"
+    )
     dtype: str = field("float32", f"of the weights: {', '.join(DTYPES)}")
     shard_gb: float = field(2.0, "a file of weights is at most so many gigabytes (10⁹ bytes)")
+    rule: str | None = field(
+        None,
+        "a rule's static scales beside it, as scales.json, and what applies them in PyTorch: "
+        "random_tokens.pow2; null: none",
+    )
+    datapath: str = field(
+        "fp16:pairwise.input", "how a norm computes with its scale: a precision, or a datapath"
+    )
+    keep: tuple[str, ...] = field((), "norms that compute in float32 there: [norm_final]")
     data: TextConfig = field(TextConfig, "the text on which it is measured")
     split: str = field("test", "which part of it")
     window: int | None = field(None, "tokens of a window; null: the protocol's")
@@ -67,10 +87,22 @@ class ExportConfig:
     out: str | None = field(None, "directory for the model, which isn't there yet")
 
     def __post_init__(self) -> None:
-        choice("dtype", self.dtype, DTYPES)
+        choice("dtype", self.dtype, FORMATS[choice("format", self.format, FORMATS)])
         require(self.shard_gb > 0, f"shard_gb = {self.shard_gb}: expected a number > 0, such as 2")
         check(self.transform)
         self.evaluation()  # which has checks of its own
+        if self.column is not None:
+            check_rule(self.column)
+            stages(self.column.precision)
+        require(
+            self.rule is not None or not self.keep,
+            f"keep = {list(self.keep)}: expected a rule beside it, from whose scales they are kept",
+        )
+
+    @property
+    def column(self) -> Column | None:
+        """How the scaled norms compute, and by which rule."""
+        return None if self.rule is None else Column.parse(f"{self.datapath}+{self.rule}")
 
     def evaluation(self) -> EvaluateConfig:
         """The model and the text, as an evaluation is asked for them."""
@@ -87,7 +119,18 @@ class ExportConfig:
 
 
 class Source(NamedTuple):
-    """What is exported: the model before it is loaded, and the text that it is measured on."""
+    """What is exported: the model before it is loaded, and the text that it is measured on.
+
+    Args:
+        target: the model.
+        checkpoint: that it is loaded from; None: a run.
+        tokenizer: its own.
+        windows: on which it is measured.
+        text: which these are.
+        sample: with which tokenizers are compared.
+        metadata: of a GGUF file, where one is asked for.
+        calibration: tokens [w, l] for a scale rule that looks at text; else None.
+    """
 
     target: EvalTarget
     checkpoint: Checkpoint | None
@@ -95,6 +138,8 @@ class Source(NamedTuple):
     windows: Windows
     text: str
     sample: str
+    metadata: Metadata
+    calibration: Any
 
 
 def write(config: ExportConfig, command: str) -> tuple[Path, Card]:
@@ -136,8 +181,12 @@ def _source(config: ExportConfig) -> Source:
     windows = texts.windows(target, asked, tokenizer)
     length = target.window(target.protocol(None), config.window)
     text = f"{corpus.title}, {config.split}, the first {len(windows)} windows of {length} tokens"
+    metadata = gguf_metadata(tokenizer, checkpoint) if config.format == "gguf" else {}
+    calibration = None
+    if config.column is not None and needs_calibration(str(config.column.rule)):
+        calibration, _ = calibration_tokens(corpus, tokenizer, length, CALIBRATION_WINDOWS)
     sample = corpus.text(config.split)[:SAMPLE]
-    return Source(target, checkpoint, tokenizer, windows, text, sample)
+    return Source(target, checkpoint, tokenizer, windows, text, sample, metadata, calibration)
 
 
 def _written(part: Path, source: Source, config: ExportConfig, command: str) -> Card:
@@ -146,22 +195,30 @@ def _written(part: Path, source: Source, config: ExportConfig, command: str) -> 
     chain, model = rewritten(lm, source.windows, config.transform)
     lm = replace(lm, model=model)  # the one as loaded goes
     fit = _fit(model, source)
-    write_weights(part, fit, config.dtype, config.shard_gb * 1e9)
-    _write_words(part, fit, lm, source.checkpoint, config.dtype)
+    scaled = _scales(model, fit, source, config)
+    if config.format == "gguf":
+        spec = write_gguf(part, source.target.name, fit, source.metadata, config.dtype)
+    else:
+        size = config.shard_gb * 1e9
+        spec = write_hf(part, fit, lm.tokenizer, source.checkpoint, config.dtype, size)
+    if scaled is not None:
+        scaled.write(part)
     bits = _sha256(fit.model) if config.dtype == "float32" else None
     family, notes, facts = fit.family, fit.notes, lm.facts
     del lm, model, fit
-    _refuse_other(part, source, bits)
+    _refuse_other(spec, source, bits)
     return Card(
         name=source.target.name,
         chain=chain,
         family=family,
+        format=config.format,
         notes=notes,
         dtype=config.dtype,
+        scaled=scaled,
         text=source.text,
-        measured=list(_measured(part, source, chain)),
+        measured=list(_measured(spec, source, chain)),
         sources=_sources(facts),
-        files={path.name: sha256(path) for path in sorted(part.glob("*.safetensors"))},
+        files={p.name: sha256(p) for p in sorted(part.iterdir()) if p.suffix in WEIGHTS},
         command=command,
         version=importlib.metadata.version("normlab"),
     )
@@ -186,46 +243,43 @@ def _fit(model: Transformer, source: Source) -> Fit:
     return fit(eps=min(choices, key=lambda eps: moved[eps]))
 
 
-def _write_words(
-    part: Path, fit: Fit, lm: LanguageModel, checkpoint: Checkpoint | None, dtype: str
-) -> None:
-    """config.json and the tokenizer: the source's own, or made of ours."""
-    ids: dict[str, int | None] = {"bos_token_id": lm.tokenizer.bos, "eos_token_id": None}
-    if checkpoint is not None:
-        if not isinstance(checkpoint.source, GGUF):
-            copy_tokenizer(checkpoint.source.files[0].parent, part)
-            write_config(part, fit, dtype, {})
-            return
-        ids = special_ids(checkpoint.source.metadata)
-    ids["pad_token_id"] = None
-    write_tokenizer(lm.tokenizer, part, fit.model.config.max_length, ids)
-    write_config(part, fit, dtype, ids)
+def _scales(
+    model: Transformer, fit: Fit, source: Source, config: ExportConfig
+) -> ScalesFile | None:
+    """The scales of the rewritten model, each norm with the ε that it wants."""
+    if config.column is None:
+        return None
+    kind, found = DTYPES[config.dtype][1], tensors(fit.model, fit.names)
+    with np.errstate(over="ignore"):  # which is refused where it is written
+        weights = weights_hash(tensor.values().astype(kind) for tensor in found)
+    names, keep = fit.names, config.keep
+    return scales_file(model, fit.family, names, config.column, weights, keep, source.calibration)
 
 
-def _refuse_other(part: Path, source: Source, bits: str | None) -> None:
-    """Read the directory again: the same weights bit for bit, and the same ids of a text.
+def _refuse_other(spec: str, source: Source, bits: str | None) -> None:
+    """Read what was written again: the same weights bit for bit, and the same ids of a text.
 
     Raises:
         RuntimeError: it is another model, which is an error of this program.
     """
-    read = load(f"hf:{part}")
+    read = load(spec)
     if bits is not None and _sha256(read.model) != bits:
-        raise RuntimeError(f"{part} reads as other weights than were written")
+        raise RuntimeError(f"{spec} reads as other weights than were written")
     own = source.tokenizer.encode(source.sample).ids
     if not np.array_equal(read.tokenizer.encode(source.sample).ids, own):
-        raise RuntimeError(f"{part} holds a tokenizer that encodes the text otherwise")
+        raise RuntimeError(f"{spec} holds a tokenizer that encodes the text otherwise")
 
 
 def _sha256(model: Transformer) -> str:
     return metadata.sha256(jax.tree.leaves(nnx.state(model)))
 
 
-def _measured(part: Path, source: Source, chain: str) -> Iterator[Measured]:
+def _measured(spec: str, source: Source, chain: str) -> Iterator[Measured]:
     """The model as loaded, after its transform, and as exported, each loaded when it is scored."""
     makers: dict[str, Callable[[], Transformer]] = {
         "as loaded": lambda: source.target.load().model,
         f"after {chain}": lambda: apply(source.target.load().model, chain),
-        "as exported": lambda: load(f"hf:{part}").model,
+        "as exported": lambda: load(spec).model,
     }
     if not parse(chain).steps:
         del makers[f"after {chain}"]

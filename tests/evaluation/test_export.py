@@ -25,7 +25,7 @@ def spec(tmp_path):
 
 def test_a_directory_is_written_whole_or_not_at_all(spec, tmp_path, monkeypatch):
     """And never over another, which is seen before anything is read."""
-    monkeypatch.setattr(export, "write_config", lambda *_: 1 / 0)
+    monkeypatch.setattr(export, "write_hf", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(ask(spec, tmp_path / "out"), "")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]

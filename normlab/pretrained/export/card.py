@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from normlab.pretrained.export.scales_file import ScalesFile
+
+LIBRARIES = {"hf": "transformers", "gguf": "gguf"}
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -27,8 +31,10 @@ class Card:
         name: the model's.
         chain: the transforms, numbers for all that was found by measuring.
         family: `model_type` of its config.
+        format: of `LIBRARIES`.
         notes: what was chosen where the family can't say all of it.
         dtype: of the weights.
+        scaled: the scales of its norms, where there are some beside it.
         text: what was read: "WikiText-2 …, 8 windows of 1024 tokens".
         measured: the models in turn.
         sources: what it was made from, and which that was.
@@ -40,8 +46,10 @@ class Card:
     name: str
     chain: str
     family: str
+    format: str
     notes: Sequence[str]
     dtype: str
+    scaled: ScalesFile | None
     text: str
     measured: Sequence[Measured]
     sources: Mapping[str, str]
@@ -58,13 +66,31 @@ class Card:
             lines.append(f"| {m.name} | {m.perplexity:.6g} | {' | '.join(moved)} |")
         return "\n".join(lines)
 
+    def _scales(self) -> str:
+        if self.scaled is None:
+            return ""
+        modules = self.scaled.modules.values()
+        return f"""## Scaled norms
+
+`scales.json` has the static scale of each of {len(modules)} norms by the rule `{self.scaled.rule}`.
+In a model of `transformers` they compute as `{self.scaled.datapath}`, but for
+{sum(m.keep_fp32 for m in modules)} that are kept in float32:
+
+```python
+from apply_scales import apply
+
+apply(model, "scales.json")
+```
+
+"""
+
     def __str__(self) -> str:
         done = "nothing" if self.chain == "none" else f"`{self.chain}`"
         said = self.notes or ["Nothing had to be given up for the family's config."]
         made_from = [f"- from `{name}`: {which}" for name, which in self.sources.items()]
         here = [f"- here `{name}`: SHA-256 {digest}" for name, digest in self.files.items()]
         return f"""---
-library_name: transformers
+library_name: {LIBRARIES[self.format]}
 ---
 
 # {self.name}
@@ -75,7 +101,7 @@ Rewritten: {done}. Architecture `{self.family}`, weights in {self.dtype}.
 
 {chr(10).join(f"- {line}" for line in said)}
 
-## What was measured
+{self._scales()}## What was measured
 
 {self.table()}
 
