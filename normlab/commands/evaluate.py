@@ -1,4 +1,4 @@
-"""`python -m evaluate [list|show|ranges|plan|golden|probe|figures|report]`: perplexities, more."""
+"""`python -m evaluate [VERB]`: perplexities, and all that verbs are for."""
 
 import importlib
 import sys
@@ -18,13 +18,14 @@ python -m evaluate pretrained=NAME activations=fp16            all that a runtim
 python -m evaluate ranges pretrained=NAME                       where it leaves FP16, and the cure
 python -m evaluate plan pretrained=NAME budget=0.001            norms that must stay in FP32
 python -m evaluate golden datapath=NAME pretrained=NAME out=DIR  vectors for a testbench
+python -m evaluate export pretrained=NAME transform=rescale:auto+fold out=DIR  for transformers
 python -m evaluate probe MODULE:NAME dtype=bfloat16             which arithmetic a kernel has
 python -m evaluate list                                        every name there is, with a line
 python -m evaluate show OUT ...                                tables of earlier calls again
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate report OUT runs                             all of it as one page of HTML
 """
-OWN = ("plan", "golden", "probe", "figures", "report")
+OWN = ("plan", "golden", "export", "probe", "figures", "report")
 VERBS = {name: name for name in OWN} | {"list": "listing"}
 """Each verb's module beside this one, read when it is asked for; others are functions."""
 

@@ -14,7 +14,9 @@ from normlab.commands.groups import OWN_FIELDS, TYPED, groups, options
 from normlab.config import describe
 from normlab.registry import choice
 
-VERBS = {"remove": "train remove", "golden": "evaluate golden", "plan": "evaluate plan"}
+VERBS = {"remove": "train remove"} | {
+    verb: f"evaluate {verb}" for verb in ("golden", "export", "plan")
+}
 """How a verb with fields of its own is written."""
 
 

@@ -31,7 +31,7 @@ from normlab.commands.groups import (
     register,
 )
 from normlab.commands.help import print_help
-from normlab.config import build, describe
+from normlab.config import build, describe, require
 from normlab.progress import sweep
 from normlab.registry import unknown
 from normlab.runs import user_files
@@ -143,6 +143,22 @@ def imports(arguments: Sequence[str]) -> list[str]:
             value: Any = override.value()
             found += [value] if isinstance(value, str) else value or []
     return found
+
+
+def told(schema: type[C], arguments: Sequence[str]) -> C:
+    """What the fields of a command line say to a verb that Hydra doesn't compose.
+
+    It would take `datapath=` for a group of files.
+    """
+    values: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        require(not override.is_sweep_override(), f"{override.input_line}: expected one value")
+        *groups, name = override.key_or_group.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = override.value()
+    return build(schema, values)
 
 
 def swept_here() -> list[Override] | None:

@@ -14,7 +14,6 @@ from normlab.results.column import Column
 from normlab.results.formats import ruled
 from normlab.results.range_report import RangeReport, answer, legend, lines, report
 
-WINDOWS = 8
 EXAMPLES = """
 python -m evaluate ranges pretrained=smollm2-135m              where it leaves FP16, and the cure
 python -m evaluate ranges run=runs/dyt-peri-HASH precision=[bf16]    against another format
@@ -25,7 +24,7 @@ def main(config: EvaluateConfig, asked: object = ()) -> None:
     """Print and write the report of every model that was asked for."""
     from normlab.evaluation.evaluator import Evaluator  # slow to import: help comes first
     from normlab.evaluation.targets import targets
-    from normlab.evaluation.tensor_ranges import tensor_ranges
+    from normlab.evaluation.tensor_ranges import WINDOWS, tensor_ranges
     from normlab.evaluation.texts import Texts
     from normlab.results.record import OK
 

@@ -11,7 +11,7 @@ from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
 from normlab.results.column import HALF, Column
 from normlab.scaling import scale_rules
-from normlab.transforms import parse, transforms
+from normlab.transforms import check, transforms
 
 REFERENCE = "fp32"
 """The column that Δ refers to; it is always run."""
@@ -64,7 +64,8 @@ class EvaluateConfig:
         ("none",),
         "rows of the table, each a chain of rewrites of the model before it is read, such as "
         f"[none,fold,recentre+rescale:0.25]: {', '.join(transforms)}; or a norm type, which "
-        "takes the place of the model's own",
+        "takes the place of the model's own; rescale:auto keeps the stream a factor of 4 from "
+        "FP16's largest value",
     )
     data: TextConfig = field(TextConfig, "the text to be read")
     split: str = field("test", f"which part of the text: {', '.join(SPLITS)}")
@@ -110,7 +111,7 @@ class EvaluateConfig:
             check_rule(asked)
         require(len(self.transform) > 0, "transform = []: expected at least one, such as [none]")
         for text in self.transform:
-            parse(text)
+            check(text)
         choice("split", self.split, SPLITS)
         if self.protocol is not None:
             choice("protocol", self.protocol, protocols)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from normlab.config import build
+from normlab.config import build, require
 from normlab.evaluation import metadata
 from normlab.evaluation.comparison import comparison, token_measures
 from normlab.evaluation.config import REFERENCE, EvaluateConfig
@@ -17,6 +17,7 @@ from normlab.evaluation.measures import ranges, result
 from normlab.evaluation.perplexity import Scores
 from normlab.evaluation.store import RecordStore
 from normlab.evaluation.targets import UNREADABLE, EvalTarget, targets
+from normlab.evaluation.tensor_ranges import WINDOWS, rewritten
 from normlab.evaluation.texts import Texts
 from normlab.model.language_model import LanguageModel
 from normlab.parallel.distributed import joined_processes, private_copy
@@ -25,6 +26,7 @@ from normlab.results import Record
 from normlab.results.column import Column
 from normlab.results.record import NOT_APPLICABLE, OK
 from normlab.runs.checkpoint_errors import CorruptCheckpointError
+from normlab.transforms import AUTO, NOTHING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> list[Record]:
     """
     out = private_copy(Path(config.out))
     with joined_processes(config.hosts), config.mesh.use(), out as directory:
-        return _records(dataclasses.replace(config, out=str(directory)))
+        return _records(_with_numbers(dataclasses.replace(config, out=str(directory))))
 
 
 def table(**fields: Any) -> tuple[list[Record], "pd.DataFrame"]:
@@ -58,6 +60,25 @@ def table(**fields: Any) -> tuple[list[Record], "pd.DataFrame"]:
     with tempfile.TemporaryDirectory() as nowhere:
         records = evaluate(build(EvaluateConfig, {"out": nowhere} | fields))
     return records, pd.DataFrame([r.flat() for r in records])
+
+
+def _with_numbers(config: EvaluateConfig) -> EvaluateConfig:
+    """The config with a number for each `rescale:auto`, found on the first windows of the text.
+
+    Raises:
+        ValueError: of several runs, each would have its own.
+    """
+    if not any(AUTO in text for text in config.transform):
+        return config
+    require(
+        config.source != "runs",
+        f"transform = {AUTO} is found for one model: expected run=DIR or pretrained=NAME",
+    )
+    few = min(config.max_windows or WINDOWS, WINDOWS)
+    plain = dataclasses.replace(config, transform=(NOTHING,), max_windows=few)
+    evaluator = Evaluator(plain, targets(plain)[0], Texts())
+    told = [rewritten(evaluator.lm, evaluator.windows, text)[0] for text in config.transform]
+    return dataclasses.replace(config, transform=tuple(told))
 
 
 def _records(config: EvaluateConfig) -> list[Record]:

@@ -1,7 +1,7 @@
 """Where a model leaves FP16: the size of every tensor of a float32 pass, and the smallest cure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,10 +21,14 @@ from normlab.numerics import FloatFormat, arithmetic
 from normlab.progress import Progress
 from normlab.results.range_report import RangeReport, TensorRange
 from normlab.scaling import RuleDoesNotApply, scales
-from normlab.transforms import DoesNotApply
+from normlab.transforms import AUTO, NOTHING, DoesNotApply, apply, parse
 from normlab.transforms.rescale import Rescale
 
 RULE = "random_tokens"
+WINDOWS = 8
+"""So many tell how large a model's tensors are, where nothing else is asked for."""
+ROOM = 4.0
+"""What `AUTO` leaves between the stream and the format's largest value: other texts go further."""
 
 
 class Cure(NamedTuple):
@@ -79,12 +83,31 @@ def tensor_ranges(lm: LanguageModel, windows: Windows, format: str = "fp16") -> 
     )
 
 
+def rewritten(
+    lm: LanguageModel, windows: Windows, chain: str, format: str = "fp16"
+) -> tuple[str, Transformer]:
+    """The chain with a number for each `rescale:auto` in it, and the model after it.
+
+    The number is the largest power of two with which what the stream holds keeps `ROOM` from the
+    format's largest value, over these windows. Where that is so already, the step is left out.
+    """
+    to, done, model = FloatFormat.parse(format), list[str](), lm.model
+    for step in chain.split("+"):
+        if step.strip() == AUTO:
+            found = _factor(model, _pass(lm, model, windows, to).tensors, to.max / ROOM)
+            if found is None:
+                continue
+            step = f"rescale:{found!r}"
+        done.append(str(parse(step)))
+        model = apply(model, step)
+    return "+".join(done) or NOTHING, model
+
+
 def _cure(model: Transformer, out: list[TensorRange], to: FloatFormat) -> Cure:
     """The smallest one for the tensors that are out of range."""
     of_stream = _of_stream(model)
     stored = [t for t in out if not t.is_sum]
-    stream = [t.largest for t in stored if t.name.endswith(of_stream)]
-    factor, rescaled = _rescaled(model, max(stream, default=0.0), to)
+    factor, rescaled = _rescaled(model, _factor(model, stored, to.max))
     cured = of_stream if factor else ()
     left = [t.name for t in stored if not cured or not t.name.endswith(cured)]
     sums = [t.name for t in out if t.is_sum and t.largest * (factor or 1.0) ** 2 > to.max]
@@ -102,12 +125,18 @@ def _of_stream(model: Transformer) -> tuple[str, ...]:
     return (".stream", "embed", ".norm_out" if normed else ".out")
 
 
-def _rescaled(
-    model: Transformer, largest: float, to: FloatFormat
-) -> tuple[float | None, Transformer]:
-    if largest <= to.max or not math.isfinite(largest):
+def _factor(model: Transformer, tensors: Sequence[TensorRange], limit: float) -> float | None:
+    """The largest power of two, below 1, that brings the stream to the limit; None: no need."""
+    of_stream = _of_stream(model)
+    largest = max((t.largest for t in tensors if t.name.endswith(of_stream)), default=0.0)
+    if largest <= limit or not math.isfinite(largest):
+        return None
+    return 2.0 ** -math.ceil(math.log2(largest / limit))
+
+
+def _rescaled(model: Transformer, factor: float | None) -> tuple[float | None, Transformer]:
+    if factor is None:
         return None, model
-    factor = 2.0 ** -math.ceil(math.log2(largest / to.max))
     try:
         return factor, Rescale(factor)(model)
     except DoesNotApply:

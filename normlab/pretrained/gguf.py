@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -50,6 +50,12 @@ class _Header:
     def number(self, code: str) -> Any:
         return self.numbers(code)[0]
 
+    def peek(self) -> int:
+        """The next 32-bit number, which is read again."""
+        found = self.number("I")
+        self.at -= 4
+        return found
+
     def string(self) -> str:
         (size,) = self.numbers("Q")
         if self.at + size > len(self.data):
@@ -87,6 +93,7 @@ class GGUF:
         if not self.path.is_file():
             raise CheckpointError(f"{self.path}: there is no such file")
         self.metadata: dict[str, Any] = {}
+        self.kinds: dict[str, tuple[int, ...]] = {}  # the type of each value, and of a list's items
         self.tensors: dict[str, _Tensor] = {}
         with self.path.open("rb") as file:
             magic = file.read(4)
@@ -106,6 +113,7 @@ class GGUF:
         for _ in range(values):
             key, kind = header.string(), header.number("I")
             self._refuse_twice("the key", key, self.metadata)
+            self.kinds[key] = (kind, header.peek()) if kind == _ARRAY else (kind,)
             self.metadata[key] = header.value(kind)
         table = [self._read_entry(header) for _ in range(tensors)]
         align = Keys(self.metadata, str(self.path)).count("general.alignment", 32)
@@ -244,7 +252,24 @@ _WINDOW_UNSAID = {"gemma2": {"sliding_window": 4096}, "gemma3": {"sliding_window
 """What llama.cpp takes where a file names no window; a Gemma 3 without one is global throughout."""
 
 
-def gguf_config(file: GGUF) -> dict[str, Any]:
+class Described(Protocol):
+    """What of a GGUF file describes its model: metadata, and the tensors that there are."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def check(self, name: str) -> None: ...
+
+    def read(self, name: str) -> Float[np.ndarray, "..."]: ...
+
+
+def gguf_config(file: Described) -> dict[str, Any]:
     """A GGUF file's metadata in the words of a config.json.
 
     Raises:
@@ -290,7 +315,7 @@ def _gguf_gpt2(config: dict[str, Any]) -> dict[str, Any]:
     return {ours: config.get(theirs) for ours, theirs in words.items()}
 
 
-def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]:
+def _gguf_heads(file: Described, arch: str, config: dict[str, Any]) -> dict[str, Any]:
     """The head size, which may go unsaid, and Gemma's factor on queries, which always does."""
     said = Keys(file.metadata, str(file.path))
     width = said.count(f"{arch}.embedding_length")
@@ -305,7 +330,7 @@ def _gguf_heads(file: GGUF, arch: str, config: dict[str, Any]) -> dict[str, Any]
     return share | {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
 
 
-def _gguf_scaling(file: GGUF, arch: str) -> dict[str, Any] | None:
+def _gguf_scaling(file: Described, arch: str) -> dict[str, Any] | None:
     """As llama.cpp reads it: linear where no type is given, by a factor that has two names."""
     said, rope = Keys(file.metadata, str(file.path)), f"{arch}.rope"
     kind = said.get(f"{rope}.scaling.type", "linear")

@@ -1,5 +1,6 @@
 """What a checkpoint says of itself: a wrong value is an error that names its key and its file."""
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -67,6 +68,10 @@ class Keys:
             return choice(key, self._value(key, default), known)
         except UnknownNameError as error:
             raise CheckpointError(f"{self.where}: {error}") from None
+
+    def replaced(self, by: Mapping[str, Any]) -> "Keys":
+        """The same keys with others in the place of some."""
+        return Keys(ChainMap(dict(by), self.values), self.where)  # type: ignore[arg-type]
 
     def part(self, key: str) -> "Keys":
         """The keys below a key; none where it is missing."""

@@ -31,8 +31,17 @@ class Part(NamedTuple):
         """The part's outputs, of the whole tensor's."""
         lead, n = stored.shape[:-1], self.groups
         grouped = stored.reshape(*lead, n, -1)
-        cut = grouped[..., self.start // n : (self.start + self.size) // n]
-        return cut.reshape(*lead, self.size)
+        return grouped[..., self._share].reshape(*lead, self.size)
+
+    def put(self, ours: Float[np.ndarray, "... p"], stored: Float[np.ndarray, "... o"]) -> None:
+        """Write the part's outputs into the whole tensor: what `of` takes out of it again."""
+        lead, n = stored.shape[:-1], self.groups
+        stored.reshape(*lead, n, -1)[..., self._share] = ours.reshape(*lead, n, -1)
+
+    @property
+    def _share(self) -> slice:
+        """Which outputs of a group."""
+        return slice(self.start // self.groups, (self.start + self.size) // self.groups)
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,31 @@ class Stored:
         weight = _halves(weight.T, self.heads).T if self.heads else weight
         return weight + np.float32(self.offset) if self.offset else weight
 
+    def put(self, ours: Float[np.ndarray, "..."], stored: Float[np.ndarray, "..."]) -> None:
+        """Write our weight into a stored tensor of zeros: what `ours` makes of it again.
+
+        With an offset, bit for bit where ours came from a stored tensor. Rows that are skipped, and
+        the outputs of other parts, stay as they are.
+        """
+        weight = ours - np.float32(self.offset) if self.offset else ours
+        weight = _pairs(weight.T, self.heads).T if self.heads else weight
+        view = (stored.T if self.transposed else stored)[self.skipped :]
+        if self.part is None:
+            view[...] = weight
+        else:
+            self.part.put(weight, view)
+
 
 def _halves(stored: Float[np.ndarray, "o ..."], heads: int) -> Float[np.ndarray, "o ..."]:
     """Rotary pairs from neighbours to halves: llama.cpp's layout for Llama back to ours."""
     pairs = stored.reshape(heads, -1, 2, *stored.shape[1:])
     return pairs.swapaxes(1, 2).reshape(stored.shape)
+
+
+def _pairs(ours: Float[np.ndarray, "o ..."], heads: int) -> Float[np.ndarray, "o ..."]:
+    """Rotary pairs from halves to neighbours."""
+    halves = ours.reshape(heads, 2, -1, *ours.shape[1:])
+    return halves.swapaxes(1, 2).reshape(ours.shape)
 
 
 @dataclass(frozen=True)
@@ -93,7 +122,9 @@ class Names:
         plus_row: our module → a stored tensor whose row 0 is added to it.
         skipped: our module → so many stored rows stand before its own.
         prefixes: the first of them that stands before a name is no part of it.
+        prefix: stands before each name but the head's where one is written.
         endings: other endings that a name may have → those that it has here.
+        head: the head's name where it is written; None: as in `modules`.
         ignored: stored tensors that hold nothing that we need (a pattern).
     """
 
@@ -105,7 +136,9 @@ class Names:
     plus_row: Mapping[str, str] | None = None
     skipped: Mapping[str, int] | None = None
     prefixes: tuple[str, ...] = ()
+    prefix: str = ""
     endings: tuple[tuple[str, str], ...] = ()
+    head: str | None = None
     ignored: str = "$^"
 
     def module(self, ours: str) -> str:
@@ -157,6 +190,13 @@ class Names:
                     f"{other} and {name} are two names of one weight: expected one of them"
                 )
         return found
+
+    def written(self, name: str) -> str:
+        """The spelling of a stored name in a file that we write."""
+        head = self.modules.get("head", "")
+        if head and name.startswith(f"{head}."):
+            return (self.head or head) + name.removeprefix(head)
+        return self.prefix + name
 
     def _spelled(self, name: str) -> str:
         name = name.removeprefix(next(filter(name.startswith, self.prefixes), ""))

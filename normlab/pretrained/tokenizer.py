@@ -55,7 +55,7 @@ def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
     m = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
     unset = {key: -1 for key in _IDS if m.get(key) == UNSIGNED_NONE}
     said = Keys(m | unset, f"tokenizer.ggml of {name}")
-    builders = {"gpt2": _byte_level, "llama": _sentencepiece}
+    builders = {"gpt2": byte_level, "llama": _sentencepiece}
     kind = said.word("model", builders, "none")
     tokens = _listed(said, "tokens", str)
     named = {key: _id(said, key, len(tokens)) for key in _IDS}
@@ -66,6 +66,12 @@ def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
         bos = named["bos_token_id"]
         begins = _first(bos, named["eos_token_id"])
         return PretrainedTokenizer(tokenizer.to_str(), name, bos if adds_bos else None, begins)
+
+
+def special_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
+    """BOS and EOS of a GGUF file, in the words of a config.json; None: it names none."""
+    found = {key: metadata.get(f"tokenizer.ggml.{key}") for key in _IDS[:2]}
+    return {key: None if i in (-1, UNSIGNED_NONE) else i for key, i in found.items()}
 
 
 def _listed(said: Keys, key: str, kind: type, size: int | None = None) -> list[Any]:
@@ -83,7 +89,7 @@ def _listed(said: Keys, key: str, kind: type, size: int | None = None) -> list[A
     return values
 
 
-def _byte_level(m: Keys) -> "Tokenizer":
+def byte_level(m: Keys) -> "Tokenizer":
     """GPT-2's byte-level BPE, cut as `tokenizer.ggml.pre` says."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 

@@ -17,6 +17,9 @@ transforms: Registry[type["Transform"]] = Registry("transform", package="normlab
 NOTHING = "none"
 """The name of the empty chain: the model as it is."""
 
+AUTO = "rescale:auto"
+"""A step whose number is found on text; `normlab.evaluation` puts it in."""
+
 
 class DoesNotApply(ValueError):
     """A transform was asked of a model that it can't rewrite; the message says why."""
@@ -71,6 +74,11 @@ def parse(text: str) -> Chain:
         return Chain(NOTHING)
     names, steps = zip(*(_step(part) for part in text.split("+")), strict=True)
     return Chain("+".join(names), steps)
+
+
+def check(text: str) -> None:
+    """Raise what `parse` does, but for steps whose number is to be found yet."""
+    parse(text.replace(AUTO, "rescale:1"))
 
 
 def apply(model: Transformer, text: str) -> Transformer:

@@ -8,8 +8,9 @@ import importlib.util
 import pytest
 import yaml
 
-from normlab.commands import evaluate, golden
+from normlab.commands import evaluate, export, golden
 from normlab.commands.groups import CONFIGS
+from normlab.commands.launch import told
 from tests.support.command_line import SCHEMAS, composed, documented, evaluation, sweep
 
 pytestmark = pytest.mark.documents
@@ -44,7 +45,9 @@ def test_its_fields_are_there_and_take_its_values(command):
     if verb == "ranges":
         evaluation(*given)
     elif verb == "golden":
-        golden.told(given)
+        told(golden.GoldenConfig, given)
+    elif verb == "export":
+        told(export.ExportConfig, given)
     elif verb is not None:
         assert verb in VERBS[app]
         composed(verb, *given) if verb in SCHEMAS else None

@@ -6,7 +6,7 @@ import pytest
 
 from normlab.data.tokenizer import WordTokenizer
 from normlab.evaluation.perplexity import score
-from normlab.evaluation.tensor_ranges import tensor_ranges
+from normlab.evaluation.tensor_ranges import rewritten, tensor_ranges
 from normlab.model import Context
 from normlab.model.language_model import LanguageModel
 from normlab.results.range_report import report
@@ -84,3 +84,19 @@ def test_a_float32_overflow_is_no_number_and_no_cure():
     assert found.out(sums=False)[0].largest == np.inf
     assert found.rescale is None
     assert found.left
+
+
+@pytest.mark.system
+def test_rescale_auto_is_the_largest_power_of_two_that_leaves_room():
+    """Found where it stands in the chain; left out where the stream has room already."""
+    lm, read = language_model(), windows()
+    assert rewritten(lm, read, "rescale:auto+fold")[0] == "fold"
+    assert rewritten(lm, read, "rescale:auto")[0] == "none"
+    chain, model = rewritten(lm, read, "rescale:1048576+rescale:auto+fold")
+    first, found, last = chain.split("+")
+    assert (first, last) == ("rescale:1048576", "fold")
+    factor = float(found.removeprefix("rescale:"))
+    assert np.log2(factor) % 1 == 0
+    seen = tensor_ranges(LanguageModel("far", model, lm.tokenizer), read)
+    stream = [t for t in seen.tensors if t.name.endswith((".stream", ".out", "embed"))]
+    assert 1 <= min(t.headroom for t in stream) - 1 < 2  # a factor of 4 to 8

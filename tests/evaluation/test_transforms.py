@@ -106,3 +106,13 @@ def test_a_rule_that_does_not_apply_is_no_end_of_the_table(spec, tmp_path, capsy
     said = " ".join("".join(capsys.readouterr()).split())
     assert said.count("doesn't promise; take another") == 1
     assert [r.to_json() for r in evaluate(config)] == [r.to_json() for r in records]
+
+
+@pytest.mark.system
+def test_a_number_that_is_found_is_in_the_records(spec, tmp_path):
+    config = ask(spec, tmp_path, transform=("rescale:1048576+rescale:auto", "rescale:auto"))
+    far, near = (r.model.transform for r in evaluate(config))
+    assert near == "none"
+    assert float(far.removeprefix("rescale:1048576+rescale:")) < 2**-3
+    with pytest.raises(ValueError, match="rescale:auto is found for one model"):
+        evaluate(EvaluateConfig(runs=str(tmp_path), transform=("rescale:auto",)))

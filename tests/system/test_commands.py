@@ -80,6 +80,11 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
     elif verb == "golden":
         given |= {"pretrained": "hf:HOME/hf", "rows": "8", "data.corpus": "embedded"}
         given |= {"out": f"HOME/golden/{given['datapath']}"}
+    elif verb == "export":
+        places = {"run": "HOME/run", "pretrained": "hf:HOME/hf"}
+        given |= {k: v for k, v in places.items() if k in given}
+        given |= {"max_windows": 2, "window": 32, "data.corpus": "embedded"}
+        given |= {"out": f"HOME/exported/{'-'.join(sorted(given))}"}
     elif verb == "probe":
         flags, given = ["probe", "flax.nnx:RMSNorm"], given | {"d": 16}
     elif verb == "remove":
@@ -126,7 +131,7 @@ SMALL = merged(map(small, documented()))
 def home(tmp_path_factory):
     """A trained run, a directory of runs, a Hugging Face checkpoint, and records to draw from."""
     folder = tmp_path_factory.mktemp("commands")
-    fields = {"norm": {"type": "layernorm"}, "model": TINY | {"layers": 1}, "steps": 4}
+    fields = {"norm": {"type": "rmsnorm"}, "model": TINY | {"layers": 1}, "steps": 4}
     train(tiny_config(folder / "runs", run=str(folder / "run"), **fields))
     train(tiny_config(folder / "runs", **fields))
     write_folder(folder / "hf", CONFIGS["llama"], tensors("llama"))

@@ -44,12 +44,14 @@ class Family:
     """How one family's config is read, and its weights' names in both formats.
 
     Args:
+        class_name: of its models in `transformers`.
         read: a config.json's keys → our configs.
         folder: the names in Hugging Face's files.
         gguf: those in a GGUF file; None where llama.cpp has no such architecture.
         architecture: `general.architecture` there, where it isn't the `model_type`.
     """
 
+    class_name: str
     read: Callable[[Keys], Configs]
     folder: Names
     gguf: Names | None = None

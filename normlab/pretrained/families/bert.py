@@ -22,6 +22,7 @@ NAMES = Names(
     },
     plus_row={"positions": "embeddings.token_type_embeddings.weight"},
     prefixes=("bert.",),
+    prefix="bert.",
     endings=(("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")),
     ignored=r"(pooler|cls|classifier|qa_outputs)\.|embeddings\.position_ids$",
 )
@@ -49,4 +50,4 @@ def read(c: Keys) -> Configs:
     return Configs(build(ModelConfig, values), norm, placement, c.count("vocab_size"))
 
 
-families.register("bert")(Family(read, NAMES))
+families.register("bert")(Family("BertModel", read, NAMES))

@@ -62,4 +62,6 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("gemma")(Family(read, replace(LLAMA, gain_offset=1.0), GGUF_NAMES))
+families.register("gemma")(
+    Family("GemmaForCausalLM", read, replace(LLAMA, gain_offset=1.0), GGUF_NAMES)
+)

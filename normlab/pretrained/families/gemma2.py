@@ -21,4 +21,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("peri"), c.count("vocab_size"))
 
 
-families.register("gemma2")(Family(read, GEMMA, GGUF_NAMES))
+families.register("gemma2")(Family("Gemma2ForCausalLM", read, GEMMA, GGUF_NAMES))

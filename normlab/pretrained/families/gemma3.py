@@ -58,4 +58,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("peri", norm_qk=True), c.count("vocab_size"))
 
 
-families.register("gemma3_text")(Family(read, GEMMA, GGUF_NAMES, "gemma3"))
+families.register("gemma3_text")(Family("Gemma3ForCausalLM", read, GEMMA, GGUF_NAMES, "gemma3"))

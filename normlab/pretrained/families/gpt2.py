@@ -24,6 +24,7 @@ NAMES = Names(
     },
     transposed=False,
     prefixes=("transformer.",),
+    prefix="transformer.",
     ignored=r"h\.\d+\.attn\.(masked_)?bias$",
 )
 """Maps stored [in, out]."""
@@ -51,4 +52,4 @@ def read(c: Keys) -> Configs:
     return Configs(build(ModelConfig, values), norm, PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("gpt2")(Family(read, NAMES, GGUF_PLAIN))
+families.register("gpt2")(Family("GPT2LMHeadModel", read, NAMES, GGUF_PLAIN))

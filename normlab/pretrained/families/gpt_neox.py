@@ -30,20 +30,25 @@ NAMES = Names(
     },
     by_head=True,
     prefixes=("gpt_neox.",),
+    prefix="gpt_neox.",
     endings=(("embed_out.weight", "lm_head.weight"),),
+    head="embed_out",
     ignored=rf"{BUFFERS}|layers\.\d+\.attention\.(masked_)?bias$",
 )
 
 
 def read(c: Keys) -> Configs:
     """`rotary_pct` and `rotary_emb_base` are older words for two rotary settings."""
+    heads = c.count("num_attention_heads")
+    c.require("num_key_value_heads", heads, None)
+    c.require("head_dim", c.count("hidden_size") // heads, None)
     older = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
     said = {new: c.get(new, c.get(old)) for new, old in older.items()}
     if not c.part("rope_parameters").values:
         said["partial_rotary_factor"] = said["partial_rotary_factor"] or 0.25
     parallel = c.flag("use_parallel_residual", True)
     model = model_of(
-        Keys({**c.values, **said}, c.where),
+        c.replaced(said),
         head_size(c),
         partial=True,
         gated=False,
@@ -56,5 +61,11 @@ def read(c: Keys) -> Configs:
 
 
 families.register("gpt_neox")(
-    Family(read, NAMES, replace(GGUF_PLAIN, ignored=r"rope_freqs\.weight$"), "gptneox")
+    Family(
+        "GPTNeoXForCausalLM",
+        read,
+        NAMES,
+        replace(GGUF_PLAIN, ignored=r"rope_freqs\.weight$"),
+        "gptneox",
+    )
 )

@@ -28,4 +28,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("granite")(Family(read, LLAMA, GGUF_LLAMA))
+families.register("granite")(Family("GraniteForCausalLM", read, LLAMA, GGUF_LLAMA))

@@ -20,4 +20,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("llama")(Family(read, LLAMA, GGUF_LLAMA))
+families.register("llama")(Family("LlamaForCausalLM", read, LLAMA, GGUF_LLAMA))

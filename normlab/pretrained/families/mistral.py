@@ -20,4 +20,6 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("mistral")(Family(read, LLAMA))  # in GGUF it is of architecture llama
+families.register("mistral")(
+    Family("MistralForCausalLM", read, LLAMA)
+)  # in GGUF it is of architecture llama

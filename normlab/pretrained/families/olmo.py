@@ -21,4 +21,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm, PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("olmo")(Family(read, LLAMA, replace(GGUF_LLAMA, ignored="$^")))
+families.register("olmo")(Family("OlmoForCausalLM", read, LLAMA, replace(GGUF_LLAMA, ignored="$^")))

@@ -22,4 +22,4 @@ def read(c: Keys) -> Configs:
     return Configs(model_of(c, head_size(c)), norm_of(c), PLACEMENT, c.count("vocab_size"))
 
 
-families.register("olmo2")(Family(read, LLAMA, GGUF_NAMES))
+families.register("olmo2")(Family("Olmo2ForCausalLM", read, LLAMA, GGUF_NAMES))

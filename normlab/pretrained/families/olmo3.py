@@ -25,4 +25,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PLACEMENT, c.count("vocab_size"))
 
 
-families.register("olmo3")(Family(read, LLAMA))
+families.register("olmo3")(Family("Olmo3ForCausalLM", read, LLAMA))

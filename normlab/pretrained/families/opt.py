@@ -29,6 +29,7 @@ NAMES = Names(
     },
     skipped={"positions": 2},
     prefixes=("model.decoder.", "decoder.", "model."),
+    prefix="model.decoder.",
 )
 """Its table of positions begins with two rows that no token of a whole window has."""
 
@@ -60,4 +61,4 @@ def read(c: Keys) -> Configs:
     return Configs(build(ModelConfig, values), norm, placement, c.count("vocab_size"))
 
 
-families.register("opt")(Family(read, NAMES))
+families.register("opt")(Family("OPTForCausalLM", read, NAMES))

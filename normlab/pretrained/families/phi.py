@@ -24,6 +24,7 @@ NAMES = Names(
         "mlp.branch.down": f"{_LAYER}mlp.fc2",
     },
     prefixes=("model.",),
+    prefix="model.",
     ignored=BUFFERS,
 )
 """The one norm is loaded twice: before attention and before the MLP."""
@@ -48,4 +49,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm, PlacementConfig("parallel"), c.count("vocab_size"))
 
 
-families.register("phi")(Family(read, NAMES, GGUF, "phi2"))
+families.register("phi")(Family("PhiForCausalLM", read, NAMES, GGUF, "phi2"))

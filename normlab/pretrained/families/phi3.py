@@ -22,6 +22,7 @@ NAMES = Names(
         **dict.fromkeys(GATED, f"{LAYER}mlp.gate_up_proj"),
     },
     prefixes=("model.",),
+    prefix="model.",
     ignored=BUFFERS,
 )
 
@@ -35,4 +36,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("phi3")(Family(read, NAMES, GGUF))
+families.register("phi3")(Family("Phi3ForCausalLM", read, NAMES, GGUF))

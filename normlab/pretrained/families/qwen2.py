@@ -20,4 +20,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("pre"), c.count("vocab_size"))
 
 
-families.register("qwen2")(Family(read, LLAMA, GGUF_NAMES))
+families.register("qwen2")(Family("Qwen2ForCausalLM", read, LLAMA, GGUF_NAMES))

@@ -21,4 +21,4 @@ def read(c: Keys) -> Configs:
     return Configs(model, norm_of(c), PlacementConfig("pre", norm_qk=True), c.count("vocab_size"))
 
 
-families.register("qwen3")(Family(read, LLAMA, GGUF_NAMES))
+families.register("qwen3")(Family("Qwen3ForCausalLM", read, LLAMA, GGUF_NAMES))

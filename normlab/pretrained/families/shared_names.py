@@ -27,12 +27,13 @@ MODULES = {
 
 BUFFERS = r".*rotary_emb\.inv_freq$"
 
-LLAMA = Names(MODULES, prefixes=("model.",), ignored=BUFFERS)
+LLAMA = Names(MODULES, prefixes=("model.",), prefix="model.", ignored=BUFFERS)
 
 GEMMA = Names(
     {**MODULES, "mlp.norm_in": f"{LAYER}pre_feedforward_layernorm"},
     gain_offset=1.0,
     prefixes=("language_model.model.", "model.language_model.", "language_model.", "model."),
+    prefix="model.",
     ignored=rf"{BUFFERS}|(vision_tower|multi_modal_projector)\.",
 )
 """Gemma 2 and 3, norm weights stored as γ − 1; of what sees, the text part."""
