@@ -81,7 +81,7 @@ def prove(model: str, enlarge: float, count: int, window: int, out: Path) -> lis
     evaluate("plan", source, column, "transform=[rescale:auto]", f"out={out / 'plan'}", *text)
     (plan,) = json.loads((out / "plan" / "plan.json").read_text())
     kept = plan["keep_fp32"]
-    keeping = [f"keep=[{','.join(kept)}]"] if kept else []
+    keeping = [f"keep_fp32=[{','.join(kept)}]"] if kept else []
     evaluate("export", source, "transform=rescale:auto", f"rule={RULE}", f"out={fixed}", *keeping)
     corpus, tokenizer = load_corpus(DataConfig(corpus="auto-raw")), describe(model).tokenizer()
     windows = protocols["window"].windows(corpus.text("test"), tokenizer, window, count)

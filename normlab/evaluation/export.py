@@ -26,6 +26,7 @@ from normlab.evaluation.targets import EvalTarget, targets
 from normlab.evaluation.tensor_ranges import WINDOWS, rewritten
 from normlab.evaluation.texts import Texts, calibration_tokens
 from normlab.model import Transformer
+from normlab.norms.sites import matching, with_statistic
 from normlab.pretrained import PACKAGES, describe, load
 from normlab.pretrained.export.card import Card, Measured
 from normlab.pretrained.export.directory import gguf_metadata, write_gguf, write_hf
@@ -78,7 +79,9 @@ class ExportConfig:
     datapath: str = field(
         "fp16:pairwise.input", "how a norm computes with its scale: a precision, or a datapath"
     )
-    keep: tuple[str, ...] = field((), "norms that compute in float32 there: [norm_final]")
+    keep_fp32: tuple[str, ...] = field(
+        (), "norms that compute in float32 there, by name or pattern: [norm_final,blocks.2.*]"
+    )
     data: TextConfig = field(TextConfig, "the text on which it is measured")
     split: str = field("test", "which part of it")
     window: int | None = field(None, "tokens of a window; null: the protocol's")
@@ -98,8 +101,8 @@ class ExportConfig:
             check_rule(self.column)
             stages(self.column.precision)
         require(
-            self.rule is not None or not self.keep,
-            f"keep = {list(self.keep)}: expected a rule beside it, from whose scales they are kept",
+            self.rule is not None or not self.keep_fp32,
+            f"keep_fp32 = {list(self.keep_fp32)}: expected a rule beside it, for whose scales it is",
         )
 
     @property
@@ -257,7 +260,8 @@ def _scales(
     kind, found = DTYPES[config.dtype][1], tensors(fit.model, fit.names)
     with np.errstate(over="ignore"):  # which is refused where it is written
         weights = weights_hash(tensor.values().astype(kind) for tensor in found)
-    names, keep = fit.names, config.keep
+    names, sites = fit.names, matching(config.keep_fp32, with_statistic(model))
+    keep = [site for site, kept in sites.items() if kept]
     return scales_file(model, fit.family, names, config.column, weights, keep, source.calibration)
 
 

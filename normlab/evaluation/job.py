@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> list[Record]:
     """
     out = private_copy(Path(config.out))
     with joined_processes(config.hosts), config.mesh.use(), out as directory:
-        return _records(_with_numbers(dataclasses.replace(config, out=str(directory))))
+        return _records(with_numbers(dataclasses.replace(config, out=str(directory))))
 
 
 def table(**fields: Any) -> tuple[list[Record], "pd.DataFrame"]:
@@ -62,7 +62,7 @@ def table(**fields: Any) -> tuple[list[Record], "pd.DataFrame"]:
     return records, pd.DataFrame([r.flat() for r in records])
 
 
-def _with_numbers(config: EvaluateConfig) -> EvaluateConfig:
+def with_numbers(config: EvaluateConfig) -> EvaluateConfig:
     """The config with a number for each `rescale:auto`, found on the first windows of the text.
 
     Raises:

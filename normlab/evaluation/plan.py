@@ -12,7 +12,7 @@ import numpy as np
 from normlab.config import field, require
 from normlab.evaluation.config import REFERENCE, EvaluateConfig
 from normlab.evaluation.evaluator import Evaluator
-from normlab.evaluation.job import of_model
+from normlab.evaluation.job import of_model, with_numbers
 from normlab.evaluation.perplexity import Scaled, Scores, score_columns
 from normlab.evaluation.protocols import Windows
 from normlab.evaluation.store import RecordStore
@@ -23,6 +23,7 @@ from normlab.progress import Progress, console
 from normlab.results.column import Column
 from normlab.results.plan import Plan, Rise
 from normlab.results.record import OK
+from normlab.transforms import AUTO, NOTHING
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class PlanConfig(EvaluateConfig):
     precision: tuple[str, ...] = field(
         ("fp16", "fp16+slanc", "fp16+random_tokens"),
         "columns to be planned for, each by itself, as in `python -m evaluate`",
+    )
+    transform: tuple[str, ...] = field(
+        (NOTHING, AUTO), "the model as it is, and rewritten; as in `python -m evaluate`"
     )
     budget: float = field(
         0.001, "how far perplexity may be from that of fp32, as a share of it: 0.001 is 0.1 %"
@@ -147,6 +151,7 @@ def _given_back(search: Measure, group: Sequence[str], kept: list[str], budget: 
 
 def plans(config: PlanConfig) -> list[Plan]:
     """A plan for each model, transform and narrow column that applies to it."""
+    config = replace(config, transform=with_numbers(config).transform)
     found, texts, store = [], Texts(), RecordStore(config)
     for target in targets(config):
         evaluator = Evaluator(config, target, texts)
