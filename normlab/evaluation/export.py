@@ -102,7 +102,7 @@ class ExportConfig:
             stages(self.column.precision)
         require(
             self.rule is not None or not self.keep_fp32,
-            f"keep_fp32 = {list(self.keep_fp32)}: expected a rule beside it, for whose scales it is",
+            f"keep_fp32 = {list(self.keep_fp32)}: expected a rule beside it, whose scales it is of",
         )
 
     @property
