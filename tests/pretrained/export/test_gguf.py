@@ -17,46 +17,15 @@ from normlab.pretrained.families import families
 from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.tokenizer import from_metadata
 from tests.conftest import same_trees, tiny_model
+from tests.support.byte_level import bpe
 from tests.support.family_golden import golden, tensors, write
-from tests.support.small_checkpoints import gguf_tensor, head_size, letters
+from tests.support.small_checkpoints import gguf_tensor, head_size
 
 GOLDEN = golden()
 CASES = [c for c in GOLDEN if families[GOLDEN[c]["config"]["model_type"]].gguf is not None]
 
 
 TEXT = "A page: it's naïve, 1,234 and <|end|>\t.\n\n  THE quick Brown fox's 2nd \u00e9 e\u0301\n"
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def bpe(kind):
-    """A tokenizer as the hub has it, with merges and two tokens that are found before all else."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
-    from tokenizers import pre_tokenizers as pre
-    from tokenizers.processors import TemplateProcessing
-
-    pairs = [("Ġ", "t"), ("t", "h"), ("1", "2"), ("Ġt", "h"), ("T", "H"), ("e", "d"), ("Ã", "©")]
-    tokens = [*letters(), *("".join(pair) for pair in pairs)]
-    if kind == "llama-bpe":
-        tokens.append("Ġquick")  # no merge makes it: it is a whole word
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    made = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=kind == "llama-bpe"))
-    level = pre.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt-2", "smollm"))
-    cut = Regex(_SPLIT.replace("DIGITS", "" if kind == "qwen2" else "{1,3}"))
-    first = [pre.Digits(individual_digits=True)] if kind == "smollm" else []
-    first += [pre.Split(cut, "isolated")] if kind in ("llama-bpe", "dbrx", "qwen2") else []
-    made.pre_tokenizer = pre.Sequence([*first, level]) if first else level
-    if kind == "qwen2":
-        made.normalizer = normalizers.NFC()
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken("<|end|>", special=True)])
-    made.add_tokens([AddedToken("THE", normalized=False)])
-    if kind == "llama-bpe":
-        end = made.token_to_id("<|end|>")
-        made.post_processor = TemplateProcessing("<|end|> $A", None, [("<|end|>", end)])
-    return made
 
 
 def kept_case(case):
