@@ -1,10 +1,12 @@
 """A rewritten model as a directory that `transformers` reads, and what the rewriting cost."""
 
+import ctypes
 import importlib.metadata
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +43,7 @@ from normlab.registry import choice
 from normlab.results.column import Column
 from normlab.scaling import needs_calibration
 from normlab.transforms import apply, check, parse
+from normlab.transforms.surgery import in_place
 
 SAMPLE = 20_000
 """Characters of the text with which the tokenizer that was written is compared."""
@@ -190,10 +193,11 @@ def _source(config: ExportConfig) -> Source:
 
 
 def _written(part: Path, source: Source, config: ExportConfig, command: str) -> Card:
-    """All files but the README, which is returned; old and new weights are held for a moment."""
+    """All files but the README, which is returned. Beside one model a few tensors are held."""
     lm = source.target.load()
-    chain, model = rewritten(lm, source.windows, config.transform)
-    lm = replace(lm, model=model)  # the one as loaded goes
+    with in_place():
+        chain, model = rewritten(lm, source.windows, config.transform)
+    lm = replace(lm, model=model)  # a chain of norm types makes another
     fit = _fit(model, source)
     scaled = _scales(model, fit, source, config)
     if config.format == "gguf":
@@ -206,6 +210,7 @@ def _written(part: Path, source: Source, config: ExportConfig, command: str) -> 
     bits = _sha256(fit.model) if config.dtype == "float32" else None
     family, notes, facts = fit.family, fit.notes, lm.facts
     del lm, model, fit
+    _let_go()
     _refuse_other(spec, source, bits)
     return Card(
         name=source.target.name,
@@ -276,9 +281,14 @@ def _sha256(model: Transformer) -> str:
 
 def _measured(spec: str, source: Source, chain: str) -> Iterator[Measured]:
     """The model as loaded, after its transform, and as exported, each loaded when it is scored."""
+
+    def after() -> Transformer:
+        with in_place():
+            return apply(source.target.load().model, chain)
+
     makers: dict[str, Callable[[], Transformer]] = {
         "as loaded": lambda: source.target.load().model,
-        f"after {chain}": lambda: apply(source.target.load().model, chain),
+        f"after {chain}": after,
         "as exported": lambda: load(spec).model,
     }
     if not parse(chain).steps:
@@ -288,7 +298,14 @@ def _measured(spec: str, source: Source, chain: str) -> Iterator[Measured]:
         with Progress(f"{source.target.name} {name}", len(source.windows)) as progress:
             said = lambda done: progress.update(done, "")  # noqa: E731 (called inside)
             scores.append(score(make(), source.windows, "fp32", on_batch=said))
+        _let_go()
         yield Measured(name, scores[-1].perplexity, _moved(scores))
+
+
+def _let_go() -> None:
+    """Give freed memory back: glibc keeps arrays of up to 32 MiB for later."""
+    with suppress(OSError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _moved(scores: Sequence[Scores]) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from flax import nnx
 
 from normlab.model import Transformer
 from normlab.model.linear import Linear
@@ -17,6 +16,7 @@ from normlab.transforms.surgery import (
     acts_last,
     add_to_bias,
     float64,
+    new_model,
     put,
     read_by_maps,
     sublayers,
@@ -55,7 +55,7 @@ class Fold(Transform):
 
     def __call__(self, model: Transformer) -> Transformer:
         """The model with every foldable weight, bias and linear norm in its weights."""
-        new = nnx.clone(model)
+        new = new_model(model)
         pairs = list(read_by_maps(new))
         stuck = [n.site.name for n in (getattr(o, a) for o, a, _ in pairs) if not _foldable(n)]
         done = [_fold_forward(*pair) for pair in pairs if _foldable(getattr(*pair[:2]))]

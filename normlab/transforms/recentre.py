@@ -14,6 +14,7 @@ from normlab.registry import MethodCard
 from normlab.transforms.base import DoesNotApply, Transform, transforms
 from normlab.transforms.surgery import (
     float64,
+    new_model,
     put,
     sublayers,
     untie,
@@ -60,7 +61,7 @@ class Recentre(Transform):
     def __call__(self, model: Transformer) -> Transformer:
         """The model with RMSNorms where LayerNorms read the stream."""
         _check(model)
-        new = nnx.clone(model)
+        new = new_model(model)
         untie(new)
         rows = new.embed.embedding if new.embed_in is None else new.embed_in.kernel
         for table in [rows] if new.positions is None else [rows, new.positions.embedding]:

@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flax import nnx
-
 from normlab.config import require
 from normlab.model import Transformer
 from normlab.model.residual import Residual
@@ -18,6 +16,7 @@ from normlab.transforms.surgery import (
     as_float64,
     float64,
     multiply,
+    new_model,
     put,
     readers,
     set_affine,
@@ -74,7 +73,7 @@ class Rescale(Transform):
     def __call__(self, model: Transformer) -> Transformer:
         """The model on the rescaled stream."""
         _check(model)
-        new = nnx.clone(model)
+        new = new_model(model)
         _rescale_stem(new, self.c)
         for sub in sublayers(new):
             _rescale_branch(sub, self.c)

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +21,26 @@ from normlab.norms.statistics import LayerNorm, RMSNorm, ScaleNorm
 from normlab.parallel.sharding import on_host
 
 Vector = Float[np.ndarray, "..."]
+
+_in_place: ContextVar[bool] = ContextVar("in_place", default=False)
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Inside, rewrites change the model that they are given, so that no old weights are held.
+
+    One that is refused may have changed it already.
+    """
+    token = _in_place.set(True)
+    try:
+        yield
+    finally:
+        _in_place.reset(token)
+
+
+def new_model(model: Transformer) -> Transformer:
+    """A model to be rewritten: a copy that shares its arrays, or `in_place` the model itself."""
+    return model if _in_place.get() else nnx.clone(model)
 
 
 def sublayers(model: Transformer) -> Iterator[Residual]:

@@ -3,11 +3,13 @@
 import dataclasses
 
 import pytest
+from flax import nnx
 
 from normlab.norms import norms
 from normlab.registry import MethodCard
 from normlab.transforms import DoesNotApply, Transform, apply, parse, transforms
-from tests.conftest import tiny_model
+from normlab.transforms.surgery import in_place
+from tests.conftest import same_trees, tiny_model
 from tests.support.transform_models import bits
 
 
@@ -74,3 +76,13 @@ def test_every_transform_says_what_it_is(name):
     assert kind.card.title
     assert all(f.type in (float, "float") for f in dataclasses.fields(kind))
     assert name not in norms
+
+
+def test_in_place_the_model_itself_becomes_what_a_copy_would():
+    chain = "recentre+rescale:0.25+fold"
+    expected = apply(tiny_model("layernorm"), chain)
+    model = tiny_model("layernorm")
+    with in_place():
+        assert apply(model, chain) is model
+    assert same_trees(nnx.state(model), nnx.state(expected))
+    assert apply(model, "rescale:4") is not model
