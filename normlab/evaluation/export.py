@@ -97,10 +97,12 @@ class ExportConfig:
         if self.column is not None:
             check_rule(self.column)
             stages(self.column.precision)
-        require(
-            self.rule is not None or not self.keep,
-            f"keep = {list(self.keep)}: expected a rule beside it, from whose scales they are kept",
-        )
+        for name in ("datapath", "keep"):
+            said = getattr(self, name)
+            require(
+                self.rule is not None or said == getattr(ExportConfig, name),
+                f"{name} = {said}: expected rule= beside it, such as rule=random_tokens.pow2",
+            )
 
     @property
     def column(self) -> Column | None:
