@@ -59,6 +59,14 @@ def test_a_tokenizer_gives_the_same_ids(kind):
     assert (found.bos, found.prefix) == (own.bos, own.prefix)
 
 
+@pytest.mark.parametrize(("given", "kept"), [(4, 4), ([5, 4], 5), (-1, None), (None, None)])
+def test_the_end_of_a_text_is_the_first_that_is_named(given, kept):
+    own = PretrainedTokenizer(bpe("gpt-2").to_str(), "t")
+    told = tokenizer_words(own, 300, {"eos_token_id": given, "pad_token_id": given})
+    assert told.get("eos_token_id") == told.get("padding_token_id") == kept
+    assert "bos_token_id" not in told
+
+
 def sentencepiece():
     from tokenizers import Tokenizer, models, normalizers
 
