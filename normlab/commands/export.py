@@ -1,4 +1,4 @@
-"""`python -m evaluate export`: a rewritten model as a directory that `transformers` reads."""
+"""`python -m evaluate export`: a rewritten model for `transformers`, or for llama.cpp."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from normlab.runs import user_files
 EXAMPLES = """
 python -m evaluate export pretrained=smollm2-135m transform=rescale:auto+fold out=exported/smollm2
 python -m evaluate export run=runs/rmsnorm-pre-HASH dtype=bfloat16 out=exported/mine
+python -m evaluate export pretrained=smollm2-135m format=gguf dtype=float16 out=exported/gguf
+python -m evaluate export pretrained=smollm2-135m rule=random_tokens.pow2 out=exported/scaled
 """
 
 

@@ -100,10 +100,12 @@ class ExportConfig:
         if self.column is not None:
             check_rule(self.column)
             stages(self.column.precision)
-        require(
-            self.rule is not None or not self.keep_fp32,
-            f"keep_fp32 = {list(self.keep_fp32)}: expected a rule beside it, whose scales it is of",
-        )
+        for name in ("datapath", "keep_fp32"):
+            said = getattr(self, name)
+            require(
+                self.rule is not None or said == getattr(ExportConfig, name),
+                f"{name} = {said}: expected rule= beside it, such as rule=random_tokens.pow2",
+            )
 
     @property
     def column(self) -> Column | None:

@@ -6,10 +6,18 @@ import pytest
 
 from normlab import pretrained
 from normlab.commands.launch import told
+from normlab.data import DataConfig, load_corpus
 from normlab.evaluation import export
 from normlab.evaluation.config import TextConfig
 from normlab.evaluation.export import ExportConfig, write
-from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
+from normlab.evaluation.texts import calibration_tokens
+from normlab.pretrained.export.scales_file import ScalesFile, weights_hash
+from normlab.pretrained.export.tensors import tensors as tensors_of
+from normlab.pretrained.families import families
+from normlab.pretrained.load import Checkpoint
+from normlab.scaling import scales
+from tests.support.byte_level import bpe
+from tests.support.small_checkpoints import CONFIGS, EPS, tensors, write_folder
 
 
 def ask(spec, out, **fields):
@@ -44,6 +52,12 @@ def test_a_directory_is_written_whole_or_not_at_all(spec, tmp_path, monkeypatch)
         (["shard_gb=0"], "shard_gb = 0.0: expected a number > 0"),
         (["transform=rescale:atuo"], "transform 'rescale:atuo': expected numbers, rescale:c"),
         (["transform=folt"], "unknown transform 'folt'. Did you mean 'fold'?"),
+        (["format=ggml"], "unknown format 'ggml'. Did you mean 'gguf'?"),
+        (["format=gguf", "dtype=bfloat16"], "unknown dtype 'bfloat16'. Did you mean 'float16'?"),
+        (["rule=random_token"], "unknown scale rule 'random_token'. Did you mean 'random_tokens'?"),
+        (["rule=slanc", "datapath=ane-fp16"], "ane-fp16: its mirrored is not computed by apply_sc"),
+        (["keep=[norm_final]"], r"keep = \('norm_final',\): expected rule= beside it, such as"),
+        (["datapath=fp16"], "datapath = fp16: expected rule= beside it"),
         (["max_windows=0"], "max_windows = 0: expected a whole number"),
         (["trasform=fold"], "unknown key of the config 'trasform'. Did you mean 'transform'?"),
     ],
@@ -101,3 +115,56 @@ def test_a_run_is_one_of_llamas(tmp_path, alone):
     assert [m.name for m in card.measured] == ["as loaded", "as exported"]
     assert card.measured[-1].moved[0] < 1e-5
     assert "a run of normlab, step" in (out / "README.md").read_text()
+
+
+def test_a_tokenizer_that_no_file_can_hold_is_refused_before_the_model_is_read(
+    spec, tmp_path, monkeypatch
+):
+    path = tmp_path / "m" / "tokenizer.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"normalizer": {"type": "Lowercase"}}))
+    monkeypatch.setattr(Checkpoint, "load", lambda _: 1 / 0)
+    with pytest.raises(ValueError, match="BPE behind ByteLevel: expected byte-level BPE that cuts"):
+        write(ask(spec, tmp_path / "out", format="gguf"), "")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("format", "dtype"), [("gguf", "float16"), ("hf", "bfloat16")])
+def test_scales_are_of_the_weights_that_are_written(spec, tmp_path, format, dtype):
+    """Each norm's, in either format; of a rewritten model, with the ε that it wants."""
+    bpe("smollm", 2).save(str(tmp_path / "m" / "tokenizer.json"))
+    fields = {"transform": "rescale:0.5", "rule": "random_tokens.pow2", "keep": ("norm_final",)}
+    config = ask(spec, tmp_path / "out", format=format, dtype=dtype, **fields)
+    out, card = write(config, "")
+    file = out / "m-float16.gguf"
+    read = pretrained.load(f"gguf:{file}" if format == "gguf" else f"hf:{out}")
+    assert len(card.files) == 1
+    assert 0 < card.measured[-1].moved[1] < 0.1
+    said = ScalesFile.read(out / "scales.json")
+    names = families["llama"].folder
+    assert said.weights == weights_hash(t.values() for t in tensors_of(read.model, names))
+    stored = {t.name.removesuffix(".weight") for t in tensors_of(read.model, names)}
+    assert said.modules.keys() <= stored
+    assert [name for name, m in said.modules.items() if m.keep_fp32] == ["model.norm"]
+    assert {m.eps for m in said.modules.values()} == {EPS / 4}
+    assert said.datapath == "fp16:pairwise.input"
+    readme = (out / "README.md").read_text()
+    assert "each of 5 norms by the rule `random_tokens.pow2`" in readme
+    assert f"library_name: {'gguf' if format == 'gguf' else 'transformers'}" in readme
+
+
+@pytest.mark.system
+def test_a_scale_for_each_row_is_refused_and_nothing_is_left(spec, tmp_path):
+    with pytest.raises(ValueError, match="'row_max' gives each row a scale of its own, which no"):
+        write(ask(spec, tmp_path / "out", rule="row_max"), "")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.system
+def test_a_rule_that_looks_at_text_looks_at_the_validation_split(spec, tmp_path):
+    out, _ = write(ask(spec, tmp_path / "out", rule="calibrated"), "")
+    found = ScalesFile.read(out / "scales.json").modules["model.norm"].scale
+    lm, corpus = pretrained.load(spec), load_corpus(DataConfig("embedded"))
+    tokens, _ = calibration_tokens(corpus, lm.tokenizer, 32, 8)
+    assert found == (float(scales(lm.model, "calibrated", calibration=tokens)["norm_final"]),)

@@ -17,6 +17,7 @@ from normlab.results.record import GOOD
 from normlab.runs.run import Run, is_run
 from normlab.training.trainer import train
 from tests.conftest import TINY
+from tests.support.byte_level import bpe
 from tests.support.command_line import ROOT, documented
 from tests.support.runs import tiny_config
 from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
@@ -135,6 +136,7 @@ def home(tmp_path_factory):
     train(tiny_config(folder / "runs", run=str(folder / "run"), **fields))
     train(tiny_config(folder / "runs", **fields))
     write_folder(folder / "hf", CONFIGS["llama"], tensors("llama"))
+    bpe("gpt-2", 2).save(str(folder / "hf" / "tokenizer.json"))  # a GGUF file wants merges
     run(["", "-m", "evaluate", "run=HOME/run", "out=HOME/out"], folder)
     return folder
 

@@ -164,7 +164,7 @@ def _mean(total: Tensor, d: int, stages: dict[str, Any]) -> Tensor:
 
 
 def _over_root(z: Tensor, v: Tensor, root: dict[str, Any]) -> Tensor:
-    """z/√v; 0 where v is infinite. √ is float64's, as not every kernel rounds float32's well."""
+    """z/√v; 0 where v is infinite. √ is float64's, as PyTorch's in float32 may be one bit off."""
     whole, to, kind = v.double().sqrt().float(), root.get("format"), root.get("kind", "rsqrt")
     if kind == "rsqrt":
         return z * _held(1.0 / whole, to)

@@ -9,6 +9,7 @@ from normlab.pretrained.export.gguf_tokenizer import tokenizer_words
 from normlab.pretrained.export.huggingface import write_config, write_weights
 from normlab.pretrained.export.tokenizer import copy_tokenizer, write_tokenizer
 from normlab.pretrained.gguf import GGUF
+from normlab.pretrained.huggingface import read_json
 from normlab.pretrained.load import Checkpoint
 from normlab.pretrained.tokenizer import special_ids
 
@@ -62,6 +63,8 @@ def gguf_metadata(tokenizer: Tokenizer, checkpoint: Checkpoint | None) -> gguf.M
     ids = {} if checkpoint is None else checkpoint.made_with
     words = tokenizer_words(tokenizer, rows, ids)
     said = {"general.name": tokenizer.name} | {f"tokenizer.ggml.{k}": v for k, v in words.items()}
+    if checkpoint is not None and (template := _chat_template(checkpoint.source.files[0].parent)):
+        said["tokenizer.chat_template"] = template
     return {key: gguf.Value(value) for key, value in said.items()}
 
 
@@ -71,3 +74,12 @@ def write_gguf(folder: Path, name: str, fit: Fit, metadata: gguf.Metadata, dtype
     said = gguf.described(fit.model, fit.family, metadata)
     gguf.write(path, fit.model, fit.family, said, dtype)
     return f"gguf:{path}"
+
+
+def _chat_template(folder: Path) -> str | None:
+    """How a Hugging Face directory writes a conversation: a file of its own, or a setting."""
+    own, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    found = read_json(settings).get("chat_template") if settings.is_file() else None
+    return found if isinstance(found, str) else None

@@ -13,15 +13,14 @@ UNUSED = 5
 """Of `tokenizer.ggml.token_type`: a row of the embedding that no token has."""
 
 
-def tokenizer_words(
-    tokenizer: Tokenizer, rows: int, ids: Mapping[str, int | None]
-) -> dict[str, Any]:
+def tokenizer_words(tokenizer: Tokenizer, rows: int, ids: Mapping[str, Any]) -> dict[str, Any]:
     """Every `tokenizer.ggml.` key, without that before it.
 
     Args:
         tokenizer: a byte-level one, cut as one of `CUTS` cuts a text.
         rows: of the embedding; each has a token there, or one that says that it is unused.
-        ids: `eos_token_id` and the like, of a config.json.
+        ids: `eos_token_id` and `pad_token_id` of a config.json: a number, or a list of which the
+            first is taken; −1 for none.
 
     Raises:
         ValueError: another kind of tokenizer.
@@ -41,6 +40,7 @@ def tokenizer_words(
         tokens[added["id"]] = added["content"]
     named = {"bos_token_id": tokenizer.prefix, "eos_token_id": ids.get("eos_token_id")}
     named["padding_token_id"] = ids.get("pad_token_id")
+    first = {key: i[0] if isinstance(i, list) else i for key, i in named.items()}
     return {
         "model": "gpt2",
         "pre": pre,
@@ -48,7 +48,7 @@ def tokenizer_words(
         "token_type": [kinds.get(i, UNUSED) for i in range(rows)],
         "merges": [" ".join(pair) for pair in merges],
         "add_bos_token": tokenizer.bos is not None,
-        **{key: i for key, i in named.items() if i is not None},
+        **{key: i for key, i in first.items() if i is not None and i >= 0},
     }
 
 

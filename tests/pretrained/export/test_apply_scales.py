@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import re
 import sys
 from functools import cache, partial
@@ -11,9 +12,13 @@ import jax
 import numpy as np
 import pytest
 
+from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.export import ExportConfig, write
+from normlab.evaluation.targets import targets
+from normlab.evaluation.texts import Texts
 from normlab.norms import NormContext, Site, all_norms, norms
 from normlab.numerics import Accumulator, Datapath, Precision, Root, arithmetic
-from normlab.pretrained import describe
+from normlab.pretrained import CheckpointError, describe
 from normlab.pretrained.export.scales_file import ScalesFile, scales_file, stages, weights_hash
 from normlab.results.column import Column
 from tests.support.family_golden import PLAIN, SMALL
@@ -255,3 +260,47 @@ def test_the_copy_beside_the_file_needs_pytorch_alone(model):
     found = re.findall(r"^\s*(?:from|import) (\w+)", code, re.MULTILINE)
     assert "torch" in found
     assert set(found) <= allowed
+
+
+def perplexity(model, windows):
+    inputs, targets = (
+        torch.tensor(np.asarray(x)).long() for x in (windows.inputs, windows.targets)
+    )
+    with torch.no_grad():
+        log_probs = torch.log_softmax(model(inputs).logits.float(), -1)
+    return math.exp(-log_probs.gather(-1, targets[..., None]).mean().item())
+
+
+def test_a_real_model_in_half_needs_its_scales(tmp_path):
+    """The perplexities of docs/howto/export.md, on 2 windows of 128 tokens of WikiText-2."""
+    asked = ExportConfig(
+        pretrained="smollm2-135m",
+        transform="fold",
+        rule="random_tokens.pow2",
+        window=128,
+        max_windows=2,
+        out=str(tmp_path / "m"),
+    )
+    try:
+        out, card = write(asked, "")
+    except CheckpointError as error:
+        pytest.skip(str(error))
+    config = EvaluateConfig(pretrained=f"hf:{out}", window=128, max_windows=2)
+    (target,) = targets(config)
+    windows = Texts().windows(target, config, target.tokenizer())
+    load = partial(transformers.AutoModelForCausalLM.from_pretrained, out)
+    found = {"float32": perplexity(load(dtype=torch.float32), windows)}
+    model = load(dtype=torch.float16)
+    found["float16"] = perplexity(model, windows)
+    apply_scales.apply(model, out / "scales.json")
+    found["scaled"] = perplexity(model, windows)
+    said = json.loads((out / "scales.json").read_text())
+    for scale in said["modules"].values():
+        scale |= {"inverse": 1.0, "eps_over_s2": scale["eps"]}
+    (out / "without.json").write_text(json.dumps(said))
+    apply_scales.apply(model, out / "without.json")
+    found["s = 1"] = perplexity(model, windows)
+    print(found)
+    assert found["float32"] == pytest.approx(card.measured[-1].perplexity, rel=1e-4)
+    assert found["scaled"] == pytest.approx(found["float16"], rel=1e-3)
+    assert found["s = 1"] > 1000

@@ -13,71 +13,13 @@ from normlab.model import Transformer
 from normlab.pretrained.export import gguf
 from normlab.pretrained.export.gguf import Value
 from normlab.pretrained.export.gguf_tokenizer import tokenizer_words
-from normlab.pretrained.families import families
 from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.tokenizer import from_metadata
 from tests.conftest import same_trees, tiny_model
-from tests.support.family_golden import golden, tensors, write
-from tests.support.small_checkpoints import gguf_tensor, head_size, letters
-
-GOLDEN = golden()
-CASES = [c for c in GOLDEN if families[GOLDEN[c]["config"]["model_type"]].gguf is not None]
-
-
-TEXT = "A page: it's naïve, 1,234 and <|end|>\t.\n\n  THE quick Brown fox's 2nd \u00e9 e\u0301\n"
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def bpe(kind):
-    """A tokenizer as the hub has it, with merges and two tokens that are found before all else."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
-    from tokenizers import pre_tokenizers as pre
-    from tokenizers.processors import TemplateProcessing
-
-    pairs = [("Ġ", "t"), ("t", "h"), ("1", "2"), ("Ġt", "h"), ("T", "H"), ("e", "d"), ("Ã", "©")]
-    tokens = [*letters(), *("".join(pair) for pair in pairs)]
-    if kind == "llama-bpe":
-        tokens.append("Ġquick")  # no merge makes it: it is a whole word
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    made = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=kind == "llama-bpe"))
-    level = pre.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt-2", "smollm"))
-    cut = Regex(_SPLIT.replace("DIGITS", "" if kind == "qwen2" else "{1,3}"))
-    first = [pre.Digits(individual_digits=True)] if kind == "smollm" else []
-    first += [pre.Split(cut, "isolated")] if kind in ("llama-bpe", "dbrx", "qwen2") else []
-    made.pre_tokenizer = pre.Sequence([*first, level]) if first else level
-    if kind == "qwen2":
-        made.normalizer = normalizers.NFC()
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken("<|end|>", special=True)])
-    made.add_tokens([AddedToken("THE", normalized=False)])
-    if kind == "llama-bpe":
-        end = made.token_to_id("<|end|>")
-        made.post_processor = TemplateProcessing("<|end|> $A", None, [("<|end|>", end)])
-    return made
-
-
-def kept_case(case):
-    """A case, of which llama.cpp knows every constant: Gemma's queries are divided by √head."""
-    kept = GOLDEN[case]
-    scalar = {"query_pre_attn_scalar": kept["config"].get("head_dim")}
-    changed = scalar if "query_pre_attn_scalar" in kept["config"] else {}
-    return kept | {"config": kept["config"] | changed}
-
-
-def exported(folder, kept, dtype, kind="gpt-2"):
-    """The model of a case's folder, its config.json, and the GGUF file that is made of it."""
-    path = write(folder / "m", kept["config"], kept["shapes"])
-    bpe(kind).save(str(path / "tokenizer.json"))
-    source = pretrained.describe(f"hf:{path}")
-    lm, out = source.load(), folder / "m.gguf"
-    told = tokenizer_words(lm.tokenizer, lm.model.embed.num_embeddings, kept["config"])
-    metadata = {f"tokenizer.ggml.{key}": Value(value) for key, value in told.items()}
-    metadata = gguf.described(lm.model, source.family, metadata)
-    gguf.write(out, lm.model, source.family, metadata, dtype)
-    return lm, out
+from tests.support.byte_level import bpe
+from tests.support.family_golden import tensors
+from tests.support.gguf_files import CASES, GOLDEN, TEXT, exported, kept_case
+from tests.support.small_checkpoints import gguf_tensor, head_size
 
 
 def same_ids(a, b, text=TEXT):
@@ -115,6 +57,14 @@ def test_a_tokenizer_gives_the_same_ids(kind):
     assert same_ids(found, own)
     assert len(set(own.encode(TEXT).ids) & {own.vocab_size - 2, own.vocab_size - 1}) == 2
     assert (found.bos, found.prefix) == (own.bos, own.prefix)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(4, 4), ([5, 4], 5), (-1, None), (None, None)])
+def test_the_end_of_a_text_is_the_first_that_is_named(given, kept):
+    own = PretrainedTokenizer(bpe("gpt-2").to_str(), "t")
+    told = tokenizer_words(own, 300, {"eos_token_id": given, "pad_token_id": given})
+    assert told.get("eos_token_id") == told.get("padding_token_id") == kept
+    assert "bos_token_id" not in told
 
 
 def sentencepiece():
