@@ -69,7 +69,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/.parity: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing PyTorch and transformers beside normlab into $(VENV): some minutes."
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,torch]'
 	@touch $@ $(VENV)/.test $(VENV)/.core
 
 $(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/bin/pip

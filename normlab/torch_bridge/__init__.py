@@ -1,4 +1,4 @@
-"""Our arithmetic in the norms of PyTorch models (extra `torch`, docs/howto/any-torch-model.md)."""
+"""Norms of PyTorch models."""
 
 from normlab.torch_bridge.find import Found, find
 from normlab.torch_bridge.load import TorchCheckpoint, describe

@@ -1,4 +1,4 @@
-"""`pretrained=torch:DIR`: the table of a saved checkpoint, and what is refused before it is read."""
+"""`pretrained=torch:DIR`: the table of a saved checkpoint, and what is refused."""
 
 import json
 import os

@@ -135,9 +135,9 @@ def test_a_model_in_training_and_a_scale_of_no_norm_are_refused():
         pass
     with pytest.raises(ValueError, match=r"expected model\.eval\(\)"):
         scales(module, "row_max", lambda: None)
-    with pytest.raises(UnknownNameError, match="unknown norm 'norm'.*Known: 0"):
-        with replaced(module.eval(), scales={"norm": 2.0}):
-            pass
+    given = replaced(module.eval(), scales={"norm": 2.0})
+    with pytest.raises(UnknownNameError, match="unknown norm 'norm'.*Known: 0"), given:
+        pass
 
 
 def test_another_library_s_own_forward_is_back_afterwards():
