@@ -25,7 +25,10 @@ from normlab.transforms import DoesNotApply
 from normlab.transforms.rescale import Rescale
 
 RULE = "random_tokens"
-OF_MODULES = "the inputs of norms (….in) and what PyTorch's modules give"
+OF_MODULES = (
+    "the inputs of norms (….in) and what PyTorch's modules give; what is made inside of a module, "
+    "such as attention's products and scores, is not seen"
+)
 
 
 class Cure(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from normlab.model import Context
-from normlab.norms import Norm, NormConfig, Site, norms
+from normlab.norms import Norm, Site, norms
 from normlab.numerics.eps import EpsForm
 from normlab.torch_bridge.norm_call import NormCall
 from normlab.torch_bridge.rows import to_jax
@@ -96,11 +96,12 @@ def _same(name: str, module: torch.nn.Module) -> Norm:
         raise NotOurs(f"it makes {list(theirs.shape)} of rows {list(x.shape)}")
     config = min(
         _configs(twin, params),
-        key=lambda c: _gap(norms[c.type].reference(x, c, params), theirs),
+        key=lambda c: _gap(norms[c.type].reference(x, c, _used(c, params)), theirs),
     )
     made = norms[config.type](width, Site("torch", name), config)
-    for key, value in params.items():
-        getattr(made, key)[...] = value
+    for key, parameter in (("weight", made.weight), ("bias", made.bias)):
+        if parameter is not None:
+            parameter[...] = params[key]
     ours = np.asarray(NormCall(made)(to_jax(torch.from_numpy(x)), Context("fp32")))
     if not (gap := _gap(ours, theirs)) <= TOLERANCE:
         raise NotOurs(f"the nearest, {config.type}, is {gap:.1g} of a row's largest away")
@@ -114,26 +115,28 @@ def _vectors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _width(module: torch.nn.Module, params: dict[str, np.ndarray]) -> int:
-    shape = getattr(module, "normalized_shape", None)
-    shape = params["weight"].shape if "weight" in params else shape
-    if shape is None or len(shape) != 1:
-        raise NotOurs("expected a weight [d], or normalized_shape = (d,)")
-    return int(shape[0])
+    """Of its rows; of a norm that takes rows of any width some width."""
+    if params:
+        return next(iter(params.values())).size
+    return getattr(module, "normalized_shape", (32,))[-1]
 
 
-def _configs(module: torch.nn.Module, params: dict[str, np.ndarray]) -> Iterator[NormConfig]:
-    """All that it may be."""
+def _configs(module: torch.nn.Module, params: dict[str, np.ndarray]) -> Iterator[Any]:
+    """All that it may be; without a weight first, for a weight of ones may be there for show."""
     said = [v for name in EPS if isinstance(v := getattr(module, name, None), (int, float))]
-    weight, bias = "weight" in params, "bias" in params
-    one_plus = (False, True) if weight else (False,)
-    for center, plus, eps, form in itertools.product(
-        (False, True), one_plus, said or USUAL_EPS, EpsForm
+    weights = [{"use_weight": False}]
+    if "weight" in params:
+        weights += [{"use_weight": True}, {"use_weight": True, "one_plus": True}]
+    for center, weight, eps, form in itertools.product(
+        (False, True), weights, said or USUAL_EPS, EpsForm
     ):
         kind: Any = norms["layernorm" if center else "rmsnorm"].Config
-        yield kind(
-            eps=float(eps), eps_form=str(form), center=center, use_weight=weight, one_plus=plus,
-            bias=bias,
-        )  # fmt: skip
+        told = {"eps": float(eps), "eps_form": str(form), "bias": "bias" in params}
+        yield kind(center=center, **told, **weight)
+
+
+def _used(config: Any, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return params if config.use_weight else {k: v for k, v in params.items() if k != "weight"}
 
 
 def _gap(ours: np.ndarray, theirs: np.ndarray) -> float:

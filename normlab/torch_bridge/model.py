@@ -145,4 +145,6 @@ def scales(
         return torch.zeros(1, 1, 1)
 
     whole = TorchModel(model, once, find(model))
+    if any(norm.weight is None for norm in whole.norms):
+        whole(jnp.zeros((1, 1), int))  # tells these how wide they are
     return scaling.scales(whole, rule, pow2=pow2, calibration=jnp.zeros((1, 1), int))

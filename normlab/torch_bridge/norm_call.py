@@ -41,13 +41,15 @@ class NormCall:
     """
 
     def __init__(self, norm: Norm):
-        self.name = norm.site.name
+        self.name, self._norm = norm.site.name, norm
         self._graphdef = nnx.graphdef(type(norm)(norm.width, SITE, norm.config))
         self._params = nnx.state(norm)
 
     def __call__(self, x: Float[Array, "*batch d"], context: Context) -> Float[Array, "*batch d"]:
         """The rows as `context` wants them; what it observes is written down in it."""
         name, given = self.name, context.scales
+        if self._norm.weight is None:  # whose width its rows tell
+            self._norm.width = x.shape[-1]
         scales = {SITE.name: given[name]} if name in given else {}
         asked = Asked(context.precision, context.observe, context.edge)
         y, observed, stored = jax.block_until_ready(

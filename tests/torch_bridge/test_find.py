@@ -13,7 +13,7 @@ from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated  # noqa
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm  # noqa: E402
 from transformers.models.t5.modeling_t5 import T5LayerNorm  # noqa: E402
 
-from normlab.torch_bridge import find  # noqa: E402
+from normlab.torch_bridge import find, replaced, scales  # noqa: E402
 
 pytestmark = [
     pytest.mark.extended,
@@ -57,6 +57,39 @@ def test_a_norm_is_found_with_its_settings(kind):
     assert {k: config[k] for k in fields} == fields
 
 
+class Bare(nn.Module):
+    """An RMSNorm of rows of any width, and a weight that it doesn't use."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(24)), 1e-6
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class QKNorm(Bare):
+    """The same without one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = None
+
+
+class BareRMSNorm(Bare):
+    """With it."""
+
+
+@pytest.mark.parametrize("kind", [QKNorm, BareRMSNorm])
+def test_a_norm_that_no_weight_bounds_takes_rows_of_any_width(kind):
+    module, x = kind().eval(), torch.randn(5, 6)
+    with replaced(module) as seen:
+        torch.testing.assert_close(module(x), Bare()(x), rtol=1e-6, atol=1e-6)
+    assert seen.norms[""].width == 6
+    given = scales(module, "sqrt_d", lambda: module(x))
+    assert float(given[""]) == pytest.approx(6**0.5)
+
+
 def test_where_eps_stands_is_decided_by_numbers():
     assert find(OverNorm()).norms[""].config.eps_form == "added"
 
@@ -70,5 +103,5 @@ def test_what_computes_something_else_is_left_alone_and_named():
     assert list(left) == ["cubes", "gated", "grid"]  # a BatchNorm is none of them
     assert "OverNorm: the nearest, rmsnorm, is 0." in left["cubes"]
     assert "MambaRMSNormGated: its forward takes hidden_states, gate" in left["gated"]
-    assert "LayerNorm: expected a weight [d]" in left["grid"]
+    assert "LayerNorm: the nearest, layernorm, is " in left["grid"]
     assert int(running.num_batches_tracked) == 0
