@@ -39,7 +39,8 @@ test-slice: $(VENV)/.extras
 	$(PYTEST) -m extended --slice $(PARTS)
 
 parity: $(VENV)/.parity
-	$(RUN) -m pytest -m "not documents" tests/numerics/test_accumulate.py tests/pretrained/test_parity.py
+	$(RUN) -m pytest -m "not documents" tests/numerics/test_accumulate.py tests/pretrained/test_parity.py \
+		tests/torch_bridge
 
 extras: $(VENV)/.extras
 	$(RUN) -m pytest -rs -m "not documents" -k "track or launcher" \

@@ -145,7 +145,7 @@ class EvaluateConfig:
         require(
             len(given) == 1,
             "nothing to evaluate: expected exactly one of run=DIR, runs=DIR, pretrained=NAME (or "
-            "pretrained=hf:DIR, pretrained=gguf:FILE)",
+            "pretrained=hf:DIR, pretrained=gguf:FILE, pretrained=torch:DIR)",
         )
         return given[0]
 

@@ -150,7 +150,7 @@ def describe(folder: Path) -> TorchCheckpoint:
     if said.get("quantization_config"):
         raise CheckpointError(f"{folder}: it has a quantization_config: expected plain floats")
     require(
-        kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        str(kind) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         f"{folder}: model_type = {kind!r} has no causal language model in transformers "
         f"{transformers.__version__}; code from a checkpoint is never run. Of any other model "
         "normlab.torch_bridge.replaced takes the norms",
