@@ -40,7 +40,7 @@ test-slice: $(VENV)/.extras
 
 parity: $(VENV)/.parity
 	$(RUN) -m pytest -m "not documents" tests/numerics/test_accumulate.py tests/pretrained/test_parity.py \
-		tests/pretrained/export
+		tests/pretrained/export tests/torch_bridge
 
 extras: $(VENV)/.extras
 	$(RUN) -m pytest -rs -m "not documents" -k "track or launcher" \
@@ -70,7 +70,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/.parity: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing PyTorch and transformers beside normlab into $(VENV): some minutes."
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,torch]'
 	@touch $@ $(VENV)/.test $(VENV)/.core
 
 $(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/bin/pip

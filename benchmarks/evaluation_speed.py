@@ -1,6 +1,6 @@
 """Tokens per second of an evaluation: normlab beside transformers on PyTorch, eager and compiled.
 
-    pip install -e '.[parity]'
+    pip install -e '.[torch]'
     python benchmarks/evaluation_speed.py --out benchmarks/results/evaluation_speed.json
 
 SmolLM2-135M's shape with random weights, float32 on all sides, the NLL of each next token on the

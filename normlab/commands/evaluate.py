@@ -14,6 +14,7 @@ python -m evaluate runs=runs                                   the table of all 
 python -m evaluate run=runs/dyt-peri-HASH precision=[fp32,bf16:sequential,fp8_e5m2+slanc]
 python -m evaluate pretrained=smollm2-135m max_windows=20      a pretrained model, fetched by pip
 python -m evaluate pretrained=hf:DIR transform=[none,fold]     a folder of safetensors, rewritten
+python -m evaluate pretrained=torch:DIR                        any transformers model, by PyTorch
 python -m evaluate pretrained=NAME activations=fp16            all that a runtime stores in FP16
 python -m evaluate ranges pretrained=NAME                       where it leaves FP16, and the cure
 python -m evaluate plan pretrained=NAME budget=0.001            norms that must stay in FP32

@@ -39,7 +39,9 @@ class EvaluateConfig:
 
     run: str | None = field(None, "a run directory that `python -m train` wrote")
     pretrained: str | None = field(
-        None, "a pretrained model: a registered name, hf:DIR (safetensors) or gguf:FILE"
+        None,
+        "a pretrained model: a registered name, hf:DIR (safetensors), gguf:FILE; or torch:DIR, of "
+        "which PyTorch computes all but the norms",
     )
     runs: str | None = field(None, "a directory of run directories: each is a row of the table")
     precision: tuple[str, ...] = field(
@@ -159,7 +161,7 @@ class EvaluateConfig:
         require(
             len(given) == 1,
             "nothing to evaluate: expected exactly one of run=DIR, runs=DIR, pretrained=NAME (or "
-            "pretrained=hf:DIR, pretrained=gguf:FILE)",
+            "pretrained=hf:DIR, pretrained=gguf:FILE, pretrained=torch:DIR)",
         )
         return given[0]
 

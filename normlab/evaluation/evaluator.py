@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from normlab.evaluation.perplexity import Scaled, Scores, score_columns
 from normlab.evaluation.protocols import Protocol, Windows
 from normlab.evaluation.targets import EvalTarget
 from normlab.evaluation.texts import Texts, calibration_tokens
-from normlab.model.context import Context
+from normlab.model import Context, Transformer
 from normlab.model.language_model import LanguageModel
+from normlab.norms import all_norms
 from normlab.norms.sites import matching, with_statistic
 from normlab.numerics import DoesNotFit
 from normlab.numerics.precision import DEFAULT_ORDER
@@ -148,10 +149,17 @@ class Evaluator:
 
     def _fits(self, column: Column) -> bool:
         """Whether a datapath can compute this model's norms; why not is printed."""
-        told, two = Context(column.precision), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        told, model = Context(column.precision), self.lm.model
         try:
-            if column.datapath is not None:
-                jax.eval_shape(lambda tokens: self.lm.model(tokens, told), two)
+            if column.datapath is None:
+                return True
+            if isinstance(model, Transformer):
+                two = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+                jax.eval_shape(lambda tokens: model(tokens, told), two)
+            else:
+                for norm in all_norms(model):
+                    rows = jax.ShapeDtypeStruct((1, 2, norm.width), jnp.float32)
+                    jax.eval_shape(partial(told.norm, norm), rows)
         except DoesNotFit as error:
             console.print(f"{self.target.name}: {column}: {error}")
             return False

@@ -20,7 +20,7 @@ from normlab.config import field, require
 from normlab.evaluation import reproduce
 from normlab.evaluation.config import EvaluateConfig, TextConfig
 from normlab.evaluation.evaluator import Evaluator
-from normlab.evaluation.targets import targets
+from normlab.evaluation.targets import TORCH, targets
 from normlab.evaluation.texts import Texts
 from normlab.model import Context
 from normlab.norms import Norm, all_norms
@@ -110,6 +110,10 @@ def described(path: Datapath) -> tuple[Datapath, list[str]]:
 
 def rows_of(config: GoldenConfig) -> tuple[Norm, np.ndarray]:
     """A norm and float32 rows [rows, d] that enter it in a float32 pass over text."""
+    require(
+        not str(config.pretrained).startswith(TORCH),
+        f"pretrained={config.pretrained}: expected a model that JAX computes, such as hf:DIR",
+    )
     asked = EvaluateConfig(pretrained=config.pretrained, run=config.run, data=config.data)
     target = targets(asked)[0]
     one = Evaluator(dataclasses.replace(asked, max_windows=1), target, Texts())

@@ -16,6 +16,7 @@ from normlab.evaluation.perplexity import default_batch
 from normlab.evaluation.protocols import Windows
 from normlab.evaluation.targets import EvalTarget
 from normlab.evaluation.texts import Texts
+from normlab.model import Transformer
 from normlab.model.language_model import LanguageModel
 from normlab.parallel.sharding import on_host, padded_rows
 from normlab.pretrained import PACKAGES
@@ -32,6 +33,8 @@ def of_model(lm: LanguageModel, transform: str) -> ModelInfo:
         lm: the model as it is evaluated, after its transform.
         transform: the transform's text, "none" for a model as it was loaded.
     """
+    if not isinstance(lm.model, Transformer):
+        return ModelInfo(name=lm.name, facts=lm.facts, **lm.model.described())
     at = lm.model.norm_at
     return ModelInfo(
         name=lm.name,

@@ -17,7 +17,7 @@ from normlab.evaluation.partial_results import PartialResults
 from normlab.evaluation.protocols import Windows
 from normlab.evaluation.range_stats import RangeStats
 from normlab.loss import token_nll
-from normlab.model import Context, Transformer
+from normlab.model import Context, TokenModel, Transformer
 from normlab.model.half import half_weights
 from normlab.norms import Norm, all_norms
 from normlab.numerics import Arithmetic, FloatFormat, RangeCounts, arithmetic
@@ -45,7 +45,7 @@ class Scaled(NamedTuple):
     precision: Arithmetic
     scales: Mapping[str, Any] | None = None
     activations: FloatFormat | None = None
-    model: Transformer | None = None
+    model: TokenModel | None = None
     keep_fp32: Mapping[str, bool] | None = None
 
 
@@ -112,13 +112,13 @@ def default_batch(windows: Windows, vocab_size: int) -> int:
     return -(-n // -(-n // most))
 
 
-def unit_scales(model: Transformer) -> dict[str, Float[Array, ""]]:
+def unit_scales(model: TokenModel) -> dict[str, Float[Array, ""]]:
     """Scale 1 at every site with a statistic."""
     return {norm.site.name: jnp.float32(1) for norm in all_norms(model) if norm.has_statistic}
 
 
 def score(
-    model: Transformer,
+    model: TokenModel,
     windows: Windows,
     precision: str | Arithmetic,
     scales: Mapping[str, Any] | None = None,
@@ -145,7 +145,7 @@ def score(
 
 
 def score_columns(
-    model: Transformer,
+    model: TokenModel,
     windows: Windows,
     columns: Sequence[Scaled],
     *,
@@ -167,31 +167,34 @@ def score_columns(
         unfinished: where an evaluation of the same that was cut off has left its first batches, and
             where this one leaves its own.
     """
-    size = padded_rows(batch or default_batch(windows, model.embed.num_embeddings))
-    passes = [partial(_batch_nll, *_told(column.model or model, column)) for column in columns]
+    size = padded_rows(batch or default_batch(windows, model.vocab_size))
+    passes = [_pass(column.model or model, column) for column in columns]
     run = announced(partial(_side_by_side, passes))
     batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
+    types = {norm.site.name: norm.config.type for norm in all_norms(model)}
     for scores in found:
         for site, rows in scores.sites.items():
             if rows.rows <= 0:
                 raise ValueError(
-                    f"norm {model.norm.type!r} accumulated nothing through `context.acc` at "
+                    f"norm {types[site]!r} accumulated nothing through `context.acc` at "
                     f"{site}, so no precision applies to it: set has_statistic = False in its "
                     "class, or use it"
                 )
     return found
 
 
-def _told(model: Transformer, column: Scaled) -> tuple[Any, ...]:
-    """What `_batch_nll` is told: structure, precision, activations, weights, scales, kept sites."""
-    graphdef, params = nnx.split(model)
+def _pass(model: TokenModel, column: Scaled) -> Callable[..., "Passed"]:
+    """A column's pass over a batch: compiled, or for a model that is not JAX's as it is."""
     precision, scales, activations, _, kept = column
+    keep = {site: jnp.bool_(stays) for site, stays in (kept or {}).items()}
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
     given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
+    if not isinstance(model, Transformer):
+        return partial(_called_nll, model, precision, given, keep)
+    graphdef, params = nnx.split(model)
     held = params if activations is None else half_weights(model, activations)
-    keep = {site: jnp.bool_(stays) for site, stays in (kept or {}).items()}
-    return graphdef, precision, activations, held, given, keep
+    return partial(_batch_nll, graphdef, precision, activations, held, given, keep)
 
 
 class Out(NamedTuple):
@@ -278,8 +281,39 @@ def _batch_nll(
     context = RealRows(precision, scales, real, activations, keep_fp32=keep_fp32)
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
         logits = nnx.merge(graphdef, params)(inputs, context)
-    nll = jnp.where(scored, token_nll(logits, targets), 0.0)
-    return *replicate((nll, context.observed)), logits if keep else None
+    return *replicate((_nll(logits, targets, scored), context.observed)), logits if keep else None
+
+
+def _called_nll(
+    model: TokenModel,
+    precision: Arithmetic,
+    scales: dict[str, Any],
+    keep_fp32: dict[str, Bool[Array, ""]],
+    inputs: Int[Array, "b l"],
+    targets: Int[Array, "b l"],
+    scored: Bool[Array, "b l"],
+    real: Bool[Array, "b l"],
+    keep: bool,
+) -> Passed:
+    """The same by a call for all whole windows, and one for a shorter last one: no padding."""
+    tokens, lengths = np.asarray(inputs), np.asarray(real).sum(axis=1)
+    logits = np.zeros((*tokens.shape, model.vocab_size), np.float32)
+    observed = dict[str, RangeCounts]()
+    for length in np.unique(lengths[lengths > 0])[::-1]:
+        rows = np.flatnonzero(lengths == length)
+        context = Context(precision, scales, observe=True, keep_fp32=keep_fp32)
+        logits[rows, :length] = model(jnp.asarray(tokens[rows, :length]), context)
+        for site, seen in context.observed.items():
+            placed = seen.moved(rows[0], length, tokens.shape[1])
+            observed[site] = observed[site] + placed if site in observed else placed
+    nll = jax.jit(_nll)(logits, targets, scored)
+    return nll, observed, jnp.asarray(logits) if keep else None
+
+
+def _nll(
+    logits: Float[Array, "b l v"], targets: Int[Array, "b l"], scored: Bool[Array, "b l"]
+) -> Float[Array, "b l"]:
+    return jnp.where(scored, token_nll(logits, targets), 0.0)
 
 
 @jax.jit
@@ -311,7 +345,7 @@ class RealRows(Context):
     """A pass whose norms see padding as rows of zeros, so that it leaves no trace in `observed`.
 
     Padding stands after all real tokens and the model is causal, so no score depends on it. Zero
-    rows neither overflow nor count as underflowed; `_merged` takes them off the number of rows.
+    rows neither overflow nor count as underflowed; they are taken off the number of rows.
     """
 
     def __init__(
@@ -337,6 +371,9 @@ class RealRows(Context):
         if norm is None or not norm.has_statistic:
             return super().norm(norm, x)
         y = super().norm(norm, self._without_padding(x))
+        seen = self.observed[norm.site.name]
+        rows = seen.rows // self._real.size * jnp.sum(self._real, dtype=jnp.int32)
+        self.observed[norm.site.name] = dataclasses.replace(seen, rows=rows)
         return self._without_padding(y)  # with ε = 0, a row of zeros becomes NaN
 
     def enters(self, x: Float[Array, "b l d"], attention: Any) -> None:
@@ -349,13 +386,12 @@ class RealRows(Context):
 def _scores(outs: Sequence[Out], windows: Windows, size: int) -> Scores:
     """One column's batches together, the fill of the last one cut off."""
     n, length = windows.inputs.shape
-    real, total = int(windows.lengths.sum()), len(outs) * size * length
 
     def joined(parts: Sequence[Any]) -> Any:
         return jax.tree.map(lambda *batches: np.concatenate(batches)[:n], *parts)
 
     sites = {
-        site: RangeStats.of([out.observed[site] for out in outs], real, total, length)
+        site: RangeStats.of([out.observed[site] for out in outs], size, length)
         for site in outs[0].observed
     }
     nll, beside = joined([out.nll for out in outs]), joined([out.beside for out in outs])

@@ -59,14 +59,13 @@ class RangeStats:
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Sequence[RangeCounts], real: int, total: int, length: int) -> "RangeStats":
-        """Batches together, windows of `length`; of `total` positions `real` are no padding."""
+    def of(cls, parts: Sequence[RangeCounts], size: int, length: int) -> "RangeStats":
+        """Batches of `size` windows of `length` together."""
 
         def column(name: str) -> np.ndarray:
             return np.array([getattr(part, name) for part in parts])
 
         counts = {name: int(column(name).sum(dtype=np.int64)) for name in _COUNTS}
-        counts["rows"] = counts["rows"] * real // total
         finite = counts["rows"] - counts["overflowed"]
         squares, sums = (column(n).sum(axis=0, dtype=np.int64) for n in ("squares", "sums"))
         middle = median(squares)
@@ -79,7 +78,7 @@ class RangeStats:
             squares=packed(squares),
             sums=packed(sums),
             stages={
-                name: _stage([part.stages[name] for part in parts], total // len(parts), length)
+                name: _stage([part.stages[name] for part in parts], size * length, length)
                 for name in parts[0].stages
             },
         )

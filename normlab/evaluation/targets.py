@@ -13,6 +13,8 @@ from normlab.evaluation.protocols import Protocol, protocols
 from normlab.model import ModelConfig
 from normlab.model.language_model import LanguageModel
 from normlab.norms import NormConfig
+from normlab.parallel.distributed import HostsConfig
+from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
 from normlab.results.record import GOOD, OK
 from normlab.results.settings import flattened, method_name
@@ -22,6 +24,8 @@ from normlab.transforms import NOTHING, Chain, parse
 
 UNREADABLE = "unreadable: "
 """How the status begins of a run whose files can't be used."""
+TORCH = "torch:"
+"""How a model that PyTorch computes is named."""
 PRETRAINED_DATA = DataConfig(corpus="auto-raw")
 """What a pretrained model reads where nothing is asked for."""
 
@@ -194,6 +198,8 @@ def _status(run: Run, config: EvaluateConfig) -> str:
 
 
 def _pretrained(spec: str, config: EvaluateConfig) -> EvalTarget:
+    if spec.startswith(TORCH):
+        return _torch(spec, config)
     from normlab.pretrained import describe  # reads formats that nothing else here needs
 
     found = describe(spec)
@@ -206,6 +212,41 @@ def _pretrained(spec: str, config: EvaluateConfig) -> EvalTarget:
     longest = found.configs.model.max_length
     data = _asked(PRETRAINED_DATA, config)
     return EvalTarget(found.name, OK, data, longest, found.load, found.tokenizer)
+
+
+def _torch(spec: str, config: EvaluateConfig) -> EvalTarget:
+    """A model that PyTorch computes, of which only the norms are ours."""
+    _refuse_unless_norms_only(spec, config)
+    try:
+        from normlab.torch_bridge import describe
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"pretrained={spec} needs {error.name}, which is not installed: "
+            "pip install 'normlab[torch]'"
+        ) from None
+    found = describe(Path(spec.removeprefix(TORCH)).expanduser())
+    data = _asked(PRETRAINED_DATA, config)
+    return EvalTarget(found.name, OK, data, found.max_length, found.load, found.tokenizer)
+
+
+def _refuse_unless_norms_only(spec: str, config: EvaluateConfig) -> None:
+    """Refuse what asks more of a PyTorch model than other arithmetic in its norms."""
+    chains = [text for text in config.transform if parse(text).steps]
+    require(
+        not chains,
+        f"transform=[{','.join(chains)}]: of pretrained={spec} only the norms are computed here; "
+        "expected transform=[none], or pretrained=hf:DIR, whose weights are read",
+    )
+    for column in config.columns:
+        require(
+            column.activations is None,
+            f"precision {str(column)!r}: of pretrained={spec} only the norms are computed here; "
+            "expected no activations, or pretrained=hf:DIR",
+        )
+    require(
+        config.mesh == MeshConfig() and config.hosts == HostsConfig(),
+        f"pretrained={spec} runs on one device of one process; expected no mesh and no hosts",
+    )
 
 
 def _asked(own: DataConfig, config: EvaluateConfig) -> DataConfig:

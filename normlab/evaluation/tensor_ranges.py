@@ -1,7 +1,7 @@
 """Where a model leaves FP16: the size of every tensor of a float32 pass, and the smallest cure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,13 +13,13 @@ from flax import nnx
 from normlab.evaluation.perplexity import RealRows, exp
 from normlab.evaluation.protocols import Windows
 from normlab.loss import token_nll
-from normlab.model import Context, Transformer
+from normlab.model import Context, TokenModel, Transformer
 from normlab.model.half import half_weights
 from normlab.model.language_model import LanguageModel
 from normlab.norms import all_norms
 from normlab.numerics import FloatFormat, arithmetic
 from normlab.progress import Progress
-from normlab.results.range_report import RangeReport, TensorRange
+from normlab.results.range_report import STORED, RangeReport, TensorRange
 from normlab.scaling import RuleDoesNotApply, scales
 from normlab.transforms import AUTO, NOTHING, DoesNotApply, apply, parse
 from normlab.transforms.rescale import Rescale
@@ -29,6 +29,10 @@ WINDOWS = 8
 """So many tell how large a model's tensors are, where nothing else is asked for."""
 ROOM = 4.0
 """What `AUTO` leaves between the stream and the format's largest value: other texts go further."""
+OF_MODULES = (
+    "the inputs of norms (….in) and what PyTorch's modules give; what is made inside of a module, "
+    "such as attention's products and scores, is not seen"
+)
 
 
 class Cure(NamedTuple):
@@ -42,7 +46,7 @@ class Cure(NamedTuple):
         left: names of tensors that these two don't reach.
     """
 
-    model: Transformer
+    model: TokenModel
     scales: Mapping[str, Any]
     rescale: float | None
     rule: str | None
@@ -60,7 +64,8 @@ class Pass(NamedTuple):
 def tensor_ranges(lm: LanguageModel, windows: Windows, format: str = "fp16") -> RangeReport:
     """One float32 pass over the windows; where there is need of a cure, one more to prove it.
 
-    That one is in the format: weights, stored tensors, and norms' sums with the rule's scales.
+    That one is in the format: weights, stored tensors, and norms' sums with the rule's scales. Of a
+    model that is not JAX's only the sums are.
     """
     to = FloatFormat.parse(format)
     found = _pass(lm, lm.model, windows, to)
@@ -79,7 +84,8 @@ def tensor_ranges(lm: LanguageModel, windows: Windows, format: str = "fp16") -> 
         cure.rule,
         left,
         found.perplexity,
-        None if proved is None else proved.perplexity,
+        proved.perplexity if proved and isinstance(lm.model, Transformer) else None,
+        STORED if isinstance(lm.model, Transformer) else OF_MODULES,
     )
 
 
@@ -103,7 +109,7 @@ def rewritten(
     return "+".join(done) or NOTHING, model
 
 
-def _cure(model: Transformer, out: list[TensorRange], to: FloatFormat) -> Cure:
+def _cure(model: TokenModel, out: list[TensorRange], to: FloatFormat) -> Cure:
     """The smallest one for the tensors that are out of range."""
     of_stream = _of_stream(model)
     stored = [t for t in out if not t.is_sum]
@@ -119,13 +125,13 @@ def _cure(model: Transformer, out: list[TensorRange], to: FloatFormat) -> Cure:
         return Cure(rescaled, {}, factor, None, left + sums)
 
 
-def _of_stream(model: Transformer) -> tuple[str, ...]:
+def _of_stream(model: TokenModel) -> tuple[str, ...]:
     """Ends of names of the tensors that a rescaling makes smaller: what writes to the stream."""
     normed = any(norm.site.kind == "norm_out" for norm in all_norms(model))
     return (".stream", "embed", ".norm_out" if normed else ".out")
 
 
-def _factor(model: Transformer, tensors: Sequence[TensorRange], limit: float) -> float | None:
+def _factor(model: TokenModel, tensors: Sequence[TensorRange], limit: float) -> float | None:
     """The largest power of two, below 1, that brings the stream to the limit; None: no need."""
     of_stream = _of_stream(model)
     largest = max((t.largest for t in tensors if t.name.endswith(of_stream)), default=0.0)
@@ -134,8 +140,8 @@ def _factor(model: Transformer, tensors: Sequence[TensorRange], limit: float) ->
     return 2.0 ** -math.ceil(math.log2(largest / limit))
 
 
-def _rescaled(model: Transformer, factor: float | None) -> tuple[float | None, Transformer]:
-    if factor is None:
+def _rescaled(model: TokenModel, factor: float | None) -> tuple[float | None, TokenModel]:
+    if factor is None or not isinstance(model, Transformer):
         return None, model
     try:
         return factor, Rescale(factor)(model)
@@ -145,22 +151,20 @@ def _rescaled(model: Transformer, factor: float | None) -> tuple[float | None, T
 
 def _pass(
     lm: LanguageModel,
-    model: Transformer,
+    model: TokenModel,
     windows: Windows,
     to: FloatFormat,
     cure: Cure | None = None,
 ) -> Pass:
     """In float32; with a cure in the format."""
-    graphdef, params = nnx.split(model)
-    params = params if cure is None else half_weights(model, to)
-    given = {} if cure is None else cure.scales
-    run, names = jax.jit(partial(_run, graphdef, to, cure is not None)), list[str]()
-    told = params, given, *_read(windows, 0)
-    jax.eval_shape(partial(_run, graphdef, to, cure is not None, names=names), *told)
-    kept, overflowed, nll = dict[str, list[Any]](), dict[str, int](), 0.0
+    names, kept, overflowed, nll = list[str](), dict[str, list[Any]](), dict[str, int](), 0.0
+    if isinstance(model, Transformer):
+        run = _compiled(model, windows, to, cure, names)
+    else:
+        run = partial(_called, model, to, cure, names)
     with Progress(f"{lm.name} ranges", len(windows)) as progress:
         for i, length in enumerate(windows.lengths):
-            stored, lost, total = jax.device_get(run(params, given, *_read(windows, i)))
+            stored, lost, total = jax.device_get(run(*_read(windows, i)))
             for name, (size, over, width) in stored.items():
                 kept.setdefault(name, []).append((size[0, :length], over[0, :length], int(width)))
             for site, rows in lost.items():
@@ -181,24 +185,47 @@ def _read(windows: Windows, i: int) -> tuple[np.ndarray, ...]:
     return tuple(a[i : i + 1] for a in arrays)
 
 
+def _compiled(
+    model: Transformer, windows: Windows, to: FloatFormat, cure: Cure | None, names: list[str]
+) -> Callable[..., Any]:
+    graphdef, params = nnx.split(model)
+    params = params if cure is None else half_weights(model, to)
+    given = {} if cure is None else cure.scales
+
+    def run(params: Any, given: Any, *read: Any, names: list[str] | None = None) -> Any:
+        return _run(nnx.merge(graphdef, params), to, cure is not None, given, *read, names=names)
+
+    jax.eval_shape(partial(run, names=names), params, given, *_read(windows, 0))
+    return partial(jax.jit(run), params, given)
+
+
+def _called(
+    model: TokenModel, to: FloatFormat, cure: Cure | None, names: list[str], *read: Any
+) -> Any:
+    """A model that is not JAX's, without padding."""
+    length, given = int(read[-1].sum()), {} if cure is None else cure.scales
+    whole = (a[:, :length] for a in read)
+    return _run(model, to, cure is not None, given, *whole, names=None if names else names)
+
+
 def _run(
-    graphdef: Any,
+    model: TokenModel,
     to: FloatFormat,
     narrow: bool,
-    params: Any,
     given: Mapping[str, Any],
     tokens: Any,
     targets: Any,
     scored: Any,
     real: Any,
-    names: list[str] | None = None,
+    *,
+    names: list[str] | None,
 ) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """What is stored, overflowed sums by site, Σ NLL; the names in forward order go to `names`."""
     context = Context(edge=to.max)
     if narrow:
         context = RealRows(arithmetic(str(to)), dict(given), real, to, to.max)
     with jax.default_matmul_precision("highest"):
-        logits = nnx.merge(graphdef, params)(tokens, context)
+        logits = model(tokens, context)
     nll = jnp.where(scored, token_nll(logits, targets), 0.0)
     if names is not None:
         names += context.stored

@@ -18,13 +18,14 @@ from normlab.model.keys import key, pinned
 from normlab.model.linear import Linear
 from normlab.model.placement import PlacementConfig, ResidualConfig
 from normlab.model.residual import learned, norm_maker, times
+from normlab.model.token_model import TokenModel
 from normlab.norms import NormConfig, all_norms, norms
 from normlab.norms.around import Around, around
 from normlab.norms.sites import NormAt, matching
 from normlab.registry import choice
 
 
-class Transformer(nnx.Module):
+class Transformer(TokenModel):
     """A causal language model of one norm type and one placement.
 
     Its state holds parameters, and what norms keep beside them (`NormState`). Dropout keys and
@@ -107,6 +108,14 @@ class Transformer(nnx.Module):
         if path[0] != "blocks":
             return ResidualConfig()
         return self.placement.residual(path[2], int(path[1]), self.config.layers)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.embed.num_embeddings
+
+    @property
+    def max_length(self) -> int:
+        return self.config.max_length
 
     def __call__(
         self, tokens: Int[Array, "b l"], context: Context | None = None

@@ -142,6 +142,17 @@ class RangeCounts:
         """The same, of a norm that was given x, which `to` has to hold; NaN is outside."""
         return dataclasses.replace(self, outside=count(~(jnp.abs(x) <= to.max)))
 
+    def moved(self, window: int, length: int, stride: int) -> "RangeCounts":
+        """The same, of windows from that one on: a stage's first row by windows of `stride`.
+
+        Args:
+            window: the place of the first.
+            length: positions of each.
+            stride: positions of each where they are counted; at least `length`.
+        """
+        stages = {name: s.moved(window, length, stride) for name, s in self.stages.items()}
+        return dataclasses.replace(self, stages=stages)
+
 
 def _merged(a: dict[str, StageCounts], b: dict[str, StageCounts]) -> dict[str, StageCounts]:
     both = {name: a[name] + b[name] for name in a if name in b}

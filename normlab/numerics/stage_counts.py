@@ -64,6 +64,13 @@ class StageCounts:
             jnp.minimum(self.first, other.first),
         )
 
+    def moved(self, window: int, length: int, stride: int) -> "StageCounts":
+        """See `RangeCounts.moved`."""
+        never = self.first == NEVER
+        row = jnp.where(never, 0, self.first)
+        place = (window + row // length) * stride + row % length
+        return dataclasses.replace(self, first=jnp.where(never, NEVER, place))
+
 
 def stage_format(path: Datapath, stage: str) -> FloatFormat:
     """The format that a stage's values are held in, as far as float32 can tell."""

@@ -20,8 +20,10 @@ KINDS = {
     "hidden units": r"gate|activated|up|hidden",
     "norm's Σx²": r".*\.sum",
     "logits": r"logits|capped",
+    "norm's input": r".*\.in",
+    "module's output": r".*",
 }
-"""What a line is of, by the end of a tensor's name."""
+"""What a line is of, by the end of a tensor's name; the last two of a model by PyTorch only."""
 
 
 def ranges_figure(found: RangeReport) -> "Figure":
@@ -60,7 +62,7 @@ def _by_kind(found: RangeReport) -> dict[str, dict[int, float]]:
 
 
 def _block(name: str) -> int | None:
-    match = re.match(r"blocks\.(\d+)\.", name)
+    match = re.search(r"\.(\d+)(\.|$)", name)
     return int(match[1]) if match else None
 
 

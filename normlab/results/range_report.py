@@ -7,6 +7,10 @@ from normlab.results.table import number
 
 ROWS = 15
 """Of the table."""
+STORED = (
+    "what a runtime stores: branch outputs (….out), the stream after each branch, norms' outputs, "
+    "q, k, v, products and scores (masked ones left out), hidden units, logits"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class RangeReport:
         perplexity: of the pass, in fp32.
         cured: that with the cure in the format: weights, all that is stored, and norms' sums; None
             where nothing was to be cured, or not all can be.
+        covers: what the tensors are that are no sums.
     """
 
     model: str
@@ -71,6 +76,7 @@ class RangeReport:
     left: list[str]
     perplexity: float
     cured: float | None = None
+    covers: str = STORED
 
     def out(self, sums: bool) -> list[TensorRange]:
         """Those out of range: norms' sums, or what is stored."""
@@ -133,9 +139,7 @@ def legend(found: RangeReport) -> str:
         f"One float32 pass over {found.tokens:,} tokens and {len(found.tensors)} tensors, "
         f"{sum(not t.fits for t in found.tensors)} of them out of range. The table has the first "
         f"ones and the {ROWS} with least headroom, in forward order; ranges.json has all. "
-        "….sum is a norm's Σx², without any scale. The other tensors are what a runtime stores: "
-        "branch outputs (….out), the stream after each branch, norms' outputs, q, k, v, products "
-        "and scores (masked ones left out), hidden units, logits."
+        f"….sum is a norm's Σx², without any scale. The other tensors are {found.covers}."
     )
 
 

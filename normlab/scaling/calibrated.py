@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from normlab.model import Context, Transformer
+from normlab.model import Context, TokenModel, Transformer
 from normlab.norms import Norm
 from normlab.parallel.sharding import replicate
 from normlab.scaling import weights
@@ -19,7 +19,7 @@ from normlab.scaling.rules import scale_rules
 
 
 def recorded(
-    model: Transformer, tokens: Int[Array | np.ndarray, "w l"]
+    model: TokenModel, tokens: Int[Array | np.ndarray, "w l"]
 ) -> dict[str, Float[np.ndarray, "rows #heads"]]:
     """The norm of every row that every norm sums, ‖x‖ for most (see `Norm.summed`).
 
@@ -31,18 +31,22 @@ def recorded(
         By site, a row for each token (for each of its groups, where a norm sums these); a column
         for each head at query and key norms.
     """
-    graphdef, params = nnx.split(model)
-    by_window = [_sizes(graphdef, params, window[None]) for window in tokens]
+    traced = isinstance(model, Transformer)
+    run = partial(_sizes, *nnx.split(model)) if traced else partial(_seen, model)
+    by_window = [run(window[None]) for window in tokens]
     return {name: np.concatenate([w[name] for w in by_window]) for name in by_window[0]}
 
 
 @partial(jax.jit, static_argnums=0)
 def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, Array]:
-    model = nnx.merge(graphdef, params)
+    return replicate(_seen(nnx.merge(graphdef, params), tokens))
+
+
+def _seen(model: TokenModel, tokens: Int[Array, "1 l"]) -> dict[str, Array]:
     context, norms = Context(capture=True), weights.norms_by_site(model)
     with jax.default_matmul_precision("highest"):  # as in evaluation, or it is TF32
         model(tokens, context)
-    return replicate({name: _norm(x[0], norms[name]) for name, x in context.inputs.items()})
+    return {name: _norm(x[0], norms[name]) for name, x in context.inputs.items()}
 
 
 def _norm(x: Float[Array, "l *heads d"], norm: Norm) -> Float[Array, "rows #heads"]:
@@ -51,7 +55,7 @@ def _norm(x: Float[Array, "l *heads d"], norm: Norm) -> Float[Array, "rows #head
     return jnp.moveaxis(sizes.reshape(len(x), heads, -1), -1, 1).reshape(-1, heads)
 
 
-def _summarized(model: Transformer, calibration: Array, summary: Any) -> dict[str, Any]:
+def _summarized(model: TokenModel, calibration: Array, summary: Any) -> dict[str, Any]:
     found = recorded(model, calibration)
     return {site: _by_head(summary(sizes, axis=0)) for site, sizes in found.items()}
 
@@ -61,33 +65,33 @@ def _by_head(values: np.ndarray) -> np.ndarray:
 
 
 @scale_rules.register("calibrated")
-def calibrated(model: Transformer, calibration: Int[Array, "w l"]) -> dict[str, Any]:
+def calibrated(model: TokenModel, calibration: Int[Array, "w l"]) -> dict[str, Any]:
     """The median norm at each site over the calibration tokens."""
     return _summarized(model, calibration, np.median)
 
 
 @scale_rules.register("calibrated_mean")
-def calibrated_mean(model: Transformer, calibration: Int[Array, "w l"]) -> dict[str, Any]:
+def calibrated_mean(model: TokenModel, calibration: Int[Array, "w l"]) -> dict[str, Any]:
     """The mean norm at each site over the calibration tokens; outliers pull it up."""
     return _summarized(model, calibration, np.mean)
 
 
 @scale_rules.register("calibrated_max")
-def calibrated_max(model: Transformer, calibration: Int[Array, "w l"]) -> dict[str, Any]:
+def calibrated_max(model: TokenModel, calibration: Int[Array, "w l"]) -> dict[str, Any]:
     """The largest norm at each site over the calibration tokens: of each Σx² ≤ 1."""
     return _summarized(model, calibration, np.max)
 
 
 @scale_rules.register("random_tokens")
-def random_tokens(model: Transformer) -> dict[str, Any]:
+def random_tokens(model: TokenModel) -> dict[str, Any]:
     """The rule to use: the middle of the norms that random tokens make in the model.
 
     The model reads four windows of 64 tokens, each drawn uniformly from its vocabulary with a fixed
     seed; s = √(least · largest norm)/κ, as in the rule `moments`. A norm below √(dε), a row of
     zeros for one, counts as that: ε rules such a row, whatever its sum.
     """
-    shape, count = (4, min(64, model.config.max_length)), model.embed.num_embeddings
-    tokens = np.random.default_rng(0).integers(0, count, shape)
+    shape = 4, min(64, model.max_length)
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, shape)
     norms = weights.norms_by_site(model)
 
     def middle(site: str, sizes: np.ndarray) -> np.ndarray:

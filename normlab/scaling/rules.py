@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from normlab.model import Transformer
+from normlab.model import TokenModel, Transformer
 from normlab.norms import all_norms
 from normlab.registry import Registry
 from normlab.scaling.invariance import RuleDoesNotApply, check_invariant
@@ -29,8 +29,13 @@ def needs_calibration(rule: str) -> bool:
     return "calibration" in inspect.signature(scale_rules[rule]).parameters
 
 
+def reads_norms_only(rule: str) -> bool:
+    """Whether the rule serves any `TokenModel`, as the type of its parameter `model` says."""
+    return inspect.signature(scale_rules[rule]).parameters["model"].annotation is TokenModel
+
+
 def scales(
-    model: Transformer,
+    model: TokenModel,
     rule: str,
     *,
     pow2: bool = False,
@@ -51,12 +56,19 @@ def scales(
 
     Raises:
         ValueError: an unknown rule, or no calibration for a rule that needs it.
-        RuleDoesNotApply: a norm whose output depends on its scale, or a scale that is negative or
-            not finite in float32. (A rule's 0 says that all rows are zero; it becomes 1.)
+        RuleDoesNotApply: a rule that reads weights, of a model that is no `Transformer`; a norm
+            whose output depends on its scale; or a scale that is negative or not finite in float32.
+            (A rule's 0 says that all rows are zero; it becomes 1.)
     """
     function = scale_rules[rule]
     if not any(norm.has_statistic for norm in all_norms(model)):
         return {}
+    if not isinstance(model, Transformer) and not reads_norms_only(rule):
+        able = sorted(name for name in scale_rules if reads_norms_only(name))
+        raise RuleDoesNotApply(
+            f"scale rule {rule!r} reads weights by the names of a Transformer: expected one that "
+            f"reads rows ({', '.join(able)})"
+        )
     check_invariant(model)
     if not needs_calibration(rule):
         found = function(model)

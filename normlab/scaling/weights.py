@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from normlab.model import Transformer
+from normlab.model import TokenModel, Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
@@ -21,7 +21,7 @@ from normlab.parallel.sharding import on_host
 Vector = Float[np.ndarray, " d"]
 
 
-def norms_by_site(model: Transformer) -> dict[str, Norm]:
+def norms_by_site(model: TokenModel) -> dict[str, Norm]:
     """Every norm of a model by the name of its site."""
     return {norm.site.name: norm for norm in all_norms(model)}
 

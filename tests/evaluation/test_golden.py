@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from normlab.evaluation import reproduce
-from normlab.evaluation.golden import GoldenConfig, described, files, vectors, with_corners, write
+from normlab.evaluation.golden import (
+    GoldenConfig,
+    described,
+    files,
+    rows_of,
+    vectors,
+    with_corners,
+    write,
+)
 from normlab.norms import Site, norms
 from normlab.numerics import Datapath, DoesNotFit, FloatFormat, Mean, Root, datapaths
 from tests.support.numerics_reference import DTYPES, all_values
@@ -120,5 +128,7 @@ def test_a_directory_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_what_the_script_cannot_say_is_refused():
     with pytest.raises(DoesNotFit, match="datapath 'torch-layernorm-bf16': golden vectors are of"):
         described(datapaths["torch-layernorm-bf16"])
+    with pytest.raises(ValueError, match=r"pretrained=torch:x: expected a model that JAX computes"):
+        rows_of(GoldenConfig("iron-bf16", pretrained="torch:x", out="x"))
     with pytest.raises(ValueError, match="out: expected a directory for the vectors"):
         write(GoldenConfig("iron-bf16"))

@@ -24,6 +24,7 @@ from normlab.norms.sites import with_statistic
 from normlab.numerics import FloatFormat, Precision
 from normlab.scaling import scales
 from tests.conftest import TINY, VOCAB, skeleton, tiny_model
+from tests.support.called_model import Called
 from tests.support.reference_forward import log_softmax
 from tests.support.scored_windows import (
     BATCH,
@@ -83,6 +84,20 @@ def test_what_a_site_saw_is_that_of_the_rows_it_was_given():
     lossy = 2.0**-11 * (norms**2 + D * 1e-5) / s**2 < D * 2.0**-25  # docs/scales.md
     assert 0 < site.precision_loss == lossy.sum() < len(norms)
     assert site.underflow_errors == site.above == 0
+
+
+@pytest.mark.system
+def test_a_model_that_is_called_has_the_scores_of_one_that_is_traced():
+    """Its last window is shorter, and none is padded."""
+    model, read = loud(tiny_model(), 300.0), windows()
+    traced = scored(model, read, *ORDERS)[2]
+    assert any(rows.overflowed for rows in traced.sites.values())
+    called = score(Called(model), read, ORDERS[2], batch=BATCH)
+    np.testing.assert_allclose(called.token_nll, traced.token_nll, atol=2e-3)
+    assert (called.token_nll[~read.scored] == 0).all()
+    for site, rows in traced.sites.items():
+        for count in ("rows", "overflowed", "above", "zero"):
+            assert getattr(called.sites[site], count) == getattr(rows, count), (site, count)
 
 
 # --- padding

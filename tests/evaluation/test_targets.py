@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import types
 
 import pytest
@@ -12,6 +13,7 @@ from normlab.evaluation.config import EvaluateConfig, TextConfig
 from normlab.evaluation.targets import targets
 from normlab.evaluation.texts import Texts
 from normlab.model import ModelConfig
+from normlab.parallel.mesh import MeshConfig
 from normlab.runs.run import Run
 from tests.support.unscored import made_run
 
@@ -44,6 +46,8 @@ def test_runs_one_level_down_are_named(tmp_path):
         ({"runs": "nowhere"}, r"runs=nowhere: no such directory"),
         ({"pretrained": "smollm2-135n"}, r"smollm2-135n.*Did you mean 'smollm2-135m'"),
         ({"pretrained": "hf:nowhere"}, "nowhere"),
+        ({"pretrained": "torch:x", "transform": ("fold",)}, r"transform=\[fold\].*only the norms"),
+        ({"pretrained": "torch:x", "precision": ("fp16@fp16",)}, "'fp16@fp16'.*no activations"),
         ({"window": 65}, r"window = 65 .*longest window that fits is window=64"),
         ({"protocol": "gptq"}, r"window = 2048 tokens \(protocol=gptq\).*window=64"),
         ({"protocol": "word"}, "expected a model of data.tokenizer=word"),
@@ -59,6 +63,19 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_loaded(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(config(out=str(tmp_path / "out"), **fields))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_pytorch_that_is_not_installed_is_asked_for_in_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("normlab.torch_bridge")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ValueError, match=r"torch:x needs torch.*pip install 'normlab\[torch\]'"):
+        targets(config(pretrained="torch:x"))
+
+
+def test_a_pytorch_model_runs_on_one_device():
+    with pytest.raises(ValueError, match="torch:x runs on one device of one process"):
+        targets(config(pretrained="torch:x", mesh=MeshConfig(data=2)))
 
 
 def test_an_encoder_has_no_perplexity_and_is_refused_before_it_is_loaded(run, monkeypatch):

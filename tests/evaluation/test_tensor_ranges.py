@@ -12,6 +12,7 @@ from normlab.model.language_model import LanguageModel
 from normlab.results.range_report import report
 from normlab.transforms.rescale import Rescale
 from tests.conftest import VOCAB, tiny_model
+from tests.support.called_model import Called
 from tests.support.scored_windows import windows
 
 
@@ -41,6 +42,23 @@ def test_sizes_are_those_of_the_tensors_and_all_fits():
     assert next(iter(seen)) == "embed"
     assert list(seen)[-1] == "logits"
     assert "every tensor fits fp16" in report(found).splitlines()[0]
+
+
+@pytest.mark.system
+def test_of_a_model_that_is_called_sizes_are_the_same_and_sums_are_cured():
+    """Its weights can't be rescaled, and it isn't run in the format."""
+    lm, read = language_model(), windows()
+    far = LanguageModel("far", Rescale(2.0**7)(lm.model), lm.tokenizer)
+    called = LanguageModel("called", Called(far.model, padding=-1), lm.tokenizer)
+    ours, traced = tensor_ranges(called, read), tensor_ranges(far, read)
+    sizes = by_name(ours)
+    assert sizes.keys() == by_name(traced).keys()
+    for t in traced.tensors:
+        assert sizes[t.name].largest == pytest.approx(t.largest, rel=1e-5), t.name
+        assert sizes[t.name].window == t.window
+    assert traced.out(sums=True)
+    assert (ours.rescale, ours.rule, ours.left, ours.cured) == (None, "random_tokens", [], None)
+    assert traced.cured is not None
 
 
 @pytest.mark.system

@@ -65,10 +65,17 @@ def test_each_stage_by_its_own_format_and_its_first_row_that_is_not_finite():
 
 def test_batches_come_together_and_a_row_is_told_by_window_and_position():
     counts = jax.device_get(seen(rows())[0][0])
-    total = 3 * SHAPE[0] * SHAPE[1]
     quiet = jax.device_get(seen(np.ones(SHAPE, np.float32))[0][0])
-    found = RangeStats.of([quiet, counts, counts], total, total, SHAPE[1]).stages
+    found = RangeStats.of([quiet, counts, counts], *SHAPE[:2]).stages
     assert found["sum"]["first"] == [2, 4]
     assert found["square"]["first"] == [3, 2]
     assert found["root"]["first"] is None
     assert (found["sum"]["overflowed"], found["input"]["max_abs"]) == (4, 300.0)
+
+
+def test_counts_of_windows_further_on_have_their_first_row_there():
+    counts = jax.device_get(seen(rows())[0][0])
+    moved = counts.moved(3, SHAPE[1], 7).stages
+    assert int(moved["square"].first) == (3 + 1) * 7 + 2
+    assert int(moved["sum"].first) == (3 + 0) * 7 + 4
+    assert int(moved["root"].first) == NEVER

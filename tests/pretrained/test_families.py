@@ -268,7 +268,7 @@ def local_rope(**fields):
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("llama", {"model_type": "lama"}, "unknown architecture 'lama'. Did you mean 'llama'"),
+        ("llama", {"model_type": "lama"}, "unknown .*Did you mean 'llama'.*=torch:DIR"),
         ("llama", {"model_type": None}, "unknown architecture"),
         ("llama", {"hidden_size": None}, "config.json has no 'hidden_size'"),
         ("llama", {"hidden_size": "24"}, "hidden_size = '24': expected a whole number, 1 to"),

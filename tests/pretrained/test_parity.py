@@ -1,4 +1,4 @@
-"""Our Transformer against `transformers` on PyTorch, family by family (`pip install .[parity]`)."""
+"""Our Transformer against `transformers` on PyTorch, family by family (`pip install .[torch]`)."""
 
 import os
 from pathlib import Path

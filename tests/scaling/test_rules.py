@@ -16,6 +16,7 @@ from normlab.scaling.moments import root_mean_squares
 from normlab.scaling.rules import power_of_two
 from normlab.transforms.remove import freeze
 from tests.conftest import tiny_model
+from tests.support.called_model import Called
 from tests.support.passes import QUICK, TOKENS
 from tests.support.scaling_models import GATED, UNEVEN, placed, random_tokens, rows
 from tests.support.transformer_reference import Reference
@@ -47,6 +48,16 @@ def assert_each_site_has_one(model, rules):
             assert given[site].shape in ((), (x.shape[-2], 1)), (rule, site)
             assert np.all(np.isfinite(given[site])), (rule, site)
             assert np.all(np.asarray(given[site]) > 0), (rule, site)
+
+
+def test_a_model_that_is_called_gets_the_scales_of_rules_that_read_rows():
+    model = placed("pre", spread=UNEVEN)
+    for rule in ("calibrated", "random_tokens", "sqrt_d"):
+        theirs = found(model, rule)
+        for site, scale in found(Called(model, padding=-1), rule).items():
+            np.testing.assert_allclose(scale, theirs[site], rtol=1e-5)
+    with pytest.raises(RuleDoesNotApply, match=r"'slanc' reads weights.*random_tokens, row_max"):
+        found(Called(model), "slanc")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from normlab.pretrained.families.rope import FULL, SLIDING, divisors, rope
 from normlab.pretrained.keys import Keys
 from normlab.pretrained.names import Names
 from normlab.pretrained.source import CheckpointError
-from normlab.registry import Registry, choice
+from normlab.registry import Registry, choice, unknown
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -173,8 +173,12 @@ def configs(config: Mapping[str, Any], where: str) -> tuple[str, Configs]:
             f"{where} is of a multimodal checkpoint ({model_type!r}, with a text_config): only "
             f"text models are read ({', '.join(families)}), and the text part of gemma3"
         )
+    if model_type not in list(families):  # it may be anything
+        raise CheckpointError(
+            f"{where}: {unknown('architecture', model_type, families)} PyTorch computes any "
+            "other: pretrained=torch:DIR."
+        )
     try:
-        name = choice("architecture", model_type, families)
         keys = Keys(config, where)
         if config.get("quantization_config"):
             method = keys.part("quantization_config").get("quant_method", "an unnamed method")
@@ -182,7 +186,7 @@ def configs(config: Mapping[str, Any], where: str) -> tuple[str, Configs]:
                 f"{where}: its weights are quantized by {method}: expected plain floats "
                 "(dequantize and save them again, or take a GGUF file)"
             )
-        return name, families[name].read(keys)
+        return model_type, families[model_type].read(keys)
     except CheckpointError:
         raise
     except (ValueError, TypeError) as error:  # what our own configs refuse
