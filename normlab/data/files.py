@@ -119,7 +119,7 @@ def _zst(file: Path) -> IO[bytes]:
     return pyarrow.input_stream(str(file), compression="zstd")
 
 
-OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
+OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
