@@ -12,6 +12,8 @@ from normlab.results.table import SUBJECT, Cell, Table, head, row_settings, subj
 
 OF_TOKENS = ("tokenizer", "tokenizer_hash", "windows", "tokens_scored")
 """Of a table's head what says how the text was cut into tokens."""
+TOLD = ("data.tokenizer", "data.vocab_size")
+"""Settings that a tokenizer's name says."""
 BITS, TOKENS = "bits_per_byte", "tokens"
 
 
@@ -36,7 +38,7 @@ def bit_tables(records: Iterable[Record], precisions: Iterable[str] | None = Non
 
 def _table(group: Sequence[Record], precisions: Iterable[str] | None) -> Table:
     asked = tuple(dict.fromkeys(precisions or (r.precision for r in group)))
-    settings = row_settings(group)
+    settings = tuple(k for k in row_settings(group) if k not in TOLD)
     exact = {_model(r): r for r in group if r.precision == "fp32" and r.model.transform == "none"}
     rows: dict[tuple[Any, ...], dict[str, Cell]] = {}
     for r in group:
