@@ -97,6 +97,18 @@ def refuse_no_name(app: str, argument: str) -> None:
         raise ValueError(f"{argument}: expected a name; {left_out}. Known: {known}.")
 
 
+def refuse_path(app: str, argument: str) -> None:
+    """Refuse `data=FILE`: a text of one's own has a field for its path.
+
+    Raises:
+        ValueError: with the two fields to write instead.
+    """
+    group, _, value = argument.partition("=")
+    looks_so = any(mark in value for mark in "/\\.*") or Path(value).exists()
+    if group == "data" in groups(app) and looks_so and value not in options(group):
+        raise ValueError(f"{argument}: a text of your own is data=text data.path={value}")
+
+
 def refuse_misplaced(
     app: str, schema: type, choices: Mapping[str, str], values: Mapping[str, Any]
 ) -> None:

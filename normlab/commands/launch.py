@@ -28,6 +28,7 @@ from normlab.commands.groups import (
     refuse_another_type,
     refuse_misplaced,
     refuse_no_name,
+    refuse_path,
     register,
 )
 from normlab.commands.help import print_help
@@ -205,6 +206,7 @@ def refuse_strange(app: str, schema: type, arguments: Sequence[str]) -> None:
         if not argument.isascii() and argument != argument.encode(errors="ignore").decode():
             raise ValueError(f"{argument!r} is not UTF-8: expected a path, or a value, that is")
         refuse_no_name(app, argument)
+        refuse_path(app, argument)
         old, _, value = argument.partition("=")
         if new := RENAMED.get(app, {}).get(old):
             raise ValueError(f"{old}= is now {new}=: {new}={value}")

@@ -10,6 +10,7 @@ from rich.text import Text
 from normlab.evaluation.config import EvaluateConfig
 from normlab.progress import console
 from normlab.results import Record, RecordFile, methods, spread, tables
+from normlab.results.bits import bit_tables
 from normlab.results.formats import as_csv, grid, latex, markdown, ruled, terminal
 
 OVER_SEEDS = ("spread.md", "methods.md", "methods.csv", "methods.tex")
@@ -19,7 +20,7 @@ OVER_SEEDS = ("spread.md", "methods.md", "methods.csv", "methods.tex")
 def write(config: EvaluateConfig, records: Sequence[Record]) -> None:
     """Tables in files beside the records; on a terminal ruled, in a pipe as they are in a file."""
     out, asked = Path(config.out), [str(column) for column in config.columns]
-    made = tables(records, asked)
+    made = bit_tables(records, asked) + tables(records, asked)
     for name, form in (("table.md", markdown), ("table.csv", as_csv), ("table.tex", latex)):
         (out / name).write_text(form(made), encoding="utf-8")
     written = ["table.md", "table.csv", "table.tex", "records.jsonl"]
@@ -65,7 +66,7 @@ def show(folders: Sequence[str]) -> None:
         records = RecordFile(Path(folder) / "records.jsonl").read()
         if not records:
             raise FileNotFoundError(f"{folder} holds no records: expected an evaluation's out=DIR")
-        made += tables(records)
+        made += bit_tables(records) + tables(records)
         found += spread.spreads(records, list(dict.fromkeys(r.precision for r in records)))
     _tell(terminal(made), markdown(made))
     if found:

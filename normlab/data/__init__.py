@@ -11,6 +11,8 @@ from normlab.data.corpus import (
 )
 from normlab.data.tokenizer import (
     BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
     Encoding,
     PretrainedTokenizer,
     Tokenizer,
@@ -25,6 +27,8 @@ __all__ = [
     "BPETokenizer",
     "Batch",
     "Batches",
+    "ByteTokenizer",
+    "CharTokenizer",
     "Corpus",
     "CorpusDamagedError",
     "CorpusUnavailableError",

@@ -1,9 +1,9 @@
 """Batches: where in a long row of tokens each step of training reads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Integer
 
 from normlab.config import require
 
@@ -13,6 +13,38 @@ class Batch(NamedTuple):
 
     inputs: Int32[np.ndarray, "batch window"]
     targets: Int32[np.ndarray, "batch window"]
+
+
+class Rows:
+    """A batch's inputs or targets, of which nothing is read but what is asked for.
+
+    Args:
+        tokens: the split.
+        starts: where each row begins in it.
+        window: tokens in a row.
+    """
+
+    dtype = np.dtype(np.int32)
+
+    def __init__(
+        self,
+        tokens: Integer[np.ndarray, " tokens"],
+        starts: Int64[np.ndarray, " batch"],
+        window: int,
+    ):
+        self.tokens, self.starts, self.shape = tokens, starts, (len(starts), window)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, part: Any) -> Int32[np.ndarray, "..."]:
+        """Any part that starts with rows: `rows[2:4]`, `rows[2:4, :8]`."""
+        rows, *columns = part if isinstance(part, tuple) else (part,)
+        places = self.starts[rows][..., None] + np.arange(self.shape[1])
+        return self.tokens[places].astype(np.int32)[..., *columns]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype)
 
 
 class Batches:
@@ -33,7 +65,7 @@ class Batches:
     """
 
     def __init__(
-        self, tokens: Int32[np.ndarray, " tokens"], batch_size: int, window: int, seed: int
+        self, tokens: Integer[np.ndarray, " tokens"], batch_size: int, window: int, seed: int
     ):
         require(batch_size >= 1, f"batch_size = {batch_size}: expected at least 1")
         require(window >= 1, f"window = {window}: expected at least 1")
@@ -53,12 +85,15 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """The batch of `step`, counted from 0 and on through the epochs."""
+        return Batch(*map(np.asarray, self.rows(step)))
+
+    def rows(self, step: int) -> tuple[Rows, Rows]:
+        """The batch of `step` as `at` has it, unread: each process reads the rows that it needs."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._starts = epoch, self._order(epoch)
         starts = self._starts[place * self.batch_size :][: self.batch_size]
-        rows = self.tokens[starts[:, None] + np.arange(self.window + 1)].astype(np.int32)
-        return Batch(rows[:, :-1], rows[:, 1:])
+        return Rows(self.tokens, starts, self.window), Rows(self.tokens, starts + 1, self.window)
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " windows"]:
         """Where the windows of an epoch start, in the order in which they are taken."""

@@ -4,10 +4,12 @@ import hashlib
 import logging
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from normlab.data import embedded, wikitext
+from normlab.data import embedded, files, hub, wikitext
 from normlab.data.config import AUTO, DataConfig
+from normlab.data.documents import Documents
 from normlab.data.wikitext import CorpusDamagedError, CorpusUnavailableError, Reader
 from normlab.registry import choice
 
@@ -31,16 +33,19 @@ class Corpus:
     """Text in three splits, read when asked for and kept.
 
     Args:
-        name: wikitext2, wikitext2-raw or embedded.
+        name: wikitext2, wikitext2-raw or embedded; of a text of one's own a word and eight digits
+            of its hash.
         revision: which version of it.
         title: what a table's head says.
         read: a split's name to its whole text.
+        parts: its documents, where it is read by them; None: a split is one document.
     """
 
     name: str
     revision: str
     title: str
     read: Reader = field(repr=False, compare=False)
+    parts: Documents | None = field(default=None, repr=False, compare=False)
     _texts: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def text(self, split: str) -> str:
@@ -56,19 +61,35 @@ class Corpus:
             self._texts[split] = self.read(split)
         return self._texts[split]
 
+    def documents(self, split: str) -> Iterator[str]:
+        """The documents of a split one by one; joined they are its text.
+
+        Raises:
+            As `text`.
+        """
+        choice("split", split, SPLITS)
+        return self.parts(split) if self.parts else iter([self.text(split)])
+
     def sha256(self, split: str) -> str:
         """Hash of the split's UTF-8 bytes."""
+        if self.parts is not None:
+            self.parts.check(choice("split", split, SPLITS))
+            return str(self.parts.facts[split]["sha256"])
         return hashlib.sha256(self.text(split).encode()).hexdigest()
 
 
 def load_corpus(config: DataConfig) -> Corpus:
     """The corpus that `config` names; for `auto`, WikiText-2 or else the embedded one.
 
-    Nothing but the place of the text is looked up here: a split is read when it is asked for.
+    Nothing but the place of the text is looked up here: a split is read when it is asked for. A
+    text of one's own is read once, for its hash, unless the cache knows its files.
 
     Raises:
-        CorpusUnavailableError: WikiText-2 was asked for (by name, or `data.root`) and can't be had.
+        CorpusUnavailableError: what was asked for by name (or by `data.root`) can't be had.
+        CorpusDamagedError: a file of one's own isn't what its name says.
     """
+    if config.corpus in OWN:
+        return _own(config)
     if config.corpus == "embedded":
         return _embedded()
     if config.corpus not in AUTO:
@@ -108,6 +129,25 @@ def _embedded() -> Corpus:
         title=f"{embedded.TITLE}, not WikiText-2",
         read=embedded.read,
     )
+
+
+def _own(config: DataConfig) -> Corpus:
+    source = OWN[config.corpus](config)
+    parts = Documents.of(source, config.shares, config.cache_folder())
+    counts = {split: facts["documents"] for split, facts in parts.facts.items()}
+    cut = [split for split in SPLITS if split not in source.own and counts[split]]
+    told = f", {' and '.join(cut)} cut {config.split} by document hash" if cut else ""
+    return Corpus(
+        name=f"{source.name}-{parts.digest}",
+        revision=f"SHA-256 {parts.digest}" + told,
+        title=source.title,
+        read=lambda split: "".join(parts(split)),
+        parts=parts,
+    )
+
+
+OWN = {"text": files.source, "hf": hub.source}
+"""What reads a text of one's own, by the name of its corpus."""
 
 
 def _wikitext(name: str, config: DataConfig) -> Corpus:

@@ -5,14 +5,14 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, UInt8, UInt32
 
 from normlab.config import require
 from normlab.registry import choice
@@ -81,6 +81,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> Encoding:
         """The whole text; nothing is added to it, BOS included."""
+
+    def encode_each(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
+        """The ids of each text by itself, in the order of the texts."""
+        return [self.encode(text).ids for text in texts]
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
@@ -162,9 +166,11 @@ class WordTokenizer(Tokenizer):
         self._ids["\n"] = 1
 
     @classmethod
-    def train(cls, text: str) -> "WordTokenizer":
-        """The vocabulary of all words of `text`: the most frequent first, ties by the alphabet."""
-        counts = Counter(text.split())
+    def train(cls, text: str | Iterable[str]) -> "WordTokenizer":
+        """All words of a text, or of documents: the most frequent first, ties by the alphabet."""
+        counts = Counter[str]()
+        for document in _documents(text):
+            counts.update(document.split())
         counts.pop(UNK, None)
         counts.pop(EOS, None)
         return cls([UNK, EOS, *sorted(counts, key=lambda word: (-counts[word], word))])
@@ -188,6 +194,90 @@ class WordTokenizer(Tokenizer):
     @classmethod
     def restore(cls, definition: str, name: str, bos: int | None) -> "WordTokenizer":
         return cls(definition.split("\n"))
+
+
+# --- bytes and characters
+
+
+class ByteTokenizer(Tokenizer):
+    """Each byte of the UTF-8 text is a token: any text, back again exactly."""
+
+    kind = "byte"
+    file = "bytes.txt"
+    bos = None
+
+    def __init__(self) -> None:
+        self.vocab_size = 256
+        self.name, self.definition = "bytes", "UTF-8"
+        self.hash = _hash(self.definition, None)
+
+    def encode(self, text: str) -> Encoding:
+        """Of a character's bytes each ends after it."""
+        raw = np.frombuffer(text.encode(), np.uint8)
+        return Encoding(raw.astype(np.int32), _characters_begun(raw))
+
+    def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
+        """The text of `ids`; what is no UTF-8 comes back as �."""
+        return bytes(int(i) for i in ids).decode(errors="replace")
+
+    @classmethod
+    def restore(cls, definition: str, name: str, bos: int | None) -> "ByteTokenizer":
+        return cls()
+
+
+class CharTokenizer(Tokenizer):
+    """Each character is a token; one that the vocabulary lacks becomes token 0.
+
+    Args:
+        characters: the vocabulary in the order of code points; the first is token 1.
+    """
+
+    kind = "char"
+    file = "characters.txt"
+    bos = None
+
+    def __init__(self, characters: str):
+        self._points = _points(characters)
+        require(
+            bool((np.diff(self._points.astype(np.int64)) > 0).all()) and len(characters) > 0,
+            "characters: expected each once, in the order of code points",
+        )
+        self.vocab_size = len(characters) + 1
+        self.name, self.definition = f"char-{self.vocab_size}", characters
+        self.hash = _hash(self.definition, None)
+
+    @classmethod
+    def train(cls, text: str | Iterable[str]) -> "CharTokenizer":
+        """All characters of a text, or of documents."""
+        return cls("".join(sorted(set().union(*map(set, _documents(text))))))
+
+    def encode(self, text: str) -> Encoding:
+        """As many tokens as characters."""
+        points = _points(text)
+        place = np.searchsorted(self._points, points).clip(max=len(self._points) - 1)
+        ids = np.where(self._points[place] == points, place + 1, 0).astype(np.int32)
+        return Encoding(ids, np.arange(1, len(ids) + 1))
+
+    def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
+        """The text of `ids`; token 0 comes back as �."""
+        return "".join(self.definition[i - 1] if i else "�" for i in ids)
+
+    @classmethod
+    def restore(cls, definition: str, name: str, bos: int | None) -> "CharTokenizer":
+        return cls(definition)
+
+
+def _points(text: str) -> UInt32[np.ndarray, " characters"]:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def _characters_begun(raw: UInt8[np.ndarray, " bytes"]) -> Int64[np.ndarray, " bytes"]:
+    """How many characters have begun with each byte of UTF-8: all but 10xxxxxx begin one."""
+    return np.cumsum((raw & 0xC0) != 0x80)
+
+
+def _documents(text: str | Iterable[str]) -> Iterable[str]:
+    return [text] if isinstance(text, str) else text
 
 
 # --- subwords
@@ -228,6 +318,12 @@ class PretrainedTokenizer(Tokenizer):
         ends = np.array([end for _, end in encoding.offsets], np.int64)
         return Encoding(np.array(encoding.ids, np.int32), ends)
 
+    def encode_each(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
+        """The ids of each text by itself, in parallel."""
+        with library_errors(f"the tokenizer of {self.name} can't read the text"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
         """The text of `ids`, special tokens included."""
         with library_errors(f"the tokenizer of {self.name} can't write the text"):
@@ -249,8 +345,8 @@ class BPETokenizer(PretrainedTokenizer):
     kind = "bpe"
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> "BPETokenizer":
-        """Merges learned from `text`: the 256 bytes and up to `vocab_size` − 256 of them."""
+    def train(cls, text: str | Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Merges learned from a text, or documents: the 256 bytes, then up to `vocab_size`."""
         from tokenizers.pre_tokenizers import ByteLevel
         from tokenizers.trainers import BpeTrainer
 
@@ -260,7 +356,8 @@ class BPETokenizer(PretrainedTokenizer):
             initial_alphabet=sorted(ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_lines(text), trainer)
+        lines = (line for document in _documents(text) for line in _lines(document))
+        tokenizer.train_from_iterator(lines, trainer)
         return cls(tokenizer.to_str(), f"bpe-{tokenizer.get_vocab_size()}")
 
     def encode(self, text: str) -> Encoding:
@@ -269,9 +366,7 @@ class BPETokenizer(PretrainedTokenizer):
         encodings = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
         ids = np.fromiter((i for e in encodings for i in e.ids), np.int32)
         last_byte = np.cumsum(self._bytes[ids])
-        # A character begins at each byte that doesn't continue one (10xxxxxx).
-        raw = np.frombuffer(text.encode(), np.uint8)
-        begun = np.cumsum((raw & 0xC0) != 0x80)
+        begun = _characters_begun(np.frombuffer(text.encode(), np.uint8))
         return Encoding(ids, begun[last_byte - 1])
 
     @cached_property
@@ -308,5 +403,6 @@ def _lines(text: str) -> Iterator[str]:
 
 
 _KINDS: dict[str, type[Tokenizer]] = {
-    cls.kind: cls for cls in (WordTokenizer, BPETokenizer, PretrainedTokenizer)
+    cls.kind: cls
+    for cls in (WordTokenizer, ByteTokenizer, CharTokenizer, BPETokenizer, PretrainedTokenizer)
 }

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from normlab.config import field, require
 from normlab.data import SPLITS
-from normlab.data.config import CORPORA
+from normlab.data.config import TextConfig
 from normlab.evaluation.protocols import protocols
 from normlab.parallel.distributed import HostsConfig
 from normlab.parallel.mesh import MeshConfig
@@ -16,21 +16,6 @@ from normlab.transforms import check, transforms
 REFERENCE = "fp32"
 """The column that Δ refers to; it is always run."""
 SOURCES = ("run", "pretrained", "runs")
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The text to be read, where it isn't the one that a run was trained on."""
-
-    corpus: str | None = field(
-        None,
-        f"one of {', '.join(CORPORA)}; null: a run's own, auto-raw for a pretrained model",
-    )
-    root: str | None = field(None, "folder that holds WikiText-2; else the variable NORMLAB_DATA")
-
-    def __post_init__(self) -> None:
-        if self.corpus is not None:
-            choice("corpus", self.corpus, CORPORA)
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,9 @@ class EvaluateConfig:
         "takes the place of the model's own; rescale:auto keeps the stream a factor of 4 from "
         "FP16's largest value",
     )
-    data: TextConfig = field(TextConfig, "the text to be read")
+    data: TextConfig = field(
+        TextConfig, "the text; unset: a run's own, auto-raw for a pretrained model"
+    )
     split: str = field("test", f"which part of the text: {', '.join(SPLITS)}")
     protocol: str | None = field(
         None,

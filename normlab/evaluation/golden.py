@@ -17,8 +17,9 @@ from flax import nnx
 from jax import Array
 
 from normlab.config import field, require
+from normlab.data.config import TextConfig
 from normlab.evaluation import reproduce
-from normlab.evaluation.config import EvaluateConfig, TextConfig
+from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.evaluator import Evaluator
 from normlab.evaluation.targets import TORCH, targets
 from normlab.evaluation.texts import Texts

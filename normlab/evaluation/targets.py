@@ -8,6 +8,7 @@ from typing import Any
 
 from normlab.config import build, require
 from normlab.data import DataConfig, Tokenizer, load_tokenizer
+from normlab.data.config import TextConfig
 from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.protocols import Protocol, protocols
 from normlab.model import ModelConfig
@@ -250,5 +251,7 @@ def _refuse_unless_norms_only(spec: str, config: EvaluateConfig) -> None:
 
 
 def _asked(own: DataConfig, config: EvaluateConfig) -> DataConfig:
-    given = {k: v for k, v in dataclasses.asdict(config.data).items() if v is not None}
-    return replace(own, **given)
+    """The text asked for, else the model's own; where WikiText-2 lies may be said by itself."""
+    asked = {f.name: getattr(config.data, f.name) for f in dataclasses.fields(TextConfig)}
+    root = config.data.root or own.root
+    return replace(own, **(asked if config.data.corpus else {}) | {"root": root})

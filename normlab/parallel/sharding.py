@@ -112,20 +112,21 @@ def put(name: str, x: Any) -> jax.Array:
     return _from_host(x, where) if isinstance(x, np.ndarray) else jax.device_put(x, where)
 
 
-def shard_batch(*arrays: np.ndarray) -> tuple[Any, ...]:
-    """A batch's arrays, each device given its part of the first axis; every process has them whole.
+def shard_batch(*arrays: Any) -> tuple[Any, ...]:
+    """A batch's arrays, each device given its part of the first axis.
 
-    Rows that `data` doesn't divide go to all devices.
+    Every process has them whole, or as something (`normlab.data.batches.Rows`) that reads the part
+    which is asked for. Rows that `data` doesn't divide go to all devices.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        return arrays
+        return tuple(map(np.asarray, arrays))
     whole = len(arrays[0]) % mesh.shape["data"] != 0
     where = NamedSharding(mesh, PartitionSpec() if whole else PartitionSpec("data"))
     return tuple(_from_host(a, where) for a in arrays)
 
 
-def _from_host(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+def _from_host(x: Any, where: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normlab.data.tokenizer import PretrainedTokenizer, library_errors
+from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.huggingface import read_json
 from normlab.pretrained.keys import Keys
 from normlab.pretrained.source import CheckpointError
@@ -43,6 +44,34 @@ CUTS = {
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
 }
+
+
+def open_tokenizer(spec: str) -> PretrainedTokenizer:
+    """A tokenizer by itself, to train a model with: nothing is put before a text.
+
+    Args:
+        spec: `FILE.json` (a tokenizer.json under any name), `hf:DIR` or `gguf:FILE`.
+
+    Raises:
+        CheckpointError: it can't be found or read.
+    """
+    kind, _, where = spec.partition(":")
+    path = Path(where if kind in ("hf", "gguf") else spec).expanduser()
+    if kind == "gguf":
+        made = from_metadata(GGUF(path).metadata, path.stem)
+    elif kind == "hf":
+        config = path / "config.json"
+        made = from_folder(path, read_json(config) if config.is_file() else {}, path.name)
+    else:
+        if not path.is_file():
+            raise CheckpointError(f"data.tokenizer = {spec}: no such file")
+        with library_errors(f"{path} can't be read", CheckpointError):
+            definition, note = _without_chance(path)
+            made = PretrainedTokenizer(definition, path.stem)
+            made.note = note
+    bare = PretrainedTokenizer(made.definition, made.name)
+    bare.note = made.note
+    return bare
 
 
 def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from normlab.report.runs import anchor
 from normlab.report.table import Entry, PageTable
 from normlab.results import Table
+from normlab.results.bits import BITS
 from normlab.results.summary import summary
 from normlab.results.table import Cell
 
@@ -15,7 +16,8 @@ def where(table: Table) -> str:
     h = table.head
     if h["dataset_title"] is None:
         return "not evaluated"
-    return f"{h['dataset_title']}, {h['split']} split, protocol {h['protocol']}"
+    said = f"{h['dataset_title']}, {h['split']} split, protocol {h['protocol']}"
+    return f"{said}, bits per byte" if table.reported == BITS else said
 
 
 def said(table: Table) -> str:
@@ -28,9 +30,10 @@ def said(table: Table) -> str:
 
 def page_table(table: Table) -> PageTable:
     """A row a model, the best first; a column a precision, and what tells the models apart."""
-    head = ["model", *table.precisions, *table.subject[1:3]]
+    words = slice(1, 4 if table.reported == BITS else 3)
+    head = ["model", *table.precisions, *table.subject[words]]
     rows = [
-        [subject[0], *(_entry(cells.get(p)) for p in table.precisions), *subject[1:3]]
+        [subject[0], *(_entry(cells.get(p)) for p in table.precisions), *subject[words]]
         for subject, cells in sorted(table.rows.items(), key=lambda row: _worth(row[1]))
     ]
     return PageTable.of(table.title, head, rows)

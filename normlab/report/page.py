@@ -8,6 +8,7 @@ from normlab.report import charts, models, provenance, ranges, runs
 from normlab.report.answer import answers
 from normlab.report.sources import Sources
 from normlab.results import tables
+from normlab.results.bits import bit_tables
 
 HERE = Path(__file__).parent
 
@@ -31,7 +32,10 @@ def page(sources: Sources, title: str) -> str:
         labels=labels,
         answers=answers(sources, labels),
         labelled=labelled,
-        tables=sorted(tables(labelled), key=lambda table: -len(table.rows)),
+        tables=[
+            *bit_tables(sources.records),
+            *sorted(tables(labelled), key=lambda table: -len(table.rows)),
+        ],
         models=models,
         best=runs.at_best_rates(sources.runs),
         runs=runs,

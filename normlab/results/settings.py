@@ -10,6 +10,11 @@ from normlab.results.record import Record
 RATE = "optimizer.lr"
 TYPED = ("norm", "placement", "optimizer")
 """Groups with a type, which has defaults of its own."""
+OF_A_TEXT = tuple(
+    f"data.{name}"
+    for name in ("path", "name", "config", "revision", "column", "rows", "streaming", "split")
+)
+"""How a text of one's own is found and cut: its corpus' name has a hash of what comes of it."""
 ELSEWHERE = (
     "run",
     "runs",
@@ -18,6 +23,7 @@ ELSEWHERE = (
     "tracking",
     "data.root",
     "data.cache",
+    *OF_A_TEXT,
     "imports",
     "allow_changed_source",
 )

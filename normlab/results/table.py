@@ -17,6 +17,12 @@ HEAD = (
     "dataset_title", "text_sha256", "split", "protocol", "protocol_version", "window",
     "max_windows", "tokenizer", "tokenizer_hash", "windows", "tokens_scored", "default_order",
 )  # fmt: skip
+KINDS = {
+    "perplexity": "Token perplexity",
+    "word_perplexity": "Word perplexity",
+    "bits_per_byte": "Bits per byte",
+}
+"""By what is reported how a table's title begins."""
 LEGEND = (
     "A column is the precision of norms' sums, with all else in float32, or the name of a "
     "datapath, which rounds every stage of a norm as it says. +RULE: norms' inputs are divided by "
@@ -115,6 +121,8 @@ def with_error(value: float, error: float, sign: str = "") -> str:
 class Table:
     """One text read in one way: perplexities of models (rows) in precisions (columns).
 
+    Or, of models with several tokenizers, their bits per byte (`normlab.results.bits`).
+
     Args:
         head: what all of it has in common, the fields `HEAD`.
         reported: which perplexity.
@@ -151,14 +159,17 @@ class Table:
         h = self.head
         if h["dataset_title"] is None:
             return "Not evaluated."
-        kind = "Word perplexity" if self.reported == "word_perplexity" else "Token perplexity"
+        kind = KINDS[self.reported]
         cut = f"first {h['max_windows']} windows" if h["max_windows"] else "all"
-        scored = "none" if h["tokens_scored"] is None else f"{h['tokens_scored']:,}"
+        if self.reported == "bits_per_byte":
+            scored = f"tokenizers {h['tokenizer']}, whose perplexities don't compare"
+        else:
+            tokens = "none" if h["tokens_scored"] is None else f"{h['tokens_scored']:,}"
+            scored = f"{tokens} tokens scored, tokenizer {h['tokenizer']}"
         return (
             f"{kind} on {h['dataset_title']}, {h['split']} split ({cut}). Protocol {h['protocol']} "
-            f"v{h['protocol_version']}, windows of {h['window']} tokens, {scored} tokens scored, "
-            f"tokenizer {h['tokenizer']}; sums are {h['default_order']} where a column names no "
-            "order."
+            f"v{h['protocol_version']}, windows of {h['window']} tokens, {scored}; "
+            f"sums are {h['default_order']} where a column names no order."
         )
 
     @property
@@ -203,13 +214,10 @@ def tables(records: Iterable[Record], precisions: Iterable[str] | None = None) -
     made = []
     for group in by_text(latest(records)):
         asked = tuple(dict.fromkeys(precisions or (r.precision for r in group)))
-        settings = _settings(group)
+        settings = row_settings(group)
         rows: dict[tuple[Any, ...], dict[str, Cell]] = {}
         for r in group:
-            config = of_run(r)
-            told = [shown(config[key]) if key in config else "" for key in settings]
-            subject = (r.model.name, r.model.norm or "", _placement(r.model), *told)
-            rows.setdefault(subject, {})[r.precision] = Cell.of(r)
+            rows.setdefault(subject(r, settings), {})[r.precision] = Cell.of(r)
         notes = {r.model.name: r.model.note for r in group if r.model.note}
         kind = group[0].text.reported
         made.append(Table(head(group[0]), kind, asked, rows, settings, notes))
@@ -230,13 +238,20 @@ def head(record: Record) -> dict[str, Any]:
     return {name: values[name] for name in HEAD}
 
 
+def subject(record: Record, settings: Iterable[str]) -> tuple[Any, ...]:
+    """What a row says of its model: `SUBJECT`, then a value for each of `settings`."""
+    config, model = of_run(record), record.model
+    told = [shown(config[key]) if key in config else "" for key in settings]
+    return (model.name, model.norm or "", _placement(model), *told)
+
+
 def _placement(model: ModelInfo) -> str:
     """The placement, and the sites that were added to it: "peri + norm_embed"."""
     added = [site for site in ADDED if model.placement_config.get(site)]
     return " + ".join([model.placement or "", *added])
 
 
-def _settings(records: Iterable[Record]) -> tuple[str, ...]:
+def row_settings(records: Iterable[Record]) -> tuple[str, ...]:
     """What tells the runs of one table apart beside norm and placement, the seed last."""
     named = [f"placement.{site}" for site in ADDED]
     found = [k for k in differing(map(of_run, records)) if decides(k) and k not in named]

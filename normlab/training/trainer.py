@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from normlab.config import to_dict
-from normlab.data import Batches, Tokenized, load_tokens
+from normlab.data import Batches, PretrainedTokenizer, Tokenized, load_tokens
 from normlab.data.unigram import unigram_loss
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.norms import NormConfig
@@ -91,7 +91,7 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
     """
     c = config
     _try_to_build(c.model, c.norm, c.placement, c.norm_at)
-    tokens = load_tokens(c.data) if c.init is None else start.tokens(c.init, c.data)
+    tokens = load_tokens(c.data, _opened) if c.init is None else start.tokens(c.init, c.data)
     run = Run(c.run or Path(c.runs) / run_name(to_dict(c), tokens.corpus.name))
 
     def check_here() -> None:
@@ -101,6 +101,12 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
 
     on_main_process(check_here)
     return run, tokens
+
+
+def _opened(tokenizer: str) -> PretrainedTokenizer:
+    from normlab.pretrained.tokenizer import open_tokenizer  # formats that few runs need
+
+    return open_tokenizer(tokenizer)
 
 
 @lru_cache(PROGRAMS)
@@ -239,7 +245,7 @@ class Trainer:
             if start < c.steps and self._enough():  # killed after the last validation
                 return "stopped early"
             for step in range(start, stop):
-                inputs, targets = shard_batch(*self.batches.at(step))
+                inputs, targets = shard_batch(*self.batches.rows(step))
                 if self.watch.due(step + 1):
                     self.watch.before(step + 1, self.layers.apart(self.params))
                 self.params, self.state, metrics = self.step(
@@ -355,9 +361,8 @@ def validation_windows(tokens: np.ndarray, config: TrainConfig) -> tuple[np.ndar
         raise ValueError(
             f"the validation split has {len(tokens)} tokens, fewer than one window = {width}"
         )
-    inputs = np.asarray(tokens[: count * width]).reshape(count, width)
-    targets = np.asarray(tokens[1 : count * width + 1]).reshape(count, width)
-    return inputs, targets
+    row = tokens[: count * width + 1].astype(np.int32)
+    return row[:-1].reshape(count, width), row[1:].reshape(count, width)
 
 
 def _sizes(params: Any) -> dict[str, dict[str, int]]:

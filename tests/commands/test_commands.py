@@ -44,11 +44,14 @@ del GROUPS["datapath"]  # which no command composes: tests/numerics/test_datapat
 
 TOGETHER = [[file for file in files if file] for files in zip_longest(*GROUPS.values())]
 """Of each group one."""
+NEEDED = {"text": ["data.path=FILE"], "hf": ["data.name=NAME"]}
+"""By a file's name what has to be said beside it."""
 
 
 @pytest.mark.parametrize("files", TOGETHER, ids=lambda files: " ".join(f.stem for f in files))
 def test_every_file_composes_to_what_it_says(files):
-    config = composed("train", *(f"{file.parent}={file.stem}" for file in files))
+    beside = [field for file in files for field in NEEDED.get(file.stem, [])]
+    config = composed("train", *(f"{file.parent}={file.stem}" for file in files), *beside)
     for file in files:
         chosen = yaml.safe_load((CONFIGS / file).read_text())
         chosen.pop("defaults", None)
@@ -110,7 +113,7 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("optimizer.lr=fast", "optimizer.lr = 'fast': expected float, got str"),
         ("model.heads=3", "model.width = 128 is not divisible by model.heads = 3"),
         ("window=99999", "window = 99999 tokens is longer than model.max_length"),
-        ("data=wikitext3", "unknown data 'wikitext3'. Did you mean 'wikitext2'"),
+        ("data=wikitex2", "unknown data 'wikitex2'. Did you mean 'wikitext2'"),
         (
             "optimizer=adam",
             "unknown optimizer 'adam'. Did you mean 'adamw'? Known: adafactor, adam",
@@ -120,6 +123,10 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ('norm="rmsnorm', "'norm=\"rmsnorm\"'"),
         ("run=é", "'run=\"é\"'"),
         ("run=a#1", "'run=\"a#1\"'"),
+        ("data=a/b.txt", "data=a/b.txt: a text of your own is data=text data.path=a/b.txt"),
+        ("data=c.jsonl.gz", "a text of your own is data=text data.path=c.jsonl.gz"),
+        ("data=text", "data.path = None: expected a place to read from, data=text data.path=FILE|"),
+        ("data.path=c.txt", "data.path = c.txt means nothing to data=auto: expected data=text"),
         ("steps", "'steps': expected FIELD=VALUE without spaces, or a verb; --help"),
         ("--steps", "--steps: fields are written without dashes: steps=VALUE"),
         ("--eval-every=5", "without dashes: eval_every=VALUE"),

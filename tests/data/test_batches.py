@@ -81,3 +81,26 @@ def test_reads_a_memory_mapped_split(tmp_path):
     batch = Batches(mapped, 2, 8, seed=3).at(2)
     np.testing.assert_array_equal(batch.inputs, Batches(counting(100), 2, 8, seed=3).at(2).inputs)
     assert not isinstance(batch.inputs, np.memmap)
+
+
+def test_of_rows_only_the_part_that_is_asked_for_is_read():
+    class Spy:
+        def __init__(self, tokens):
+            self.tokens, self.read = tokens, set()
+
+        def __len__(self):
+            return len(self.tokens)
+
+        def __getitem__(self, places):
+            self.read |= set(places.ravel().tolist())
+            return self.tokens[places]
+
+    spy = Spy(counting(500).astype(np.uint16))
+    batches = Batches(spy, 4, 8, seed=5)
+    whole = Batches(counting(500), 4, 8, seed=5).at(3)
+    inputs, targets = batches.rows(3)
+    assert (inputs.shape, len(inputs), spy.read) == ((4, 8), 4, set())
+    np.testing.assert_array_equal(inputs[slice(2, 4), slice(None)], whole.inputs[2:4])
+    np.testing.assert_array_equal(targets[1:3, 2:5], whole.targets[1:3, 2:5])
+    assert spy.read == {*whole.inputs[2:4].ravel().tolist(), *whole.targets[1:3].ravel().tolist()}
+    assert np.asarray(inputs).dtype == np.int32

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from normlab.data import (
     BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
     PretrainedTokenizer,
     TokenizerDamagedError,
     WordTokenizer,
@@ -203,3 +205,43 @@ def test_wikitext_comes_back_exactly(tmp_path):
     word = WordTokenizer.train(text)
     assert word.decode(word.encode(text).ids) == text
     assert BPE.decode(BPE.encode(text).ids) == text
+
+
+# --- bytes and characters
+
+
+@given(ANY)
+def test_bytes_and_characters_give_any_text_back_and_end_where_they_end(text):
+    ids, ends = (bytes_ := ByteTokenizer()).encode(text)
+    assert bytes(ids.tolist()) == text.encode()
+    assert bytes_.decode(ids) == text
+    assert [i for i, c in enumerate(text, 1) for _ in c.encode()] == ends.tolist()
+    chars = CharTokenizer.train([text, "a"])
+    assert chars.decode(chars.encode(text).ids) == text
+    assert chars.encode(text).ends.tolist() == list(range(1, len(text) + 1))
+    assert chars.vocab_size == len({*text, "a"}) + 1
+
+
+def test_a_character_that_was_never_seen_is_token_0():
+    chars = CharTokenizer.train("ba")
+    assert chars.encode("abcA").ids.tolist() == [1, 2, 0, 0]
+    assert chars.decode([1, 0]) == "a�"
+    with pytest.raises(ValueError, match="characters: expected each once"):
+        CharTokenizer("aa")
+
+
+@pytest.mark.parametrize("made", [ByteTokenizer(), CharTokenizer.train("a\r\n é🙂"), WORD, BPE])
+def test_each_comes_back_as_it_was_saved_and_encodes_texts_apart(made, tmp_path):
+    made.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.hash, again.name, again.vocab_size) == (made.hash, made.name, made.vocab_size)
+    texts = ["a é", "", "🙂\na"]
+    for text, ids in zip(texts, again.encode_each(texts), strict=True):
+        assert ids.tolist() == made.encode(text).ids.tolist()
+
+
+def test_documents_and_one_text_train_alike():
+    halves = [TEXT[: TEXT.index("\n", 30_000) + 1], TEXT[TEXT.index("\n", 30_000) + 1 :]]
+    assert WordTokenizer.train(halves).hash == WORD.hash
+    assert CharTokenizer.train(iter(halves)).hash == CharTokenizer.train(TEXT).hash
+    assert BPETokenizer.train(iter(halves), 600).hash == BPE.hash

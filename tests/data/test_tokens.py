@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from normlab.data import (
+    Batches,
+    ByteTokenizer,
     Corpus,
     CorpusUnavailableError,
     DataConfig,
     Tokenized,
     WordTokenizer,
     load_tokens,
+    shards,
 )
 from normlab.data import tokens as tokens_file
 
@@ -117,6 +120,74 @@ def test_words_that_are_not_as_many_as_published_are_refused(tmp_path):
     forged = Corpus("wikitext2", "?", "?", lambda split: "a b\n")
     with pytest.raises(ValueError, match=r"3 words, expected 217,646"):
         Tokenized(forged, WordTokenizer.train("a b\n"), tmp_path).split("valid")
+
+
+def of_file(tmp_path, text=None, **settings):
+    """The tokens of a file of 200 documents, or of this text."""
+    file = tmp_path / "own.txt"
+    if text is not None:
+        file.write_text(text)
+    elif not file.exists():
+        file.write_text("".join(f"document {i}\n\n" for i in range(200)))
+    given = {"corpus": "text", "path": str(file), "cache": str(tmp_path / "cache")}
+    return load_tokens(DataConfig(**given | {"tokenizer": "byte"} | settings))
+
+
+@pytest.mark.parametrize("settings", [{"tokenizer": "bpe", "vocab_size": 280}, {}])
+def test_a_text_of_documents_is_their_tokens_one_after_another(settings, tmp_path):
+    tokens = of_file(tmp_path, **settings)
+    for split in ("train", "valid", "test"):
+        ids = tokens.split(split)
+        assert ids.dtype == np.uint16
+        assert tokens.tokenizer.decode(ids) == tokens.corpus.text(split)
+    assert tokens.tokenizer.decode(Batches(ids, 1, 5, 0).at(3).inputs[0]) in tokens.corpus.text(
+        split
+    )
+
+
+def test_an_interrupted_text_goes_on_and_a_changed_one_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    whole = of_file(tmp_path / "other")
+    monkeypatch.setattr(shards, "BATCH", 100)
+    monkeypatch.setattr(shards, "PART", 400)
+    encoded, encode = [], ByteTokenizer.encode_each
+
+    def mortal(self, texts):
+        encoded.append(len(texts))
+        if len(encoded) == 12:
+            raise KeyboardInterrupt
+        return encode(self, texts)
+
+    monkeypatch.setattr(ByteTokenizer, "encode_each", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        of_file(tmp_path).split("train")
+    file = tmp_path / "own.txt"
+    before = file.read_text()
+    with pytest.raises(ValueError, match=r"own.txt train has changed since its tokenization began"):
+        of_file(tmp_path, text=before.replace("document 7\n", "document x\n")).split("train")
+    ids = of_file(tmp_path, text=before).split("train")
+    assert encoded[12] < 12
+    assert sum(encoded[12:]) < 180
+    monkeypatch.undo()
+    np.testing.assert_array_equal(ids, whole.split("train"))
+    assert not list((tmp_path / "cache" / "unfinished").iterdir())
+    assert len(entries(tmp_path / "cache", "tokens")) == 1
+
+
+def test_merges_are_learned_from_the_first_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens_file, "LEARNED_FROM", 1000)
+    text = "".join(f"first {i}\n\n" for i in range(300)) + "zzzzzzzz\n\n" * 300
+    tokenizer = of_file(tmp_path, text=text, tokenizer="bpe", vocab_size=280).tokenizer
+    assert tokenizer.encode("zz").ids.tolist() == 2 * tokenizer.encode("z").ids.tolist()
+    assert len(tokenizer.encode("first").ids) == 1
+
+
+def test_a_tokenizer_of_elsewhere_is_opened_by_who_can(tmp_path):
+    tokens = of_file(tmp_path, tokenizer="byte")
+    config = DataConfig(corpus="embedded", cache=str(tmp_path), tokenizer="hf:DIR")
+    assert load_tokens(config, {"hf:DIR": tokens.tokenizer}.get).tokenizer is tokens.tokenizer
+    with pytest.raises(ValueError, match="hf:DIR: no opener was given"):
+        load_tokens(config)
 
 
 @pytest.mark.system

@@ -8,8 +8,9 @@ import types
 import pytest
 
 from normlab import pretrained
+from normlab.data.config import TextConfig
 from normlab.evaluation import evaluate
-from normlab.evaluation.config import EvaluateConfig, TextConfig
+from normlab.evaluation.config import EvaluateConfig
 from normlab.evaluation.targets import targets
 from normlab.evaluation.texts import Texts
 from normlab.model import ModelConfig
@@ -197,3 +198,19 @@ def test_of_a_run_without_a_tokenizer_no_text_is_looked_up(run, tmp_path, monkey
     monkeypatch.setattr("normlab.evaluation.texts.load_corpus", None)
     (record,) = evaluate(config(runs=str(run.directory.parent), out=str(tmp_path / "out")))
     assert record.status == "failed: refused"
+
+
+def test_a_text_that_is_asked_for_takes_the_place_of_the_runs_own(tmp_path):
+    """Fields that only the run's own text has don't stay behind; where WikiText-2 lies does."""
+    run = made_run(tmp_path / "run")
+    own = {"corpus": "text", "path": "a.txt", "column": "body", "root": "R"}
+    values = run.read("config.yaml")
+    run.write("config.yaml", values | {"data": values["data"] | own})
+
+    def data(**fields):
+        (target,) = targets(config(run=str(run.directory), data=TextConfig(**fields)))
+        return target.data.corpus, target.data.path, target.data.column, target.data.root
+
+    assert data() == ("text", "a.txt", "body", "R")
+    assert data(corpus="embedded") == ("embedded", None, None, "R")
+    assert data(corpus="text", path="b.txt", root="S") == ("text", "b.txt", None, "S")

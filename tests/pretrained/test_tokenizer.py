@@ -5,14 +5,16 @@ import json
 import logging
 import math
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.data import load_tokenizer
+from normlab.pretrained import tokenizer as tokenizer_file
 from normlab.pretrained.source import CheckpointError
-from normlab.pretrained.tokenizer import from_folder, from_metadata
+from normlab.pretrained.tokenizer import from_folder, from_metadata, open_tokenizer
 from tests.support.small_checkpoints import letters, write_tokenizer
 
 PIECES = ["▁", "a", "b", "c", "ab", "▁a", "bc", "abc", "▁ab", "aa", "\n"]
@@ -373,3 +375,22 @@ def test_a_text_that_a_tokenizer_cannot_read_is_an_error_that_names_it(tmp_path)
     made = from_folder(tmp_path, {}, "t")
     with pytest.raises(ValueError, match="the tokenizer of t can't read the text: .*UNK"):
         made.encode("b")
+
+
+def test_a_tokenizer_by_itself_puts_nothing_before_a_text(tmp_path):
+    with_template(tmp_path)
+    folder = open_tokenizer(f"hf:{tmp_path}")
+    file = open_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert folder.definition == file.definition
+    assert (folder.bos, folder.prefix, file.name) == (None, None, "tokenizer")
+    assert file.decode(file.encode("ab 12").ids) == "ab 12"
+    for missing in (tmp_path / "no.json", f"hf:{tmp_path}/no", f"gguf:{tmp_path}/no"):
+        with pytest.raises(CheckpointError, match="no"):
+            open_tokenizer(str(missing))
+
+
+def test_of_a_gguf_file_the_tokenizer_alone_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_file, "GGUF", lambda path: SimpleNamespace(metadata=BPE))
+    made = open_tokenizer(f"gguf:{tmp_path}/small.gguf")
+    assert (made.name, made.bos) == ("small", None)
+    assert made.encode(" ab").ids.tolist() == from_metadata(BPE, "x").encode(" ab").ids.tolist()

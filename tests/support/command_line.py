@@ -8,6 +8,7 @@ from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -56,9 +57,13 @@ def _evaluate_values():
 
 
 def evaluation(*arguments):
-    """What `python -m evaluate arguments` is told, Hydra's grammar included; it has no groups."""
+    """What `python -m evaluate arguments` is told, Hydra's grammar and its group included."""
     given = copy.deepcopy(_evaluate_values())
     for override in OverridesParser.create().parse_overrides(list(arguments)):
+        if override.key_or_group == "data":
+            file = CONFIGS / "data" / f"{override.value()}.yaml"
+            given["data"] |= yaml.safe_load(file.read_text(encoding="utf-8"))
+            continue
         *groups, name = override.key_or_group.split(".")
         place = given
         for group in groups:

@@ -36,6 +36,7 @@ SMALLEST = {
     "sweep_speed": "REPOSITORY --python PYTHON --out OUT/a.json --sweep model=tiny model.layers=1 "
     "model.width=16 data=embedded data.vocab_size=260 seed=0,1 steps=2 batch=2 window=8 "
     "optimizer.warmup=0 eval_every=1 eval_windows=2 log_every=1",
+    "tokenization": "--speed 0.1 --memory 0.1 --vocabulary 300 --rounds 1 --out OUT/a.json",
     "train_speed": f"{SHAPE} --square 4 --out OUT/a.json",
     "watch_cost": f"{SHAPE} --out OUT/a.json",
 }

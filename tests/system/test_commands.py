@@ -14,6 +14,7 @@ import yaml
 
 from normlab.evaluation.config import EvaluateConfig
 from normlab.results.record import GOOD
+from normlab.results.settings import OF_A_TEXT
 from normlab.runs.run import Run, is_run
 from normlab.training.trainer import train
 from tests.conftest import TINY
@@ -42,11 +43,18 @@ def first(experiment: str) -> dict[str, str]:
     return {key: str(values).split(",")[0] for key, values in swept.items()}
 
 
+def own_text(given: dict[str, str]) -> dict[str, str]:
+    """A text of one's own, as a command names it, where it lies here."""
+    named = {"text": "data.path", "hf": "data.name", "wikitext103": "data.name"}
+    kind = given.get("data", "")
+    return {"data": kind, named[kind]: "HOME/texts"} if kind in named else {}
+
+
 def has_words(given: dict[str, str]) -> bool:
-    """Whether a run's tokens are words, to which a size of vocabulary means nothing."""
+    """Whether a run's vocabulary isn't merges, so that a size of it means nothing."""
     experiment = settings(given["experiment"]) if "experiment" in given else {}
     by_experiment = experiment.get("data", {}).get("tokenizer")
-    return given.get("data.tokenizer", by_experiment) == "word"
+    return given.get("data.tokenizer", by_experiment) not in ("bpe", None)
 
 
 def small(command: tuple[str, ...]) -> tuple[str, ...]:
@@ -56,7 +64,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
     verb = flags[0] if flags and flags[0].isalpha() else None
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     if app == "train" and verb is None and "--help" not in flags:
-        swept = first(given["experiment"]) if "experiment" in given else {}
+        swept, text = first(given["experiment"]) if "experiment" in given else {}, own_text(given)
+        given = {k: v for k, v in given.items() if k not in OF_A_TEXT}
         given = swept | given | TRAIN | {"runs": "HOME/made"}
         given.pop("run", None)
         if has_words(given):
@@ -64,12 +73,16 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         if "init" in given:  # which brings the shape
             given = {k: v for k, v in given.items() if not k.startswith("model.")}
             given["init"] = "hf:HOME/hf"
+        given |= text
         if given.get("norm") == "rmsnorm,mediannorm":  # the one that the page adds
             given |= {"norm": "rmsnorm,layernorm", "seed": "0,1"}
     elif app == "evaluate" and verb is None and given:
         given.setdefault("precision", f"[{','.join(EvaluateConfig().precision)}]")
         places = {"run": "HOME/run", "runs": "HOME/runs", "pretrained": "hf:HOME/hf"}
         given |= {k: v for k, v in places.items() if k in given} | EVALUATE | {"out": "HOME/out"}
+        if text := own_text(given):
+            given |= text | {"out": "HOME/of_text"}
+            given.pop("data.corpus")
     elif verb == "ranges":
         given |= {"pretrained": "hf:HOME/hf", "out": "HOME/ranges"} | EVALUATE
     elif verb == "plan":
@@ -90,6 +103,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         flags, given = ["probe", "flax.nnx:RMSNorm"], given | {"d": 16}
     elif verb == "remove":
         given |= {"run": "HOME/run", "steps": 1, "out": "HOME/removed"}
+    if given.get("data.tokenizer") == "hf:DIR":
+        given["data.tokenizer"] = "hf:HOME/hf"
     last = sorted(given, key=lambda name: (name == "precision", name))
     return (flags_of_xla, "-m", app, *flags, *(f"{name}={given[name]}" for name in last))
 
@@ -137,6 +152,9 @@ def home(tmp_path_factory):
     train(tiny_config(folder / "runs", **fields))
     write_folder(folder / "hf", CONFIGS["llama"], tensors("llama"))
     bpe("gpt-2", 2).save(str(folder / "hf" / "tokenizer.json"))  # a GGUF file wants merges
+    (folder / "texts").mkdir()
+    text = "".join(f"Document {i} has some words of its own.\n\n" for i in range(400))
+    (folder / "texts" / "notes.txt").write_text(text)
     run(["", "-m", "evaluate", "run=HOME/run", "out=HOME/out"], folder)
     return folder
 

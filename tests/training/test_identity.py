@@ -84,6 +84,10 @@ def test_what_a_number_depends_on_is_in_the_name_of_its_run():
         return identity(to_dict(tiny_config(runs, **fields)), corpus)
 
     assert told() == told(runs="elsewhere", log_every=7)
+    own = {"corpus": "text", "vocab_size": 300}
+    here, there = (told("notes-1a2b", data=own | {"path": path}) for path in ("a.txt", "b/a.txt"))
+    assert here == there  # the corpus' name has the hash of its content
+    assert here != told("notes-3c4d", data=own | {"path": "a.txt"})
     assert told() != told(corpus="wikitext2")
     assert told() != told(seed=1)
     assert told() != told(norm={"type": "rmsnorm", "eps": 1e-6})
