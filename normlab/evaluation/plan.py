@@ -19,6 +19,7 @@ from normlab.evaluation.store import RecordStore
 from normlab.evaluation.targets import targets
 from normlab.evaluation.texts import Texts
 from normlab.norms.sites import with_statistic
+from normlab.pretrained.families import families
 from normlab.progress import Progress, console
 from normlab.results.column import Column
 from normlab.results.plan import Plan, Rise
@@ -178,7 +179,7 @@ def _plan(evaluator: Evaluator, config: PlanConfig, column: Column, store: Recor
     return Plan(
         model=name,
         column=str(column),
-        family=evaluator.lm.facts.get("family"),
+        modules=_modules(evaluator.lm.facts.get("family"), kept),
         budget=config.budget,
         sites=sites,
         keep_fp32=kept,
@@ -189,3 +190,11 @@ def _plan(evaluator: Evaluator, config: PlanConfig, column: Column, store: Recor
         before=confirmed[asked[1]],
         after=confirmed[asked[2]],
     )
+
+
+def _modules(family: str | None, sites: Sequence[str]) -> list[str]:
+    """Norms by the ends of their names in Hugging Face's models; none of what has no family."""
+    if family is None:
+        return []
+    names = families[family].folder
+    return list(dict.fromkeys(names.module(site) for site in sites))

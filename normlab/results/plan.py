@@ -35,7 +35,7 @@ class Plan:
     Args:
         model: its name.
         column: what was planned for, no site kept.
-        family: of a pretrained model; None of a run.
+        modules: the kept norms by the ends of their names in Hugging Face's models; none of a run.
         budget: how far perplexity may be from that of fp32, as a share of it.
         sites: all of them.
         keep_fp32: those that stay.
@@ -48,7 +48,7 @@ class Plan:
 
     model: str
     column: str
-    family: str | None
+    modules: list[str]
     budget: float
     sites: list[str]
     keep_fp32: list[str]
@@ -70,23 +70,13 @@ class Plan:
         return abs(_share(self.after)) <= self.budget
 
     @property
-    def modules(self) -> list[str]:
-        """The kept norms by the ends of their names in Hugging Face's models."""
-        if self.family is None:
-            return []
-        from normlab.pretrained.families import families  # reads formats that results don't need
-
-        names = families[self.family].folder
-        return list(dict.fromkeys(names.module(site) for site in self.keep_fp32))
-
-    @property
     def nodes(self) -> list[str]:
         """Patterns of the kept norms' nodes in a graph that torch.onnx.export traced."""
         return [f"*/{_scope(module)}/*" for module in self.modules]
 
     def told(self) -> dict[str, Any]:
         """For plan.json."""
-        values = asdict(self) | {"modules": self.modules, "onnx_nodes": self.nodes}
+        values = asdict(self) | {"onnx_nodes": self.nodes}
         values["alone"] = {site: rise._asdict() for site, rise in self.alone.items()}
         values["search"] = self.search._asdict()
         values["chosen"], values["confirmed"] = self.chosen, self.confirmed
