@@ -117,7 +117,7 @@ def main() -> None:
         lost = row["first_not_finite"]
         first = f"   first not finite: {lost}" if lost else ""
         print(f"{row['pass']:36} {row['perplexity']:10.4f} {100 * row['share']:+9.4f} %{first}")
-    keep(asked.keep, {"model": asked.model, "enlarge": asked.enlarge, "rows": rows} | told)
+    keep({"model": asked.model, "enlarge": asked.enlarge, "rows": rows} | told, asked.keep)
 
 
 if __name__ == "__main__":

@@ -122,9 +122,31 @@ for r in side_by_side[1:]:
 Markdown("\n".join(lines))
 
 # %% [markdown]
+# ## Take it along
+#
+# The scales leave as a directory for `transformers`: the model, and beside it `scales.json` with s and ε/s² for each
+# norm, by its module's name. `apply_scales.py` needs PyTorch alone and computes the scaled norms in real FP16.
+
+# %%
+from pathlib import Path
+
+from normlab.evaluation.export import ExportConfig, write
+
+folder = Path(tempfile.mkdtemp()) / "exported"
+_, card = write(
+    ExportConfig(
+        pretrained=MODEL, rule="slanc.pow2", max_windows=2, window=WINDOW, out=str(folder)
+    ),
+    "notebooks/slanc.py",
+)
+print(card.table())
+sorted(path.name for path in folder.iterdir())
+
+# %% [markdown]
 # The same from the command line:
 #
 # ```
+# python -m evaluate export pretrained=smollm2-135m rule=slanc.pow2 out=exported/smollm2
 # python -m evaluate pretrained=smollm2-135m precision=[fp32,fp16:pairwise,fp16:pairwise+slanc] out=results/smol
 # python -m evaluate figures results/smol
 # ```

@@ -56,7 +56,7 @@ def test_a_directory_is_written_whole_or_not_at_all(spec, tmp_path, monkeypatch)
         (["format=gguf", "dtype=bfloat16"], "unknown dtype 'bfloat16'. Did you mean 'float16'?"),
         (["rule=random_token"], "unknown scale rule 'random_token'. Did you mean 'random_tokens'?"),
         (["rule=slanc", "datapath=ane-fp16"], "ane-fp16: its mirrored is not computed by apply_sc"),
-        (["keep=[norm_final]"], r"keep = \('norm_final',\): expected rule= beside it, such as"),
+        (["keep_fp32=[norm_final]"], r"keep_fp32 = \('norm_final',\): expected rule= beside it"),
         (["datapath=fp16"], "datapath = fp16: expected rule= beside it"),
         (["max_windows=0"], "max_windows = 0: expected a whole number"),
         (["trasform=fold"], "unknown key of the config 'trasform'. Did you mean 'transform'?"),

@@ -25,6 +25,7 @@ SMALLEST = {
     "encoder_scales": "--model hf:BERT --windows 1 --length 16 --out OUT/a.json",
     "evaluation_speed": "--batch 1 --length 8 --rounds 1 --out OUT/a.json",
     "gpu_code": "--out OUT/a.json",
+    "half_proof": "hf:LLAMA --windows 1 --window 8 --enlarge 4 --out OUT",
     "kernels": "--only flax_rmsnorm --d 16 --out OUT",
     "large_model": "--layers 1 --window 8 --divide 32 --out OUT/a.json",
     "numerics_error": "--rows ROWS --out OUT",
@@ -42,6 +43,7 @@ SMALLEST = {
 }
 NEEDS = {
     "evaluation_speed": "transformers",
+    "half_proof": "transformers",
     "gpu_code": "jax_plugins",
     "step_parts": "nanogpt",
     "train_speed": "torch",
