@@ -29,6 +29,11 @@ class EvaluateConfig:
         "which PyTorch computes all but the norms",
     )
     runs: str | None = field(None, "a directory of run directories: each is a row of the table")
+    checkpoints: str = field(
+        "best",
+        "of a run: best, by validation; or all, every one that is kept (train keep_every=N), each "
+        "a row: when FP16 begins to do harm",
+    )
     precision: tuple[str, ...] = field(
         ("fp32", "fp16", "fp16+slanc"),
         "columns of the table: in what norms' sums are made, each FORMAT[:ORDER][+RULE], such as "
@@ -102,6 +107,7 @@ class EvaluateConfig:
         for text in self.transform:
             check(text)
         choice("split", self.split, SPLITS)
+        choice("checkpoints", self.checkpoints, ("best", "all"))
         if self.protocol is not None:
             choice("protocol", self.protocol, protocols)
         for name in ("max_windows", "batch", "calibration_windows"):

@@ -20,7 +20,7 @@ from normlab.registry import choice
 from normlab.results.record import GOOD, OK
 from normlab.results.settings import flattened, method_name
 from normlab.runs import sources
-from normlab.runs.run import Run, is_run, load, open_run
+from normlab.runs.run import Run, is_run, load, open_run, steps
 from normlab.transforms import NOTHING, Chain, parse
 
 UNREADABLE = "unreadable: "
@@ -89,9 +89,9 @@ def targets(config: EvaluateConfig) -> list[EvalTarget]:
     """
     source = config.source
     if source == "run":
-        found = [_run(open_run(str(config.run)), config)]
+        found = _rows(open_run(str(config.run)), config)
     elif source == "runs":
-        found = [_run(run, config) for run in _runs(Path(str(config.runs)))]
+        found = [row for run in _runs(Path(str(config.runs))) for row in _rows(run, config)]
         _refuse_unless_one_is_readable(found, config)
         if config.compare_to is not None:
             methods = {method_name(flattened(t.config)) for t in found if t.config}
@@ -143,15 +143,19 @@ def _elsewhere(directory: Path) -> str:
     return " (one has a config.yaml, which `python -m train` writes); for a single run say run=DIR"
 
 
-def _run(run: Run, config: EvaluateConfig) -> EvalTarget:
-    """A run; of many, one whose papers can't be read is a row with what there is of them."""
-    row = EvalTarget(run.directory.name, OK, DataConfig(), 0, lambda: load(run.directory), None)
+def _run(run: Run, config: EvaluateConfig, step: int | None = None) -> EvalTarget:
+    """A run; of many, one whose papers can't be read is a row with what there is of them.
+
+    Of a checkpoint that is named by its step the row's name says so.
+    """
+    name = run.directory.name if step is None else f"{run.directory.name} (step {step})"
+    row = EvalTarget(name, OK, DataConfig(), 0, lambda: load(run.directory, step), None)
     try:
         row = replace(row, config=_config(run))
         row = replace(row, status=_status(run, config))
         if row.status == OK:
             changed = sources.check(run, config.allow_changed_source)
-            row = replace(row, load=lambda: _load(run, changed))
+            row = replace(row, load=lambda: _load(run, changed, step))
         model = build(ModelConfig, row.config["model"], "model.")
         build(NormConfig, row.config["norm"], "norm.")  # its type may have left since
         data = _asked(build(DataConfig, row.config["data"], "data."), config)
@@ -173,9 +177,18 @@ def _run(run: Run, config: EvaluateConfig) -> EvalTarget:
     return row
 
 
-def _load(run: Run, changed: list[str]) -> LanguageModel:
-    lm = load(run.directory)
-    return replace(lm, facts=lm.facts | {"changed_source": changed}) if changed else lm
+def _load(run: Run, changed: list[str], step: int | None) -> LanguageModel:
+    lm = load(run.directory, step)
+    told = {"changed_source": changed} if changed else {}
+    return replace(lm, facts=lm.facts | told | ({"checkpoints": "all"} if step is not None else {}))
+
+
+def _rows(run: Run, config: EvaluateConfig) -> list[EvalTarget]:
+    """A run at its best checkpoint, or at each that is kept."""
+    row = _run(run, config)
+    if config.checkpoints == "best" or row.status != OK:
+        return [row]
+    return [_run(run, config, step) for step in steps(run)]
 
 
 def _config(run: Run) -> dict[str, Any]:

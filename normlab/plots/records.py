@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normlab.plots.checkpoints import COLUMNS as COLUMNS_OVER_TIME
+from normlab.plots.checkpoints import checkpoints_figure, narrow, of_checkpoints
 from normlab.plots.delta import COLUMNS, delta_figure
 from normlab.plots.models import MODELS, models_figure
 from normlab.plots.scales import scales_figure, site_norms
@@ -27,6 +29,7 @@ def record_figures(records: Sequence[Record], out: Path, each: bool = False) -> 
     For each text `…-models`, where there are several: their perplexities, what each column costs,
     how large their rows are. For one model, and with `each` for every one: `…-delta`, what each
     column costs; for each column with a scale rule `…-scales`; for each column but fp32 `…-sums`.
+    Of every checkpoint of some runs one figure, `…-checkpoints`.
     What doesn't compare and yet has one name (two texts, two tokenizers) is told apart by a number.
 
     Args:
@@ -47,7 +50,11 @@ def record_figures(records: Sequence[Record], out: Path, each: bool = False) -> 
 
     written = []
     for alike in by_text(good):
-        base, models = _text(alike[0].text), _by_model(alike)
+        base = _text(alike[0].text)
+        if every := of_checkpoints(alike):
+            for name, part in pages(f"{own(base)}-checkpoints", narrow(every), COLUMNS_OVER_TIME):
+                written += save(checkpoints_figure(every, part), out / name)
+        models = _by_model([r for r in alike if r not in every])
         if len(models) > 1:
             for name, part in pages(f"{own(base)}-models", list(models), MODELS):
                 written += save(models_figure({m: models[m] for m in part}), out / name)

@@ -20,6 +20,7 @@ ELSEWHERE = (
     "runs",
     "log_every",
     "diagnostics_every",
+    "keep_every",
     "tracking",
     "data.root",
     "data.cache",

@@ -103,11 +103,12 @@ def groups(records: Iterable[Record]) -> list[Group]:
     """The records of training runs by config, as they come; pretrained models have no seed.
 
     Of two records of one seed and precision the later one counts: a run made twice is one run.
+    Records of every checkpoint of a run are left out: they are no seeds.
     """
     found: dict[str, Group] = {}
     for record in records:
         config = record.model.facts.get("config")
-        if config is None:
+        if config is None or record.model.facts.get("checkpoints"):
             continue
         corpus = (record.model.facts.get("training_provenance") or {}).get("corpus") or {}
         flat = identity(config, corpus.get("name")) | {"transform": record.model.transform}

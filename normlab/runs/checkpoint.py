@@ -84,6 +84,7 @@ class Checkpoints:
 
     Args:
         directory: made where it isn't there.
+        keep_every: those of each so many steps are kept as well.
         writer: this process trains here, sweeps away what a killed one left half-written, and sets
             aside what can't even be listed (`set_aside_first`). A reader must not: what it finds
             half-written may be another process's save.
@@ -92,9 +93,10 @@ class Checkpoints:
         CorruptCheckpointError: to a reader, the metrics of one can't be read.
     """
 
-    def __init__(self, directory: Path, writer: bool = False):
+    def __init__(self, directory: Path, writer: bool = False, keep_every: int | None = None):
         patch()
-        keep = [_policies.LatestN(2), _KeepBest()]
+        keep: list[Any] = [_policies.LatestN(2), _KeepBest()]
+        keep += [_policies.EveryNSteps(keep_every)] if keep_every else []
         self._directory = directory.resolve()
         self._writer = writer
         self._saving: Any = None

@@ -193,8 +193,18 @@ def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
     )
 
 
-def load(directory: str | Path) -> LanguageModel:
+def steps(run: Run) -> list[int]:
+    """Steps of the checkpoints that are kept, the earliest first."""
+    with Checkpoints(run["checkpoints"]) as checkpoints:
+        return checkpoints.steps()[::-1]
+
+
+def load(directory: str | Path, step: int | None = None) -> LanguageModel:
     """The model of a run at its best validation point.
+
+    Args:
+        directory: of the run.
+        step: of another checkpoint.
 
     Raises:
         FileNotFoundError: no run there, or one without a checkpoint yet.
@@ -206,7 +216,7 @@ def load(directory: str | Path) -> LanguageModel:
     shape = nnx.eval_shape(lambda: build_model(config, tokenizer.vocab_size))
     graphdef, params = nnx.split(shape)
     with Checkpoints(run["checkpoints"]) as checkpoints:
-        step = checkpoints.best()
+        step = checkpoints.best() if step is None else step
         if step is None:
             raise FileNotFoundError(f"{run.directory} has no checkpoint yet")
         saved_as = renamed.older_name if run.is_older else str

@@ -54,6 +54,9 @@ class TrainConfig:
     window: int = field(256, "tokens in a sequence")
     seed: int = field(0, "of initial weights, order of the text, and dropout")
     eval_every: int = field(100, "steps between validations; each one saves a checkpoint")
+    keep_every: int | None = field(
+        None, "keep the checkpoint of each so many steps too; null: the two newest and the best"
+    )
     eval_windows: int | None = field(
         64, "validation windows, cut to whole batches; null: all there are, cut so too"
     )
@@ -78,9 +81,15 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "window", "eval_every", "log_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
-        for name in ("eval_windows", "patience", "diagnostics_every"):
+        for name in ("keep_every", "eval_windows", "patience", "diagnostics_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} = {value}: expected null or a number ≥ 1")
+        every = self.keep_every or self.eval_every
+        require(
+            every % self.eval_every == 0,
+            f"keep_every = {every}: expected a multiple of eval_every = {self.eval_every}, for "
+            "validations save checkpoints",
+        )
         for name in self.tracking:
             choice("tracker", name, trackers)
         self._check_model()

@@ -174,7 +174,8 @@ class Trainer:
 
     def _trained(self, asked: StopRequest, most: int) -> str | None:
         """At most so many steps of this call; how the run ended, or None where it goes on."""
-        with Checkpoints(self.run["checkpoints"], writer=True) as checkpoints:
+        kept = self.config.keep_every
+        with Checkpoints(self.run["checkpoints"], writer=True, keep_every=kept) as checkpoints:
             start = self._restore(checkpoints)
             self._begin_session(start)
             with tracked(self.config.tracking, self.run, start) as trackers:

@@ -16,7 +16,7 @@ from normlab.evaluation.texts import Texts
 from normlab.model import ModelConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.runs.run import Run
-from tests.support.unscored import made_run
+from tests.support.unscored import made_run, untrained
 
 CARD = "tokenizer/tokenizer_card.json"
 
@@ -99,6 +99,21 @@ def test_a_word_level_model_is_read_by_the_word_protocol(tmp_path):
     assert found.protocol("stride").name == "stride"
     assert found.window(found.protocol(None), None) == 32  # what it was trained on
     assert found.tokenizer().name.startswith("word-")
+
+
+def test_each_checkpoint_is_a_row_where_all_are_asked_for(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr("normlab.evaluation.targets.steps", lambda run: [0, 40, 80])
+    monkeypatch.setattr(
+        "normlab.evaluation.targets.load",
+        lambda directory, step: asked.append(step) or untrained(directory),
+    )
+    found = targets(config(run=str(run.directory), checkpoints="all"))
+    assert [t.name for t in found] == [f"a (step {step})" for step in (0, 40, 80)]
+    assert [t.load().facts["checkpoints"] for t in found] == ["all"] * 3
+    assert asked == [0, 40, 80]
+    (best,) = targets(config(run=str(run.directory)))
+    assert (best.name, "checkpoints" in best.load().facts, asked[3:]) == ("a", False, [None])
 
 
 def test_each_transform_is_a_row(run):

@@ -66,6 +66,16 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path):
     assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == {"1", "3", "4"}
 
 
+def test_those_of_each_so_many_steps_are_kept_where_that_is_asked(tmp_path):
+    with Checkpoints(tmp_path, writer=True, keep_every=4) as checkpoints:
+        for step in range(0, 13, 2):
+            checkpoints.save(step, *SMALL, valid_loss=9.0 - step % 6)
+    with Checkpoints(tmp_path) as checkpoints:
+        kept = checkpoints.steps()
+    assert kept[:2] == [12, 10]
+    assert set(kept) - {12, 10, checkpoints.best()} == {0, 8}
+
+
 def test_of_equal_losses_the_earliest_is_kept_and_is_the_best(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for step, loss in enumerate([3.0, 1.0, 1.0, 1.0, 2.0, 1.0, 2.5]):
