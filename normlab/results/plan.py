@@ -127,7 +127,7 @@ def answer(plan: Plan) -> str:
             f"{name}: over the budget even with all {total} norms in float32. What breaks is no "
             "norm's arithmetic: `python -m evaluate ranges` says which tensors leave the format."
         )
-    held = "confirmed" if plan.confirmed else "NOT confirmed"
+    held = "confirmed" if plan.confirmed else "NOT confirmed: raise search_windows"
     if not plan.keep_fp32:
         return f"{name}: no norm must stay in float32 ({held}: {_moved(plan.after)})."
     return f"{name}: {len(plan.keep_fp32)} of {total} norms stay in float32 ({held})."
