@@ -147,9 +147,9 @@ def peak(fields: dict[str, Any]) -> tuple[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--speed", type=float, default=10, help="megabytes of the timed corpus")
-    parser.add_argument("--memory", type=float, nargs="*", default=[10, 100], help="of the others")
+    parser.add_argument("--memory", type=float, nargs="*", default=[1, 10, 100], help="of others")
     parser.add_argument("--vocabulary", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     result: dict[str, Any] = {"imports_mb": peak({})[1], "memory": []}

@@ -78,8 +78,8 @@ class TextConfig:
             value = getattr(self, name)
             require(
                 value == getattr(TextConfig, name) or self.corpus in owners,
-                f"data.{name} = {value} means nothing to data={self.corpus}: expected "
-                f"data={' or data='.join(owners)} beside it",
+                f"data.{name} = {value}: expected data={' or data='.join(owners)} beside it"
+                + f", and not data={self.corpus}" * bool(self.corpus),
             )
 
     @property

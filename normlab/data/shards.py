@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,14 +13,14 @@ import numpy as np
 from jaxtyping import Integer
 
 from normlab.config import require
-from normlab.data.tokenizer import Tokenizer
+from normlab.data.tokenizer import Tokenizer, batches
 from normlab.progress import Progress
 
 IDS, INDEX, BEGUN, PARTS = "ids.bin", "index.json", "begun.json", "parts.jsonl"
 BATCH = 1 << 20
 """Characters that are encoded together."""
 PART = 1 << 24
-"""Characters after which what was written is on disk for good, and noted in `PARTS`."""
+"""Characters after which what was written is noted in `PARTS`, with its hash."""
 
 
 def write(
@@ -92,7 +91,7 @@ def _begin(folder: Path, sha256: str, name: str) -> None:
 
 
 def _whole_parts(folder: Path) -> list[dict[str, Any]]:
-    """The parts that are on disk as they were noted; what comes after them is cut off."""
+    """The parts that are there as they were noted; what comes after them is cut off."""
     (folder / IDS).touch()
     lines = (folder / PARTS).read_text().splitlines() if (folder / PARTS).exists() else []
     kept: list[dict[str, Any]] = []
@@ -127,19 +126,6 @@ def _told(folder: Path, name: str, then: str, now: str) -> str:
 # --- new parts
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    """The documents in lists of some `BATCH` characters."""
-    held, size = list[str](), 0
-    for document in documents:
-        held.append(document)
-        size += len(document)
-        if size >= BATCH:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
-
-
 Encoded = tuple[list[str], list[Integer[np.ndarray, " tokens"]]]
 """Documents, and the ids of each."""
 
@@ -148,7 +134,7 @@ def _encoded(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[Encoded
     """Batches with their ids: one is encoded while the next is read and the last is written."""
     with ThreadPoolExecutor(1) as worker:
         before: tuple[list[str], Future] | None = None
-        for batch in _batches(documents):
+        for batch in batches(documents, BATCH):
             after = batch, worker.submit(tokenizer.encode_each, batch)
             if before is not None:
                 yield before[0], before[1].result()
@@ -158,9 +144,9 @@ def _encoded(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[Encoded
 
 
 def _parts(
-    batches: Iterable[Encoded], ids: IO[bytes], dtype: str, whole: Any
+    encodings: Iterable[Encoded], ids: IO[bytes], dtype: str, whole: Any
 ) -> Iterator[dict[str, Any]]:
-    """Append the ids of each batch; a part's line once it is on disk."""
+    """Append the ids of each batch; a part's line once it is written."""
 
     def fresh() -> tuple[dict[str, int], Any, Any]:
         names = ("documents", "characters", "tokens", "bytes")
@@ -168,11 +154,10 @@ def _parts(
 
     def closed() -> dict[str, Any]:
         ids.flush()
-        os.fsync(ids.fileno())
         return counts | {"text": text.hexdigest(), "ids": row.hexdigest()}
 
     counts, text, row = fresh()
-    for documents, encoded in batches:
+    for documents, encoded in encodings:
         raw = "".join(documents).encode()
         tokens = np.concatenate(encoded).astype(dtype).tobytes()
         ids.write(tokens)
@@ -192,8 +177,6 @@ def _parts(
 def _append(file: Path, part: Mapping[str, Any]) -> None:
     with file.open("a") as lines:
         lines.write(json.dumps(part) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
 
 
 def _sum(parts: Iterable[Mapping[str, Any]], key: str) -> int:

@@ -276,6 +276,19 @@ def _characters_begun(raw: UInt8[np.ndarray, " bytes"]) -> Int64[np.ndarray, " b
     return np.cumsum((raw & 0xC0) != 0x80)
 
 
+def batches(texts: Iterable[str], characters: int = 1 << 20) -> Iterator[list[str]]:
+    """Texts in lists of some so many characters: what `encode_each` holds is far larger."""
+    held, size = list[str](), 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size >= characters:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
 def _documents(text: str | Iterable[str]) -> Iterable[str]:
     return [text] if isinstance(text, str) else text
 
@@ -362,9 +375,8 @@ class BPETokenizer(PretrainedTokenizer):
 
     def encode(self, text: str) -> Encoding:
         """The whole text, its lines in parallel."""
-        lines = list(_lines(text))
-        encodings = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
-        ids = np.fromiter((i for e in encodings for i in e.ids), np.int32)
+        parts = [np.concatenate(self.encode_each(lines)) for lines in batches(_lines(text))]
+        ids = np.concatenate([np.empty(0, np.int32), *parts])
         last_byte = np.cumsum(self._bytes[ids])
         begun = _characters_begun(np.frombuffer(text.encode(), np.uint8))
         return Encoding(ids, begun[last_byte - 1])

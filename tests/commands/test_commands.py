@@ -126,7 +126,7 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("data=a/b.txt", "data=a/b.txt: a text of your own is data=text data.path=a/b.txt"),
         ("data=c.jsonl.gz", "a text of your own is data=text data.path=c.jsonl.gz"),
         ("data=text", "data.path = None: expected a place to read from, data=text data.path=FILE|"),
-        ("data.path=c.txt", "data.path = c.txt means nothing to data=auto: expected data=text"),
+        ("data.path=c.txt", "data.path = c.txt: expected data=text beside it, and not data=auto"),
         ("steps", "'steps': expected FIELD=VALUE without spaces, or a verb; --help"),
         ("--steps", "--steps: fields are written without dashes: steps=VALUE"),
         ("--eval-every=5", "without dashes: eval_every=VALUE"),

@@ -50,10 +50,10 @@ def test_a_text_of_ones_own_says_where_and_no_other_does():
         DataConfig(corpus="text")
     with pytest.raises(ValueError, match="^data.name = None: .* data=hf data.name=NAME"):
         DataConfig(corpus="hf")
-    with pytest.raises(ValueError, match="data.path = x means nothing to data=hf: .* data=text b"):
+    with pytest.raises(ValueError, match="data.path = x: expected data=text beside it, and not"):
         DataConfig(corpus="hf", name="n", path="x")
     with pytest.raises(
-        ValueError, match="data.column = x means nothing to data=auto: .*text or data=hf"
+        ValueError, match="data.column = x: expected data=text or data=hf beside it, and not"
     ):
         DataConfig(column="x")
     with pytest.raises(UnknownNameError, match="data.rows 'line'. Did you mean 'lines'"):

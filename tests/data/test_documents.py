@@ -88,6 +88,8 @@ def test_splits_that_are_there_stay_and_only_the_others_are_cut():
     assert sorted(found["train"]) == sorted(both["train"] + both["valid"])
     assert split(train=texts, valid=["v"], test=["t"])["train"] == texts
     assert split(test=["t"]) == {"test": ["t"]}
+    everything = {"train": 0.0, "valid": 0.0, "test": 1.0}
+    assert split(everything, train=texts) == {"test": texts}
 
 
 def test_a_split_without_a_document_is_refused():
