@@ -14,24 +14,13 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from normlab.parallel.distributed import is_main_process, on_main_process
-from normlab.parallel.sharding import dotted, on_host, sharding
+from normlab.parallel.sharding import on_host, sharding
 from normlab.runs.checkpoint_errors import CorruptCheckpointError, root, said, unread
+from normlab.runs.names import from_names, to_names
 from normlab.runs.orbax_patches import patch
 
 Tree = Any
 _policies = ocp.training.preservation_policies
-
-
-def to_names(tree: Tree) -> dict[str, Any]:
-    """Any pytree as a flat dictionary of its leaves by path, the form in which it is stored."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {dotted(path): leaf for path, leaf in leaves}
-
-
-def from_names(names: dict[str, Any], like: Tree, saved_as: Callable[[str], str] = str) -> Tree:
-    """The pytree shaped `like`, its leaves taken from a dictionary that `to_names` made."""
-    leaves = [names[saved_as(k)] for k in to_names(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _merit(metrics: Any) -> float:

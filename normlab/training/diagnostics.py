@@ -17,7 +17,7 @@ from normlab.norms import NormState
 from normlab.numerics import Precision
 from normlab.parallel.sharding import Layout, layout, put
 from normlab.progress import announced
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 from normlab.runs.run import Run
 from normlab.training.metrics import StepLines
 from normlab.training.step import PROGRAMS, Params, learned

@@ -16,7 +16,7 @@ from normlab.config import require
 from normlab.model import ModelConfig, PlacementConfig, Transformer
 from normlab.model.placement import SUBLAYERS
 from normlab.parallel.sharding import shard_params
-from normlab.runs.checkpoint import from_names, to_names
+from normlab.runs.names import from_names, to_names
 
 _LAYER = re.compile(r"(?:^|(?<=\.))blocks\.(\d+)\.")
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from normlab.model import ModelConfig, PlacementConfig, Transformer, placements
 from normlab.norms import all_norms, norms
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 from tests.conftest import TINY, VOCAB, same_trees
 from tests.support.passes import TOKENS, assert_causal, by_name, gradient, passed, placed
 from tests.support.transformer_reference import Reference, nll, weights

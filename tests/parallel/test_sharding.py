@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from normlab.model import placements
 from normlab.norms import norms
 from normlab.parallel import sharding
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 from tests.conftest import skeleton
 
 ATTENTION, MLP = "blocks.0.attention.branch.", "blocks.0.mlp.branch."

@@ -16,8 +16,9 @@ import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from normlab.runs.checkpoint import Checkpoints, from_names, to_names
+from normlab.runs.checkpoint import Checkpoints
 from normlab.runs.checkpoint_errors import CorruptCheckpointError, unread
+from normlab.runs.names import from_names, to_names
 from tests.conftest import same_trees, tiny_model
 
 

@@ -75,7 +75,7 @@ def trained(directory, stop_after=None, **fields):
 def digests(trees):
     """The bits of each array of pytrees, as the beginning of a SHA-256."""
     from normlab.parallel.sharding import on_host
-    from normlab.runs.checkpoint import to_names
+    from normlab.runs.names import to_names
 
     arrays = {name: on_host(leaf) for name, leaf in to_names(trees).items()}
     return {name: hashlib.sha256(x.tobytes()).hexdigest()[:16] for name, x in arrays.items()}
@@ -111,7 +111,7 @@ def restored(directory, **fields):
 
 def parameters(directory):
     """The parameters of a run's newest checkpoint by name, on one device."""
-    from normlab.runs.checkpoint import to_names
+    from normlab.runs.names import to_names
 
     return to_names(newest(directory)._saved()["params"])
 
@@ -222,7 +222,7 @@ def laid_out(model):
 
     from normlab.parallel.mesh import MeshConfig
     from normlab.pretrained import load
-    from normlab.runs.checkpoint import to_names
+    from normlab.runs.names import to_names
 
     with MeshConfig(data=2, model=2, shard_parameters=True).use():
         weights = to_names(nnx.state(load(model).model))

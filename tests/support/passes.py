@@ -10,7 +10,7 @@ from flax import nnx
 from normlab.loss import token_nll
 from normlab.model import Context
 from normlab.norms import all_norms
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 from tests.conftest import VOCAB, tiny_model
 
 QUICK = {"xla_backend_optimization_level": 0}

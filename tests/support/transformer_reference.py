@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from scipy.special import erf, expit
 
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 
 ACTIVATIONS = {
     "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,

@@ -8,7 +8,8 @@ from flax import nnx
 
 from normlab.data import load_tokens
 from normlab.model import ComputeConfig, Context, PlacementConfig, placements
-from normlab.runs.checkpoint import Checkpoints, from_names, to_names
+from normlab.runs.checkpoint import Checkpoints
+from normlab.runs.names import from_names, to_names
 from normlab.training.optimizers import groups, make_optimizer
 from normlab.training.optimizers.adamw import AdamWConfig
 from normlab.training.stacked import check_alike, stack, stacked, unstack, unstacked

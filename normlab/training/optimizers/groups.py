@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 
 MATRICES = ("kernel", "embedding")
 """Names of the parameters that are matrices of the model: the ones that decay."""

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 from normlab.training.optimizers.base import OptimizerConfig, optimizers
 from normlab.training.optimizers.groups import Groups, groups, is_hidden
 from normlab.training.optimizers.schedule import rate

@@ -11,7 +11,7 @@ from flax import nnx
 
 from normlab.model import placements
 from normlab.norms import norms
-from normlab.runs.checkpoint import to_names
+from normlab.runs.names import to_names
 from normlab.training.optimizers import groups, make_optimizer, optimizers
 from normlab.training.optimizers.schedule import SCHEDULES
 from normlab.training.step import learned
