@@ -91,6 +91,10 @@ def test_weights_are_as_a_stored_one_less_gives_them_again():
         ({"placement": "deepnorm"}, "no family has rmsnorm at placement deepnorm"),
         ({"positions": "none"}, "has positions = rotary, not none"),
         ({"norm": "fixnorm"}, "no family has fixnorm at placement pre"),
+        (
+            {"placement_fields": {"norm_qk": True, "norm_qk_rotated": True}},
+            "has norm of q and k after positions = False, not True",
+        ),
     ],
 )
 def test_what_no_family_can_say_names_the_nearest(given, message):
