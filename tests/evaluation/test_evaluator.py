@@ -52,7 +52,7 @@ def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
     model = loud(lm.model, 60.0)
     monkeypatch.setattr("normlab.evaluation.texts.load_corpus", lambda data: CORPUS)
     monkeypatch.setattr(
-        "normlab.evaluation.targets.load", lambda _: dataclasses.replace(lm, model=model)
+        "normlab.evaluation.targets.load", lambda *_: dataclasses.replace(lm, model=model)
     )
     out.mkdir()
     (out / "spread.md").write_text("of other runs")

@@ -98,7 +98,7 @@ def test_a_plan_of_a_loud_model_is_the_fewest_by_float64_and_is_told(tmp_path, m
     model = loud(lm.model, 60.0)
     monkeypatch.setattr("normlab.evaluation.texts.load_corpus", lambda data: CORPUS)
     monkeypatch.setattr(
-        "normlab.evaluation.targets.load", lambda _: dataclasses.replace(lm, model=model)
+        "normlab.evaluation.targets.load", lambda *_: dataclasses.replace(lm, model=model)
     )
     told = {"window": LENGTH + 1, "max_windows": 8, "batch": BATCH, "out": str(out)}
     told |= {"search_windows": 4}

@@ -37,7 +37,7 @@ def made_run(directory, norm="rmsnorm", tokenizer="bpe", **record):
     return run
 
 
-def untrained(directory):
+def untrained(directory, step=None):
     """What `normlab.runs.run.load` would bring."""
     run = Run(directory)
     config, tokenizer = run.read("config.yaml"), load_tokenizer(run["tokenizer"])
