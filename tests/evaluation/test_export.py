@@ -134,7 +134,11 @@ def test_a_tokenizer_that_no_file_can_hold_is_refused_before_the_model_is_read(
 def test_scales_are_of_the_weights_that_are_written(spec, tmp_path, format, dtype):
     """Each norm's, in either format; of a rewritten model, with the ε that it wants."""
     bpe("smollm", 2).save(str(tmp_path / "m" / "tokenizer.json"))
-    fields = {"transform": "rescale:0.5", "rule": "random_tokens.pow2", "keep": ("norm_final",)}
+    fields = {
+        "transform": "rescale:0.5",
+        "rule": "random_tokens.pow2",
+        "keep_fp32": ("norm_final",),
+    }
     config = ask(spec, tmp_path / "out", format=format, dtype=dtype, **fields)
     out, card = write(config, "")
     file = out / "m-float16.gguf"
