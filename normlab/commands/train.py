@@ -1,5 +1,6 @@
-"""`python -m train [remove]`: one run or a sweep; the removal of a trained model's norms."""
+"""`python -m train [tune|remove]`: one run or a sweep; rates by a rule; norms taken away."""
 
+import sys
 from collections.abc import Sequence
 
 from normlab.commands.launch import launch, verb
@@ -13,6 +14,7 @@ python -m train norm=dyt placement=peri optimizer.lr=3e-3      one run, in runs/
 python -m train norm=dyt placement=peri optimizer.lr=3e-3      again: resumes where it stopped
 python -m train -m norm=layernorm,rmsnorm seed=0,1,2           a sweep: each of 2 x 3 in turn
 python -m train model=tiny data=embedded steps=60 optimizer.warmup=5       in seconds, no network
+python -m train tune norm=rmsnorm,dyt optimizer.lr=2e-3,4e-3   rates by a grid that grows
 python -m train init=smollm2-135m norm=dyt                     from pretrained weights
 python -m train remove run=runs/layernorm-pre-HASH             its norms taken away, one by one
 python -m evaluate runs=runs                                   then: perplexities of what is there
@@ -26,9 +28,14 @@ def one_run(config: TrainConfig, asked: Sequence[str]) -> None:
 
 def main() -> None:
     """What `python -m train` and `normlab-train` do."""
-    if verb({"remove"}) == "remove":
+    asked = verb({"remove", "tune"})
+    if asked is None:
+        launch("train", TrainConfig, one_run, EXAMPLES, refuse)
+    elif asked == "remove":
         from normlab.commands import remove
 
         remove.main()
     else:
-        launch("train", TrainConfig, one_run, EXAMPLES, refuse)
+        from normlab.commands import tune
+
+        tune.main(sys.argv[1:])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normlab.plots.compute import compute_figure
 from normlab.plots.panels import (
     KINDS,
     SIZES,
@@ -26,6 +27,8 @@ from normlab.plots.series import Line, Series, last_loss, series
 from normlab.plots.sites import site_kinds, sites_figure, sites_training_figure
 from normlab.plots.style import GREY, captioned, figure, fp16_line, logarithmic, look, pages, save
 from normlab.plots.vectors import vector_kinds, vectors_figure, vectors_training_figure
+from normlab.results.ranking import by_size
+from normlab.results.settings import flattened
 from normlab.runs.run import Run
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ def run_figures(runs: Iterable[Run], out: Path) -> list[Path]:
     written = []
     if any(len(s.runs) > 1 for s in found):
         written += save(loss_figure(found), out / "loss-lr")
+    every = [run for s in found for seeds in s.runs.values() for run in seeds]
+    if sizes := by_size((flattened(run.read("config.yaml")), run.record) for run in every):
+        written += save(compute_figure(sizes), out / "compute")
     for name, draw in _seen_figures(seen) if seen else ():
         written += save(draw(), out / name)
     return written

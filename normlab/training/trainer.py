@@ -150,7 +150,8 @@ class Trainer:
         graphdef, params = nnx.split(self.layers.model)
         self.params = shard_params(params)
         weights = learned(self.params)
-        optimizer = make_optimizer(c.optimizer, c.steps, weights, c.compute.scan_layers)
+        scan, width = c.compute.scan_layers, c.model.width
+        optimizer = make_optimizer(c.optimizer, c.steps, weights, scan, width)
         self.state = shard_params(optimizer.init(weights))
         step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, c.accumulate)
         self.step = announced(step)

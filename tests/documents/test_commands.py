@@ -15,7 +15,7 @@ from tests.support.command_line import SCHEMAS, composed, documented, evaluation
 
 pytestmark = pytest.mark.documents
 
-VERBS = {"train": ["remove"], "evaluate": ["show", "ranges", *evaluate.VERBS]}
+VERBS = {"train": ["remove", "tune"], "evaluate": ["show", "ranges", *evaluate.VERBS]}
 COMMANDS = list(dict.fromkeys(command[2:] for command in documented()))
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 
@@ -48,6 +48,9 @@ def test_its_fields_are_there_and_take_its_values(command):
         told(golden.GoldenConfig, given)
     elif verb == "export":
         told(export.ExportConfig, given)
+    elif verb == "tune":
+        for run in sweep(*given):
+            composed("train", *run)
     elif verb is not None:
         assert verb in VERBS[app]
         composed(verb, *given) if verb in SCHEMAS else None

@@ -101,6 +101,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         given |= {"out": f"HOME/exported/{'-'.join(sorted(given))}"}
     elif verb == "probe":
         flags, given = ["probe", "flax.nnx:RMSNorm"], given | {"d": 16}
+    elif verb == "tune":
+        given |= TRAIN | {"runs": "HOME/made"}
     elif verb == "remove":
         given |= {"run": "HOME/run", "steps": 1, "out": "HOME/removed"}
     if given.get("data.tokenizer") == "hf:DIR":
@@ -171,7 +173,7 @@ def run(arguments: Sequence[str], home: Path) -> None:
 @pytest.mark.parametrize("command", SMALL, ids=" ".join)
 def test_it_runs(command, home, tmp_path):
     run([a.replace("HOME/made", str(tmp_path)) for a in command], home)
-    if command[2] == "train" and not {"--help", "remove"} & set(command):
+    if command[2] == "train" and not {"--help", "remove", "tune"} & set(command):
         values = [a.partition("=")[2].split(",") for a in command if "[" not in a]
         runs = [Run(path) for path in tmp_path.glob("*") if is_run(path)]
         assert len(runs) == math.prod(map(len, values))

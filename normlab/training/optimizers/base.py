@@ -27,6 +27,11 @@ class OptimizerConfig:
 
     type: str = field("adamw", "optimizer, a registered name (set by optimizer=NAME)")
     lr: float = field(1e-3, "peak learning rate")
+    lr_width: int | None = field(
+        None,
+        "a width at which lr was found: the rate of the blocks' matrices is lr · lr_width / "
+        "model.width (µP, arXiv:2203.03466, Table 3); null: lr at every width",
+    )
     schedule: str = field("cosine", f"after the warm-up: {', '.join(SCHEDULES)}")
     final_lr: float = field(
         0.1, "learning rate after the last step, as a share of the peak; not of schedule=constant"
@@ -48,6 +53,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         finite = 0 < self.lr < math.inf
         require(finite, f"optimizer.lr = {self.lr}: expected a finite number > 0, such as 1e-3")
+        require(
+            self.lr_width is None or self.lr_width >= 1,
+            f"optimizer.lr_width = {self.lr_width}: expected a width ≥ 1, such as 128, or null",
+        )
         choice("optimizer.schedule", self.schedule, SCHEDULES)
         require(0 <= self.final_lr <= 1, f"optimizer.final_lr = {self.final_lr}: expected 0 … 1")
         require(

@@ -16,6 +16,8 @@ from normlab.training.optimizers.schedule import rate
 
 WHOLE = ("warmup", "steps")
 """Numbers that are whole."""
+NO_NUMBERS = ("lr_width",)
+"""Of which `hidden_rate` is made."""
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +49,10 @@ class Optimizer:
 
     def update(self, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """(what is added to `params`, the state after it)."""
-        return self._chain(params).update(gradients, state, params)
+        updates, state = self._chain(params).update(gradients, state, params)
+        share = self.numbers["hidden_rate"]
+        hidden = jax.tree.unflatten(jax.tree.structure(params), self.hidden)
+        return jax.tree.map(lambda u, h: u * share if h else u, updates, hidden), state
 
     def rate(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """Learning rate of a step."""
@@ -66,11 +71,24 @@ class Optimizer:
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Any, stacked: bool = False
+    config: OptimizerConfig,
+    steps: int,
+    params: Any,
+    stacked: bool = False,
+    width: int | None = None,
 ) -> Optimizer:
-    """The optimizer of a run of `steps` steps; `stacked` as in `groups`."""
+    """The optimizer of a run of `steps` steps.
+
+    Args:
+        config: of any type.
+        steps: of the whole run.
+        params: of a model.
+        stacked: as in `groups`.
+        width: of the model; None where `lr_width` is.
+    """
     told = dataclasses.asdict(config) | {"steps": steps, "warmup": config.warmup_of(steps)}
-    plain = {k: v for k, v in told.items() if type(v) in (int, float)}
+    told["hidden_rate"] = config.lr_width / width if config.lr_width and width else 1.0
+    plain = {k: v for k, v in told.items() if type(v) in (int, float) and k not in NO_NUMBERS}
     kinds = {k: np.int32 if k in WHOLE else np.float32 for k in plain}
     numbers = {k: np.asarray(v, kinds[k]) for k, v in plain.items()}
     found = groups(params, stacked, config.decay_norms)

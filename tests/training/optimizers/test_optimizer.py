@@ -62,7 +62,8 @@ def test_weights_of_norms_decay_where_that_is_asked(name):
 
 
 CHANGES = {"lr": 0.5, "schedule": "linear", "final_lr": 0.9, "cooldown": 0.5, "warmup": 3,
-           "weight_decay": 0.9, "decay_norms": True, "z_loss": 0.1, "clip": 100.0, "beta1": 0.1,
+           "lr_width": 16, "weight_decay": 0.9, "decay_norms": True, "z_loss": 0.1, "clip": 100.0,
+           "beta1": 0.1,
            "beta2": 0.1, "eps": 1.0, "momentum": 0.3, "decay": 0.3}  # fmt: skip
 STATIC = ("schedule", "decay_norms", "z_loss")
 """Fields that choose another program."""
@@ -91,7 +92,7 @@ def after(optimizer):
 
 def made(name, **fields):
     told = {"lr": 0.1, "warmup": 1, "cooldown": 0.9} | fields
-    return make_optimizer(optimizers[name](**told), 10, START)
+    return make_optimizer(optimizers[name](**told), 10, START, width=64)
 
 
 @pytest.mark.parametrize("name", optimizers)
@@ -183,6 +184,21 @@ def test_each_is_its_formula(name):
     found = to_names(after(make_optimizer(config, 10, START)))
     for path, wanted in Formula(config).run().items():
         np.testing.assert_allclose(found[path], wanted, rtol=2e-5, atol=2e-6, err_msg=path)
+
+
+def test_the_rate_of_the_blocks_matrices_falls_with_the_width():
+    """µP: by lr_width / width there, and nowhere else."""
+
+    def moved(width):
+        config = optimizers["adamw"](warmup=0, lr_width=32)
+        optimizer = make_optimizer(config, 10, START, width=width)
+        step = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p)[0])
+        return to_names(step(START))
+
+    plain, narrow = moved(32), moved(128)
+    for path, update in plain.items():
+        share = 0.25 if path.startswith("blocks.") else 1.0
+        np.testing.assert_allclose(narrow[path], share * update, rtol=1e-6, err_msg=path)
 
 
 def test_a_stacked_matrix_is_orthogonalized_layer_by_layer():

@@ -1,0 +1,103 @@
+"""`python -m train tune`: each method's learning rate, by a grid that grows at its edge."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from normlab.commands import compile_cache
+from normlab.commands.errors import explained
+from normlab.commands.groups import CONFIGS, register
+from normlab.commands.help import print_help
+from normlab.commands.launch import imports, refuse_strange
+from normlab.config import build
+from normlab.progress import console, sweep
+from normlab.results.formats import grid
+from normlab.results.record import GOOD
+from normlab.results.settings import RATE
+from normlab.runs import user_files
+from normlab.training.config import TrainConfig
+from normlab.training.trainer import train
+from normlab.training.tuning import Tuned, check, grown
+
+EXAMPLES = """
+python -m train tune norm=rmsnorm,dyt placement=pre,peri optimizer.lr=2e-3,4e-3 seed=0,1,2
+python -m evaluate runs=runs compare_to=rmsnorm-pre            then: each at its best rate
+"""
+SEED = "seed"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Tune every combination of what has several values, but for rate and seed; print the rates."""
+    if {"-h", "--help"} & set(arguments):
+        print_help("tune", TrainConfig, EXAMPLES)
+        return
+    with explained():
+        refuse_strange("train", TrainConfig, list(arguments))
+        user_files.load(imports(arguments))
+        register("train", TrainConfig)
+        compile_cache.use()
+        swept = values(arguments)
+        rates = [float(rate) for rate in swept.pop(RATE, ())]
+        check(rates)
+        seeds = swept.pop(SEED, ["0"])
+        found = list[Tuned]()
+        for method in itertools.product(*([f"{k}={v}" for v in vs] for k, vs in swept.items())):
+            said = " ".join(o for o in method if len(swept[o.partition("=")[0]]) > 1)
+            found.append(Tuned(said or "the method", _losses(method, rates, seeds)))
+            console.print(_line(found[-1]))
+        print(report(found))
+
+
+def values(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Each override's values, several where it is a sweep."""
+    found: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        several = override.is_sweep_override()
+        text = override.input_line or ""
+        found[override.key_or_group] = (
+            list(override.sweep_string_iterator()) if several else [text.partition("=")[2]]
+        )
+    return found
+
+
+def _losses(
+    method: Sequence[str], rates: Sequence[float], seeds: Sequence[str]
+) -> dict[float, float]:
+    def loss(rate: float) -> float:
+        return sum(_trained([*method, f"{RATE}={rate!r}", f"{SEED}={s}"]) for s in seeds) / len(
+            seeds
+        )
+
+    return grown(loss, rates)
+
+
+def _trained(overrides: list[str]) -> float:
+    """The best validation loss of one run; inf where it did not end well."""
+    sweep.begin(1, 1, " ".join(overrides))
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        composed = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    run = train(build(TrainConfig, composed), overrides)  # type: ignore[arg-type]
+    found = run.record.get("best_valid_loss") if run.record.get("state") in GOOD else None
+    return math.inf if found is None else float(found)
+
+
+def _line(tuned: Tuned) -> str:
+    tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in sorted(tuned.losses.items()))
+    return f"{tuned.method}: {tried}"
+
+
+def report(found: Sequence[Tuned]) -> str:
+    """A line for each method: its best rate, how many were tried, whether the best lies inside."""
+    head = ["method", "best rate", "validation loss", "rates tried", "best lies inside"]
+    lines = [[t.method, *_cells(t), str(len(t.losses)), "yes" if t.inside else "NO"] for t in found]
+    return grid([head, *lines])
+
+
+def _cells(tuned: Tuned) -> list[str]:
+    if tuned.best is None:
+        return ["none", "diverged"]
+    return [f"{tuned.best:g}", f"{tuned.losses[tuned.best]:.4f}"]
