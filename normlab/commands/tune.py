@@ -68,9 +68,8 @@ def _losses(
     method: Sequence[str], rates: Sequence[float], seeds: Sequence[str]
 ) -> dict[float, float]:
     def loss(rate: float) -> float:
-        return sum(_trained([*method, f"{RATE}={rate!r}", f"{SEED}={s}"]) for s in seeds) / len(
-            seeds
-        )
+        own = [*method, f"{RATE}={rate!r}"]
+        return sum(_trained([*own, f"{SEED}={seed}"]) for seed in seeds) / len(seeds)
 
     return grown(loss, rates)
 
