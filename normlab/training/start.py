@@ -62,7 +62,7 @@ def tokens(init: str, data: DataConfig) -> Tokenized:
 
 
 def from_pretrained(init: str, model: Transformer, texts: Int[np.ndarray, "w l"]) -> str:
-    """Give `model`, in place, what a pretrained one brings; what started anew, in words.
+    """Give `model`, in place, what a pretrained one brings; what is new, in words.
 
     Args:
         init: names it.
@@ -72,9 +72,9 @@ def from_pretrained(init: str, model: Transformer, texts: Int[np.ndarray, "w l"]
     from normlab.pretrained import describe
 
     lm = describe(init).load()
-    anew, fitted = adopt(model, lm.model), fit_alphas(model, lm.model, texts)
-    named = f"{len(anew)} parameters start anew ({', '.join(anew[:3])}{', …' * (len(anew) > 3)})"
-    said = f"{init}: {named if anew else 'every parameter is taken over'}"
+    new, fitted = adopt(model, lm.model), fit_alphas(model, lm.model, texts)
+    named = f"{len(new)} parameters are new ({', '.join(new[:3])}{', …' * (len(new) > 3)})"
+    said = f"{init}: {named if new else 'every parameter is taken over'}"
     return said + f"; α = 1/RMS of its rows at {len(fitted)} sites" * bool(fitted)
 
 
@@ -86,17 +86,17 @@ def adopt(model: Transformer, start: Transformer) -> list[str]:
     """
     there = _named(start)
     rows = model.embed.num_embeddings
-    anew = []
+    new = []
     for name, variable in _named(model).items():
         found = there.get(name)
         value = None if found is None else found[...]
         if value is not None and name in ("embed.embedding", "head.kernel", "head.bias"):
             value = value[..., :rows] if name.startswith("head.") else value[:rows]
         if value is None or value.shape != variable[...].shape:
-            anew.append(name)
+            new.append(name)
         else:
             variable[...] = jnp.array(value)
-    return anew
+    return new
 
 
 def fit_alphas(model: Transformer, start: Transformer, tokens: Int[np.ndarray, "w l"]) -> list[str]:

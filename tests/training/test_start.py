@@ -1,4 +1,4 @@
-"""Runs that start from a pretrained model: what is taken over, what starts anew, refusals."""
+"""Runs that start from a pretrained model: what is taken over, what is new, refusals."""
 
 import dataclasses
 
