@@ -15,6 +15,7 @@ from normlab.training.removal import RemoveConfig, Removed, remove
 EXAMPLES = """
 python -m train remove run=runs/layernorm-pre-HASH                 a few steps after each removal
 python -m train remove run=runs/layernorm-pre-HASH control=true    the same steps, nothing removed
+python -m train remove pretrained=smollm2-135m batch=1 steps=5     a pretrained model's
 """
 COLUMNS = ("site", "factor", "after freezing", "after tuning")
 
@@ -37,7 +38,8 @@ def write(lines: Sequence[Removed], out: Path) -> str:
 
 def one_removal(config: RemoveConfig, asked: Sequence[str]) -> None:
     """Remove, print; what there is is written after each line, and beside it what was asked."""
-    name = Path(str(config.run)).name + "-control" * config.control
+    model = str(config.run or config.pretrained).removeprefix("hf:").removeprefix("gguf:")
+    name = Path(model).name + "-control" * config.control
     out = Path(config.out or Path("results/remove") / name)
     make_directory("out", out)
     lines: list[Removed] = []

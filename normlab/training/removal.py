@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from flax import nnx
 
-from normlab.config import build, field, require
+from normlab.config import build, field, require, to_dict
 from normlab.data import Batches, DataConfig, Tokenized, load_corpus
 from normlab.model import Transformer
 from normlab.model.language_model import LanguageModel
@@ -23,6 +23,7 @@ from normlab.runs import sources
 from normlab.runs.run import Run, load
 from normlab.training.config import TrainConfig
 from normlab.training.optimizers import make_optimizer
+from normlab.training.start import resolved
 from normlab.training.step import learned, make_step, make_validate
 from normlab.training.trainer import validation_windows
 from normlab.transforms import DoesNotApply, apply
@@ -34,6 +35,9 @@ class RemoveConfig:
     """Which model, and how it is tuned while it loses its norms."""
 
     run: str | None = field(None, "a run directory that `python -m train` wrote")
+    pretrained: str | None = field(None, "or a pretrained model: a name, hf:DIR or gguf:FILE")
+    data: DataConfig = field(DataConfig, "the text that a pretrained model is tuned on")
+    window: int = field(256, "tokens of a sequence of that text")
     steps: int = field(20, "steps of fine-tuning after each removal")
     lr: float = field(3e-4, "learning rate of these steps, constant")
     batch: int | None = field(None, "sequences in a step; null: the run's")
@@ -78,15 +82,31 @@ def remove(config: RemoveConfig) -> Iterator[Removed]:
     it is left out.
 
     Raises:
-        ValueError: no checkpoint was named, its text is another one here than where it was trained,
-            or the mesh doesn't divide the model or the batch.
+        ValueError: neither a run nor a pretrained model was named, or both; a run's text is another
+            one here than where it was trained; the mesh doesn't divide the model or the batch.
         DoesNotApply: the model has no LayerNorm or RMSNorm.
     """
-    require(config.run is not None, "nothing to remove from: expected run=DIR")
+    require(
+        (config.run is None) != (config.pretrained is None),
+        "nothing to remove from, or two models: expected run=DIR, or pretrained=NAME",
+    )
     with config.mesh.use():
-        lm = load(str(config.run))
-        sources.check(Run(str(config.run)), config.allow_changed_source)
+        if config.pretrained is not None:
+            lm = _pretrained(config, config.pretrained)
+        else:
+            lm = load(str(config.run))
+            sources.check(Run(str(config.run)), config.allow_changed_source)
         yield from _removed(config, lm)
+
+
+def _pretrained(config: RemoveConfig, spec: str) -> LanguageModel:
+    """A pretrained model, with the config that a run from it would have."""
+    from normlab.pretrained import describe  # reads formats that runs don't need
+
+    asked = {"init": spec, "data": to_dict(config.data), "window": config.window}
+    run = resolved(build(TrainConfig, asked), ())
+    lm = describe(spec).load()
+    return dataclasses.replace(lm, facts=lm.facts | {"config": to_dict(run)})
 
 
 def _removed(config: RemoveConfig, lm: LanguageModel) -> Iterator[Removed]:
@@ -120,13 +140,14 @@ def _folded(tuner: "Tuner", name: str) -> Iterator[Removed]:
 
 
 def trained_text(lm: LanguageModel, data: DataConfig) -> Tokenized:
-    """What a run was trained on, in the tokens that it knows.
+    """What a run was trained on, in the tokens that it knows; of a pretrained model any text.
 
     Raises:
         ValueError: it is another text here (`auto`, or the embedded text of another Python).
     """
-    corpus, then = load_corpus(data), lm.facts["training_provenance"]["text"]
-    now = corpus.sha256("train")
+    corpus = load_corpus(data)
+    then = lm.facts.get("training_provenance", {}).get("text")
+    now = then if then is None else corpus.sha256("train")
     require(
         now == then,
         f"{lm.name} was trained on data={data.corpus}, which is {corpus.title} here and was "

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from normlab import pretrained
 from normlab.commands.remove import COLUMNS, one_removal
 from normlab.config import build
 from normlab.data import DataConfig
+from normlab.loss import token_nll
 from normlab.model.language_model import LanguageModel
 from normlab.norms import all_norms, norms
 from normlab.runs.run import load
@@ -26,9 +28,10 @@ from normlab.training.removal import (
 from normlab.training.trainer import train
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import Frozen, average_factors, freeze, removable
-from tests.conftest import tiny_model
+from tests.conftest import forward, tiny_model
 from tests.support.passes import TOKENS
 from tests.support.runs import tiny_config
+from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
 from tests.support.transform_models import bits, double, same
 from tests.support.transformer_reference import Reference
 
@@ -199,3 +202,26 @@ def test_bad_values_are_refused(fields, message):
 def test_something_must_be_named():
     with pytest.raises(ValueError, match="expected run=DIR"):
         next(remove(RemoveConfig()))
+
+
+@pytest.mark.system
+def test_a_pretrained_model_loses_its_norms_too(tmp_path):
+    """On any text: the first line is its own loss there, and every site has a line."""
+    spec = write_folder(tmp_path / "llama", CONFIGS["llama"], tensors("llama"))
+    text = DataConfig(corpus="embedded")
+    config = RemoveConfig(pretrained=spec, data=text, window=16, batch=2, steps=1, eval_windows=4)
+    lines = list(remove(config))
+    lm = pretrained.load(spec)
+    tokens = trained_text(lm, text).split("valid")
+    windows = np.asarray(tokens[:65])
+    logits = forward(lm.model, windows[:64].reshape(4, 16))
+    nll = float(token_nll(logits, windows[1:].reshape(4, 16)).mean())
+    assert lines[0].frozen == pytest.approx(math.exp(nll), rel=1e-4)
+    assert [line.site for line in lines[1:-1]] == removable(lm.model)
+    assert lines[-1].site == "folded"
+
+
+@pytest.mark.parametrize("named", [{}, {"run": "a", "pretrained": "b"}])
+def test_one_model_is_to_be_named(named):
+    with pytest.raises(ValueError, match=r"expected run=DIR, or pretrained=NAME"):
+        next(remove(RemoveConfig(**named)))
