@@ -1,6 +1,7 @@
 """The groups of `configs/`: what a name on the command line can choose."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,9 @@ def refuse_path(app: str, argument: str) -> None:
         ValueError: with the two fields to write instead.
     """
     group, _, value = argument.partition("=")
-    looks_so = any(mark in value for mark in "/\\.*") or Path(value).exists()
-    if group == "data" in groups(app) and looks_so and value not in options(group):
+    if group != "data" or group not in groups(app) or value in options(group):
+        return
+    if any(mark in value for mark in "/\\.*") or os.path.exists(value):
         raise ValueError(f"{argument}: a text of your own is data=text data.path={value}")
 
 

@@ -98,7 +98,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         places = {"run": "HOME/run", "pretrained": "hf:HOME/hf"}
         given |= {k: v for k, v in places.items() if k in given}
         given |= {"max_windows": 2, "window": 32, "data.corpus": "embedded"}
-        given |= {"out": f"HOME/exported/{'-'.join(sorted(given))}"}
+        told = "-".join(f"{k}-{given[k]}" for k in sorted(given) if "/" not in str(given[k]))
+        given |= {"out": f"HOME/exported/{told}"}
     elif verb == "probe":
         flags, given = ["probe", "flax.nnx:RMSNorm"], given | {"d": 16}
     elif verb == "tune":
