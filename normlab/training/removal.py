@@ -147,12 +147,11 @@ def trained_text(lm: LanguageModel, data: DataConfig) -> Tokenized:
     """
     corpus = load_corpus(data)
     then = lm.facts.get("training_provenance", {}).get("text")
-    now = then if then is None else corpus.sha256("train")
-    require(
-        now == then,
-        f"{lm.name} was trained on data={data.corpus}, which is {corpus.title} here and was "
-        f"another text there (SHA-256 {then[:12]}… then, {now[:12]}… now); expected the same",
-    )
+    if then is not None and (now := corpus.sha256("train")) != then:
+        raise ValueError(
+            f"{lm.name} was trained on data={data.corpus}, which is {corpus.title} here and was "
+            f"another text there (SHA-256 {then[:12]}… then, {now[:12]}… now); expected the same"
+        )
     return Tokenized(corpus, lm.tokenizer, data.cache_folder())
 
 
