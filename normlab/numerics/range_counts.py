@@ -1,6 +1,7 @@
 """What a norm saw: rows out of the format's range, how they are spread, and the largest values."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class RangeCounts:
     @classmethod
     def nothing(cls) -> "RangeCounts":
         """Before the first row; the neutral element of `+`."""
-        made = {
+        made: dict[str, Any] = {
             f.name: jnp.float32(0) if f.name in ("error", *_LARGEST) else jnp.int32(0)
             for f in dataclasses.fields(cls)
             if f.name != "stages"
