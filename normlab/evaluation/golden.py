@@ -27,6 +27,7 @@ from normlab.model import Context
 from normlab.norms import Norm, all_norms
 from normlab.numerics import Accumulator, Datapath, DoesNotFit, datapaths
 from normlab.numerics.eps import EpsForm
+from normlab.numerics.exact import no_contract
 from normlab.numerics.formats import FloatFormat, as_format, rounded, rounded_sum
 from normlab.numerics.stage_counts import stage_format
 from normlab.registry import choice
@@ -92,15 +93,14 @@ def described(path: Datapath) -> tuple[Datapath, list[str]]:
     Raises:
         DoesNotFit: a stage that the script doesn't know.
     """
-    p, said = path.precision, list[str]()
-    options = [name for name in ("onepass", "input", "mean") if getattr(p, name)]
-    formats = [p.format, *(as_format(getattr(path, f) or "fp32") for f in ("input", "product"))]
-    if path.variance or options or any(f.stochastic is not None for f in formats):
+    said = list[str]()
+    formats = [path.format, *(as_format(getattr(path, f) or "fp32") for f in ("input", "product"))]
+    if any(f.stochastic is not None for f in formats):
         raise DoesNotFit(
-            f"datapath {path.name!r}: golden vectors are of datapaths without `variance`, without "
-            "options onepass, input, mean, and without stochastic rounding"
+            f"datapath {path.name!r}: golden vectors are of datapaths without stochastic rounding, "
+            "whose random bits are a unit's own"
         )
-    if p.plain:
+    if path.precision.plain and path.variance is None:
         path = dataclasses.replace(path, sum="fp32:pairwise")
         said.append("sum: fp32 in a compiler's own order; pinned to fp32:pairwise")
     if path.root.kind == "rsqrt":
@@ -181,6 +181,8 @@ class _Trace(Accumulator):
         if stage == "square":
             square = self._held(x * x, path.square)
             self.values[stage] = terms = rounded(square, path.format)
+            if path.precision.mean:
+                terms = rounded(no_contract(terms * (1.0 / x.shape[-1])), path.format)
             if path.summation.has_lanes:
                 self.values |= _adds(terms, path)
         elif stage != "eps" or x.ndim:
@@ -242,6 +244,9 @@ def vectors(path: Datapath, norm: Norm, x: np.ndarray) -> tuple[dict[str, Any], 
     about = {name: {"format": _format(path, name), "shape": a.shape} for name, a in values.items()}
     unit = dataclasses.asdict(path) | {
         "sum_format": str(path.format),
+        "row_in_sum_format": path.precision.input,
+        "terms_over_d": path.precision.mean,
+        "onepass": path.precision.onepass,
         "order": path.summation.name,
         "width": path.summation.width,
         "postfix": path.summation.postfix,

@@ -18,6 +18,8 @@ NAMED |= {"fp8_e4m3": (4, 3), "fp8_e5m2": (5, 2)}
 TINY = 2.0**-126
 Rows = Any
 """Arrays [rows, …], float32 but for sums in float64."""
+Moments = tuple[int, Rows, Rows]
+"""Terms, their mean, the sum of their squares about it."""
 
 
 def bits_of(name: str) -> tuple[int, int]:
@@ -143,7 +145,9 @@ def summed(terms: Rows, unit: dict[str, Any], found: dict[str, Rows] | None = No
     def add(a: Rows, b: Rows) -> Rows:
         return rounded(a + b, name)
 
-    terms = np.float64(terms)
+    terms = np.float64(rounded(terms, name))
+    if unit["terms_over_d"]:
+        terms = rounded(held(np.float32(terms) * np.float32(1 / terms.shape[-1])), name)
     if order == "sequential":
         return left_to_right(terms.T, add)[:, None]
     if order == "pairwise":
@@ -222,27 +226,130 @@ def leaves(y: Rows, output: str | None) -> Rows:
     return held(f(codes) * scale).reshape(y.shape)
 
 
-def stages(x: Rows, weight: Rows, bias: Rows, unit: dict[str, Any]) -> dict[str, Rows]:
-    """Every stage's values by name, in the order in which the unit makes them."""
-    found: dict[str, Rows] = {}
-    z = found["input"] = held(x, unit["input"])
+def fma(a: Rows, b: Rows, c: Rows) -> Rows:
+    """a·b + c of float32s with one rounding: float64 keeps what its sum lost in the last bit."""
+    product, c = np.float64(a) * np.float64(b), np.float64(c)
+    total = product + c
+    part = total - product
+    lost = (product - (total - part)) + (c - part)
+    inward = ((lost > 0) != (total > 0)).astype(np.int64)
+    odd = ((total.view(np.int64) - inward) | 1).view(np.float64)
+    return held(np.where(np.isfinite(total) & (lost != 0), odd, total))
+
+
+def joined(part: Moments, into: Moments) -> Moments:
+    """Two groups' moments as one's, on vectors."""
+    (m, mean, squares), (n, mean0, squares0) = part, into
+    if not m + n:
+        return into
+    away = held(mean - mean0)
+    step = held(np.float32(m) / np.float32(m + n) * away)
+    total = fma(held(away * np.float32(n)), step, held(squares0 + squares))
+    return m + n, held(mean0 + step), total
+
+
+def joined_lane(part: Moments, into: Moments) -> Moments:
+    """The same of one lane, as a compiler contracts the scalar steps."""
+    (m, mean, squares), (n, mean0, squares0) = part, into
+    share, away = np.float32(m) / np.float32(m + n), held(mean - mean0)
+    square = held(held(away * away) * share)
+    return m + n, fma(away, share, mean0), held(squares0 + fma(square, np.float32(n), squares))
+
+
+def updated(pieces: Rows) -> Moments:
+    """Welford's updates over the first axis, with a rounded reciprocal of the count."""
+    mean = squares = np.zeros_like(pieces[0])
+    for j, x in enumerate(pieces):
+        away = held(x - mean)
+        mean = fma(away, np.float32(1) / np.float32(j + 1), mean)
+        squares = fma(away, held(x - mean), squares)
+    return len(pieces), mean, squares
+
+
+def welford(z: Rows, variance: str) -> tuple[Rows, Rows]:
+    """Mean and variance of each row: K lanes, T accumulators by turns, in chunks of 16 vectors."""
+    k, turns = (int(n) for n in (variance.removeprefix("welford") + "x1").split("x")[:2])
+    vectors = z.shape[-1] // (k * turns)
+    whole = z[:, : vectors * k * turns].reshape(len(z), vectors, turns, k)
+    zero = np.zeros((len(z), k), np.float32)
+    starts = range(0, vectors, 16)
+    levels = [(0, zero, zero)] * max(1, (len(starts) - 1).bit_length())
+    for i, start in enumerate(starts):
+        for turn in range(turns):
+            part = updated(np.moveaxis(whole[:, start : start + 16, turn], 1, 0))
+            levels[0] = joined(part, levels[0])
+        mask, j = i + 1, 1
+        while j < len(levels) and not mask & 1:
+            levels[j], levels[j - 1] = joined(levels[j - 1], levels[j]), (0, zero, zero)
+            mask, j = mask >> 1, j + 1
+    for level in levels[1:]:
+        levels[0] = joined(level, levels[0])
+    total = _one_by_one(z[:, vectors * k * turns :])
+    count, means, squares = levels[0]
+    for lane in range(k if vectors else 0):
+        total = joined_lane((count, means[:, lane], squares[:, lane]), total)
+    return total[1][:, None], held(total[2] / np.float32(z.shape[-1]))[:, None]
+
+
+def _one_by_one(rest: Rows) -> Moments:
+    """What fills no vector."""
+    mean = squares = np.zeros(len(rest), np.float32)
+    for i, x in enumerate(rest.T):
+        away = held(x - mean)
+        mean = held(mean + held(away / np.float32(i + 1)))
+        squares = fma(away, held(x - mean), squares)
+    return rest.shape[-1], mean, squares
+
+
+def statistic(x: Rows, unit: dict[str, Any], found: dict[str, Rows]) -> tuple[Rows, Rows, Rows]:
+    """The row less its mean where the unit takes it off, that mean, and the mean square."""
+    own = unit["sum_format"] if unit["row_in_sum_format"] else None
+    z = found["input"] = held(held(x, unit["input"]), own)
+    middle, d = np.float32(0), 1 if unit["terms_over_d"] else z.shape[-1]
+    if unit["variance"] is not None:
+        middle, found["mean"] = welford(z, unit["variance"])
+        return held(z - middle), middle, found["mean"]
+    part = z
     if unit["center"]:
-        added = summed(rounded(z, unit["sum_format"]), unit)
-        z = held(z - mean_of(added, z.shape[-1], unit["mean"]))
-    part = np.concatenate([z, -z], -1) if unit["mirrored"] and not unit["center"] else z
+        middle = mean_of(summed(z, unit), d, unit["mean"])
+        z = held(z - middle, own)
+        part = part if unit["onepass"] else z
+    elif unit["mirrored"]:
+        part, d = np.concatenate([z, -z], -1), 2 * d if d > 1 else 1
     square = held(part * part, unit["square"])
     found["square"] = np.float32(rounded(square, unit["sum_format"]))
     total = summed(found["square"], unit, found)
     found["sum"] = np.float32(total)
-    mean = found["mean"] = mean_of(total, part.shape[-1], unit["mean"])
+    mean = found["mean"] = mean_of(total, d, unit["mean"])
+    if unit["center"] and unit["onepass"]:
+        away = held(np.float32(d) * held(middle * middle))
+        mean = mean_of(held(np.float32(total) - away), d, unit["mean"])
+    return z, middle, mean
+
+
+def stages(x: Rows, weight: Rows, bias: Rows, unit: dict[str, Any]) -> dict[str, Rows]:
+    """Every stage's values by name, in the order in which the unit makes them."""
+    found: dict[str, Rows] = {}
+    z, middle, mean = statistic(x, unit, found)
     v = found["eps"] = held(mean + held(np.float32(unit["epsilon"]), unit["eps"]), unit["eps"])
     if unit["root"]["kind"] == "divide":
-        found["root"] = held(np.sqrt(v), unit["root"]["format"])
-        y = z / found["root"]
+        root = found["root"] = held(np.sqrt(v), unit["root"]["format"])
     else:
-        found["root"] = inverse(v, unit["root"])
-        y = z * found["root"]
+        root = found["root"] = inverse(v, unit["root"])
+    if unit["fused"]:
+        y = fma(found["input"], root, held(-root * middle))
+    else:
+        y = z / root if unit["root"]["kind"] == "divide" else z * root
     y = found["product"] = held(y, unit["product"])
+    return found | affine(y, weight, bias, unit)
+
+
+def affine(y: Rows, weight: Rows, bias: Rows, unit: dict[str, Any]) -> dict[str, Rows]:
+    """γ·y + β, each where there is one, and what leaves."""
+    found: dict[str, Rows] = {}
+    if unit["fused"] and weight is not None and bias is not None:
+        y = fma(y, held(weight, unit["stored"]), held(bias, unit["stored"]))
+        return {"output": leaves(y, unit["output"])}
     y = leaves(y, unit["output"]) if unit["cast_first"] and weight is not None else y
     if weight is not None:
         gamma = held(weight, unit["stored"])

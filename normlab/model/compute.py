@@ -82,7 +82,7 @@ class ComputeConfig:
 
         XLA's CPU backend can hand its products to oneDNN, which jaxlib 0.12 brings along. They
         differ from XLA's own in the last bits. An older jaxlib has none of its calls, and takes
-        Eigen's products then.
+        Eigen's products then. jax 0.12 can't keep such a program: each process compiles it.
         """
         return _ONEDNN if self.products == "onednn" else {}
 

@@ -29,6 +29,10 @@ PATHS = {
     ),
     "blocks": Datapath(sum="e5m9:blocks16", root=Root("divide", "bf16"), output="fp8_e4m3.block16"),
     "line": Datapath(sum="bf16:cascade8", root=Root("table", "fp16", 32, interpolate=True)),
+    "onepass": Datapath(sum="fp16:lanes8.onepass.input", root=Root("sqrt")),
+    "mean": Datapath(sum="bf16:lanes4.mean", mirrored=True, mean=Mean("divide", "bf16")),
+    "onepass-mean": Datapath(sum="fp32:sequential.onepass.mean", root=Root("sqrt")),
+    "welford": Datapath(variance="welford4", root=Root("divide", "fp16"), bias="bf16"),
 }
 
 
@@ -48,14 +52,14 @@ def made(path, name="rmsnorm", **told):
 @pytest.mark.system
 def test_every_preset_and_kind_of_stage_is_reproduced(tmp_path):
     """Of a layer norm with a bias, too, and of a weight that is stored as w."""
-    presets = {name: datapaths[name] for name in datapaths if datapaths[name].variance is None}
-    for name, path in (presets | PATHS).items():
-        (folder := tmp_path / name).mkdir()
-        files(folder, *made(path, one_plus="gemma" in name))
-        assert reproduce.main(folder) == 0, name
-        (folder := tmp_path / f"{name}-centred").mkdir()
-        files(folder, *made(path, "layernorm"))
-        assert reproduce.main(folder) == 0, f"{name}, centred"
+    for name, path in ({name: datapaths[name] for name in datapaths} | PATHS).items():
+        norms_asked = {"centred": ("layernorm", {}), "no-bias": ("layernorm", {"bias": False})}
+        if path.variance is None:
+            norms_asked["rms"] = ("rmsnorm", {"one_plus": "gemma" in name})
+        for kind, (norm, told) in norms_asked.items():
+            (folder := tmp_path / f"{name}-{kind}").mkdir()
+            files(folder, *made(path, norm, **told))
+            assert reproduce.main(folder) == 0, f"{name}, {kind}"
 
 
 @pytest.mark.system
@@ -126,8 +130,10 @@ def test_a_directory_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_what_the_script_cannot_say_is_refused():
-    with pytest.raises(DoesNotFit, match="datapath 'torch-layernorm-bf16': golden vectors are of"):
-        described(datapaths["torch-layernorm-bf16"])
+    with pytest.raises(
+        DoesNotFit, match="datapath 'dice': golden vectors are of"
+    ):
+        described(Datapath(sum="fp16.stochastic1", name="dice"))
     with pytest.raises(ValueError, match=r"pretrained=torch:x: expected a model that JAX computes"):
         rows_of(GoldenConfig("iron-bf16", pretrained="torch:x", out="x"))
     with pytest.raises(ValueError, match="out: expected a directory for the vectors"):

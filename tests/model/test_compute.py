@@ -270,7 +270,9 @@ def test_the_library_of_products_is_told_to_the_compiler_only_if_asked():
 
 
 @pytest.mark.system
+@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
 def test_the_library_of_products_trains_alike():
+    """With jax 0.12 no later process finds it compiled, and jax warns; the commands do not."""
     model, asked = tiny_model(**SMALL), ComputeConfig(products="onednn")
     np.testing.assert_allclose(trained(model, 2, asked), trained(model, 2, FLOAT32), rtol=1e-5)
 

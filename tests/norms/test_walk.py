@@ -16,7 +16,7 @@ from normlab.norms import Norm, NormConfig, NormContext, NormState, norms
 from normlab.norms.approximate import ByInverseRoot
 from normlab.norms.around import around
 from normlab.norms.pointwise import dyt_alpha
-from normlab.numerics import Datapath
+from normlab.numerics import Datapath, Root
 from tests.support.norm_references import parameters, reference
 from tests.support.norm_walk import (
     FINAL,
@@ -137,10 +137,12 @@ def test_float64_rows_stay_in_float64(name):
 def test_a_low_precision_gives_the_same_bits_without_jit():
     """Of every norm that accumulates, weight and bias included; 1/3.7 is no float32.
 
-    But for SeeDNorm, whose weight is a float32 dot product, as XLA has it.
+    The root is named: XLA's own `rsqrt` has another last bit in a loop that it can't vectorize (jax
+    0.12). But for SeeDNorm, whose weight is a float32 dot product, as XLA has it.
     """
+    path = Datapath(sum="fp16", root=Root("sqrt"))
     made = {n: randomized(make(n)) for n in norms if norms[n].has_statistic and n != "seednorm"}
-    each = lambda x: [norm(x, told("fp16", 3.7)) for norm in made.values()]  # noqa: E731
+    each = lambda x: [norm(x, told(path, 3.7)) for norm in made.values()]  # noqa: E731
     for name, y, eager in zip(made, jax.jit(each)(ROWS), each(ROWS), strict=True):
         assert same(y, eager).all(), name
 
