@@ -33,8 +33,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from large_model import CONFIG, WINDOWS
 from outcome import keep
 
-from normlab.evaluation.perplexity import _batch_nll, default_batch, unit_scales
+from normlab.evaluation.perplexity import _layer, default_batch, unit_scales
 from normlab.model import ComputeConfig, ModelConfig, PlacementConfig, Transformer
+from normlab.model.by_layer import ByLayer
 from normlab.norms import norms
 from normlab.numerics import Accumulator, Precision
 from normlab.pretrained.families import configs
@@ -99,20 +100,26 @@ def evaluation(precision: Precision, window: int, on: NamedSharding) -> dict[str
         lambda: Transformer(made.model, made.norm, made.placement, made.vocab_size)
     )
     place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on)  # noqa: E731
-    graphdef, params = nnx.split(model)
     given = {} if precision.plain else jax.eval_shape(lambda: unit_scales(model))
     text = windows(WINDOWS, window, made.vocab_size)
     shape = (default_batch(text, made.vocab_size), window)
-    batch = [jax.ShapeDtypeStruct(shape, kind, sharding=on) for kind in ("i4", "i4", "?", "?")]
-    lowered = _batch_nll.lower(
-        graphdef, precision, *jax.tree.map(place, (params, given)), *batch, keep=False
-    )
-    with tempfile.TemporaryDirectory() as dump:
-        plan = compiled(lowered, dump).memory_analysis()
+    tokens, real = (jax.ShapeDtypeStruct(shape, kind, sharding=on) for kind in ("i4", "?"))
+    plans = {}
+
+    def planned(call: Any, graphdef: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
+        args = precision, None, real, call, graphdef, *jax.tree.map(place, args)
+        if (call, graphdef) not in plans:
+            with tempfile.TemporaryDirectory() as dump:
+                made = compiled(_layer.lower(*args), dump)
+            plans[call, graphdef] = made.memory_analysis()
+        return place(_layer.eval_shape(*args)[0]), {}
+
+    ByLayer(model)(planned, [tokens], given, {})
+    most = max(p.temp_size_in_bytes + p.output_size_in_bytes for p in plans.values())
     return {
         "windows": shape[0],
-        "arguments_gb": plan.argument_size_in_bytes / 1e9,
-        "temporary_gb": plan.temp_size_in_bytes / 1e9,
+        "arguments_gb": sum(4 * leaf.size for leaf in jax.tree.leaves(model)) / 1e9,
+        "temporary_gb": most / 1e9,
     }
 
 

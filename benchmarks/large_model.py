@@ -3,11 +3,13 @@
     python benchmarks/large_model.py --layers 32                 # Llama-2-7b's shape: an 80 GB GPU
     python benchmarks/large_model.py --layers 2 --window 512     # a small machine: full width
     python benchmarks/large_model.py --layers 4 --window 512     # the difference is two blocks
+    python benchmarks/large_model.py --stream --windows 2        # all of it, in 5 GB
 
 Random float16 weights in a Hugging Face directory of that shape, a file a block, written by a
 process of its own and read by `normlab.pretrained`. Then windows of random tokens are scored in
 fp32, fp16 and fp16+slanc by the loop of `python -m evaluate`, each once more after the call that
-compiles. Memory is what this process ever held on the host, over what it held before.
+compiles. Memory is what this process ever held on the host, over what it held before. With
+`--stream` layers are read from disk one at a time, and each precision is scored once.
 """
 
 import argparse
@@ -84,26 +86,29 @@ def held() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(folder: Path, config: dict[str, Any], window: int) -> dict[str, Any]:
-    """Load the directory, score a window in each precision."""
+def measure(folder: Path, config: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
+    """Load the directory, score windows in each precision."""
     before, began = held(), time.perf_counter()
-    model = pretrained.load(f"hf:{folder}").model
-    jax.block_until_ready(jax.tree.leaves(model))
+    model = pretrained.describe(f"hf:{folder}").load(stream=asked.stream).model
     found = {"load_seconds": time.perf_counter() - began, "load_bytes": held() - before}
-    sizes = [leaf.nbytes for leaf in jax.tree.leaves(model)]
+    sizes = [4 * leaf.size for leaf in jax.tree.leaves(model)]
     found |= {"weights_bytes": sum(sizes), "largest_tensor_bytes": max(sizes)}
     began = time.perf_counter()
     slanc = jax.block_until_ready(scales(model, "slanc"))
     found["scales_seconds"] = time.perf_counter() - began
-    text, seconds = windows(1, window, config["vocab_size"]), {}
+    text, seconds = windows(asked.windows, asked.window, config["vocab_size"]), {}
+    overflowed = {}
     for name in PRECISIONS:
         column = Column.parse(name)
         given = slanc if column.rule else None
-        for _ in range(2):  # the first compiles
+        for _ in range(1 if asked.stream else 2):  # the first compiles
             began = time.perf_counter()
-            score(model, text, column.precision, given, batch=1)
-            seconds[name] = time.perf_counter() - began
+            scores = score(model, text, column.precision, given, batch=asked.windows)
+            seconds[name] = (time.perf_counter() - began) / asked.windows
+        overflowed[name] = sum(site.overflowed for site in scores.sites.values())
+        print(name, scores.perplexity, seconds[name], held() - before, flush=True)
     found |= {"seconds_a_window": seconds, "evaluation_bytes": held() - before}
+    found["overflowed_rows"] = overflowed
     stats = jax.devices()[0].memory_stats() or {}
     return found | {"device_peak_bytes": stats.get("peak_bytes_in_use")}
 
@@ -113,6 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--windows", type=int, default=1, help="scored together")
+    parser.add_argument("--stream", action="store_true", help="layers from disk, one at a time")
     parser.add_argument("--divide", type=int, default=1, help="width, hidden and heads, by this")
     parser.add_argument("--out", type=Path, help="a JSON file")
     asked = parser.parse_args()
@@ -127,10 +134,11 @@ def main() -> None:
         writer.join()
         if writer.exitcode:
             raise SystemExit(f"the weights could not be written into {name}: see above")
-        result = measure(Path(name), config, asked.window)
+        result = measure(Path(name), config, asked)
     seconds = sum(result["seconds_a_window"].values())
     minutes = WINDOWS * seconds / 60 if asked.window == 2048 else None
-    keep(result | {"config": config, "window": asked.window, "table_minutes": minutes}, asked.out)
+    told = {"stream": asked.stream, "windows": asked.windows, "window": asked.window}
+    keep(result | told | {"config": config, "table_minutes": minutes}, asked.out)
 
 
 if __name__ == "__main__":

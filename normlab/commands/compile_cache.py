@@ -12,7 +12,6 @@ import platform
 import sys
 import tempfile
 import warnings
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +46,7 @@ def use() -> None:
     import jax  # not before: who asks for the `directory` may still set what JAX reads at its start
 
     from normlab.data import DataConfig
+    from normlab.data.cache import trim
 
     asked = choice(SWITCH, os.environ.get(SWITCH) or "on", ("on", "off"))
     if asked == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
@@ -86,23 +86,3 @@ def processor() -> str:
         return platform.processor()
     told = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
     return "\n".join(sorted(told))
-
-
-def trim(folder: Path, room: int) -> None:
-    """Remove files below `folder`, those used least lately, until they fill `room` bytes at most.
-
-    Another process may do the same at the same time.
-    """
-    found = []
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            about = path.stat()
-            if path.is_file():
-                found.append((max(about.st_atime, about.st_mtime), about.st_size, path))
-    filled = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if filled <= room:
-            break
-        with suppress(OSError):
-            path.unlink()
-            filled -= size

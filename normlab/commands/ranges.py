@@ -31,6 +31,7 @@ def main(config: EvaluateConfig, asked: object = ()) -> None:
     config = dataclasses.replace(config, max_windows=config.max_windows or WINDOWS)
     columns = [Column.parse(text) for text in config.precision]
     formats = [c.precision.format for c in columns if not c.precision.format.is_float32]
+    require(not config.stream, "stream = True: ranges runs the whole model; expected stream=false")
     require(bool(formats), f"precision = {list(config.precision)}: expected one that is narrower")
     texts, found = Texts(), list[RangeReport]()
     for target in targets(config):

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,23 @@ def _fault(folder: Path, wanted: Any) -> str | None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def trim(folder: Path, room: int) -> None:
+    """Remove files below `folder`, those used least lately, until they fill `room` bytes at most.
+
+    Another process may do the same at the same time.
+    """
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            about = path.stat()
+            if path.is_file():
+                found.append((max(about.st_atime, about.st_mtime), about.st_size, path))
+    filled = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if filled <= room:
+            break
+        with suppress(OSError):
+            path.unlink()
+            filled -= size

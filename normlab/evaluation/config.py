@@ -11,7 +11,7 @@ from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
 from normlab.results.column import HALF, Column
 from normlab.scaling import scale_rules
-from normlab.transforms import check, transforms
+from normlab.transforms import NOTHING, check, transforms
 
 REFERENCE = "fp32"
 """The column that Δ refers to; it is always run."""
@@ -74,6 +74,11 @@ class EvaluateConfig:
     batch: int | None = field(
         None, "windows in a batch; null: logits of at most 64 MiB on a CPU, 1 GiB elsewhere"
     )
+    stream: bool = field(
+        False,
+        "of a pretrained model larger than memory: read its layers from disk one at a time, each "
+        "time that a batch comes to one; the same numbers, bit for bit",
+    )
     calibration_windows: int = field(8, "windows of validation text for rules that look at text")
     per_token: bool = field(False, "keep each scored token's NLL, in OUT/tokens")
     compare: bool = field(
@@ -103,6 +108,7 @@ class EvaluateConfig:
             choice("activations", self.activations, HALF)
         for asked in self.columns:
             check_rule(asked)
+        self._check_stream()
         require(len(self.transform) > 0, "transform = []: expected at least one, such as [none]")
         for text in self.transform:
             check(text)
@@ -141,6 +147,21 @@ class EvaluateConfig:
             len(given) <= 1,
             f"{' and '.join(f'{n}={getattr(self, n)}' for n in given)}: expected exactly one of "
             f"{', '.join(SOURCES)}",
+        )
+
+    def _check_stream(self) -> None:
+        if not self.stream:
+            return
+        require(
+            self.pretrained is not None,
+            f"stream = True with run={self.run} and runs={self.runs}: expected pretrained=, whose "
+            "layers can be read one at a time",
+        )
+        rewrites = [text for text in self.transform if text != NOTHING]
+        require(
+            not rewrites,
+            f"stream = True with transform=[{','.join(rewrites)}]: a rewrite reads and holds the "
+            "whole model; expected transform=[none]",
         )
 
     @property

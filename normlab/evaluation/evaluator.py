@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from normlab.data import Tokenizer
 from normlab.evaluation import metadata
@@ -154,8 +155,9 @@ class Evaluator:
             if column.datapath is None:
                 return True
             if isinstance(model, Transformer):
+                graphdef, params = nnx.split(model)
                 two = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-                jax.eval_shape(lambda tokens: model(tokens, told), two)
+                jax.eval_shape(lambda p, t: nnx.merge(graphdef, p)(t, told), params, two)
             else:
                 for norm in all_norms(model):
                     rows = jax.ShapeDtypeStruct((1, 2, norm.width), jnp.float32)

@@ -5,8 +5,9 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from normlab.evaluation.evaluator import Evaluator
 from normlab.evaluation.targets import TORCH, targets
 from normlab.evaluation.texts import Texts
 from normlab.model import Context
+from normlab.model.by_layer import ByLayer
 from normlab.norms import Norm, all_norms
 from normlab.numerics import Accumulator, Datapath, DoesNotFit, datapaths
 from normlab.numerics.eps import EpsForm
@@ -122,19 +124,9 @@ def rows_of(config: GoldenConfig) -> tuple[Norm, np.ndarray]:
     windows = dataclasses.replace(asked, max_windows=-(-config.rows // length))
     evaluator = Evaluator(windows, target, Texts())
     model = evaluator.lm.model
-    graphdef, params = nnx.split(model)
-
-    @jax.jit
-    def inputs(params: Any, tokens: Array) -> dict[str, Array]:
-        context = Context(capture=True)
-        nnx.merge(graphdef, params)(tokens, context)
-        return context.inputs
-
-    tokens = evaluator.windows.inputs
-    found = {
-        site: np.concatenate([np.asarray(a) for a in parts])
-        for site, parts in _by_site([inputs(params, t[None]) for t in tokens]).items()
-    }
+    tokens = [t[None] for t in evaluator.windows.inputs]
+    parts = [inputs for _, inputs in ByLayer(model, head=False)(_inputs, tokens)]
+    found = {site: np.concatenate([np.asarray(p[site]) for p in parts]) for site in parts[0]}
     sites = {norm.site.name: norm for norm in all_norms(model) if norm.config.type in NORMS}
     require(bool(sites), f"{target.name}: expected norms of type {' or '.join(NORMS)}")
     largest = max(sites, key=lambda name: float(np.abs(found[name]).max()))
@@ -143,8 +135,14 @@ def rows_of(config: GoldenConfig) -> tuple[Norm, np.ndarray]:
     return sites[name], x[np.linspace(0, len(x) - 1, config.rows).astype(int)]
 
 
-def _by_site(parts: list[dict[str, Array]]) -> dict[str, list[Array]]:
-    return {site: [part[site] for part in parts] for site in parts[0]}
+@partial(jax.jit, static_argnums=(0, 1))
+def _inputs(
+    call: Callable[..., Array], graphdef: nnx.GraphDef[Any], state: Any, x: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The inputs of a layer's norms, as `ByLayer` asks for them."""
+    context = Context(capture=True)
+    x = call(nnx.merge(graphdef, state), x, context)
+    return x, context.inputs
 
 
 def with_corners(x: np.ndarray, path: Datapath) -> tuple[np.ndarray, list[str]]:

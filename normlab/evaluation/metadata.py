@@ -1,7 +1,8 @@
 """What a record says before anything is computed: the model, the text, the code."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def of_model(lm: LanguageModel, transform: str) -> ModelInfo:
         placement=lm.model.placement.type,
         transform=transform,
         note=note(lm.facts),
-        weights_sha256=sha256(jax.tree.leaves(nnx.state(lm.model))),
+        weights_sha256=sha256(_weights(lm.model)),
         parameters=parameters(lm.model),
         config=to_dict(lm.model.config),
         norm_config=to_dict(lm.model.norm) | ({"norm_at": [to_dict(a) for a in at]} if at else {}),
@@ -50,6 +51,12 @@ def of_model(lm: LanguageModel, transform: str) -> ModelInfo:
         seed=lm.facts.get("config", {}).get("seed"),
         facts=lm.facts,
     )
+
+
+def _weights(model: Transformer) -> Iterator[Any]:
+    """In the order of the model's state: by name."""
+    for part in chain(model.each_block(), [model.ends()]):
+        yield from jax.tree.leaves(nnx.state(part))
 
 
 def note(of: dict[str, Any]) -> str | None:

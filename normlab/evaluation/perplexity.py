@@ -18,8 +18,11 @@ from normlab.evaluation.protocols import Windows
 from normlab.evaluation.range_stats import RangeStats
 from normlab.loss import token_nll
 from normlab.model import Context, TokenModel, Transformer
+from normlab.model.attention import Attention, normed_maps
+from normlab.model.by_layer import ByLayer
 from normlab.model.half import half_weights
 from normlab.norms import Norm, all_norms
+from normlab.norms.sites import with_statistic
 from normlab.numerics import Arithmetic, FloatFormat, RangeCounts, arithmetic
 from normlab.parallel.sharding import padded_rows, replicate, shard_batch
 from normlab.progress import announced
@@ -30,6 +33,9 @@ LOGITS_BYTES = {"cpu": 64 * 2**20}
 BATCH_TOKENS = 8192
 """How many positions it may have then."""
 
+
+Passed = tuple[Float[Array, "b l v"], dict[str, RangeCounts]]
+"""What a pass over a batch gives: logits, and what the norms saw."""
 
 Tensor = Any
 """A NumPy array, or a JAX array while it is on the device."""
@@ -107,14 +113,26 @@ def default_batch(windows: Windows, vocab_size: int) -> int:
     All batches are about equally large, so that little of the last one is padding.
     """
     n, length = windows.inputs.shape
+    return -(-n // -(-n // most_windows(length, vocab_size)))
+
+
+def most_windows(length: int, vocab_size: int) -> int:
+    """As many windows of a length as fit into `LOGITS_BYTES` and `BATCH_TOKENS`, or one."""
     room = LOGITS_BYTES.get(jax.default_backend(), 2**30)
-    most = max(1, min(BATCH_TOKENS, room // (4 * vocab_size)) // length)
-    return -(-n // -(-n // most))
+    return max(1, min(BATCH_TOKENS, room // (4 * vocab_size)) // length)
 
 
-def unit_scales(model: TokenModel) -> dict[str, Float[Array, ""]]:
-    """Scale 1 at every site with a statistic."""
-    return {norm.site.name: jnp.float32(1) for norm in all_norms(model) if norm.has_statistic}
+def unit_scales(model: TokenModel) -> dict[str, Float[Array, "#heads #one"]]:
+    """Scale 1 at every site with a statistic, of the shape that a rule's scale has there."""
+    by_head = {
+        norm.site.name: (n, 1)
+        for _, node in nnx.iter_graph(model)
+        if isinstance(node, Attention)
+        for norm, linear in normed_maps(node)
+        if (n := linear.kernel.shape[1] // norm.width) > 1
+    }
+    sites = with_statistic(model)
+    return {site: jnp.ones(by_head.get(site, ()), jnp.float32) for site in sites}
 
 
 def score(
@@ -184,17 +202,33 @@ def score_columns(
     return found
 
 
-def _pass(model: TokenModel, column: Scaled) -> Callable[..., "Passed"]:
+def _pass(model: TokenModel, column: Scaled) -> Callable[..., Passed]:
     """A column's pass over a batch: compiled, or for a model that is not JAX's as it is."""
     precision, scales, activations, _, kept = column
     keep = {site: jnp.bool_(stays) for site, stays in (kept or {}).items()}
     # Dividing by 1 is exact, and lets scaled and unscaled passes share a compiled program.
-    given = {} if precision.plain and not scales else unit_scales(model) | dict(scales or {})
+    given = {} if precision.plain and not scales else _shaped(scales or {}, unit_scales(model))
     if not isinstance(model, Transformer):
-        return partial(_called_nll, model, precision, given, keep)
-    graphdef, params = nnx.split(model)
-    held = params if activations is None else half_weights(model, activations)
-    return partial(_batch_nll, graphdef, precision, activations, held, given, keep)
+        return partial(_called, model, precision, given, keep)
+    model.check_sites(given)
+    weights = nnx.state if activations is None else partial(half_weights, to=activations)
+    by_layer = ByLayer(model, weights)
+
+    def run(inputs: Int[Array, "b l"], real: Bool[Array, "b l"]) -> Passed:
+        program = partial(_layer, precision, activations, real)
+        return by_layer(program, [inputs], given, keep)[0]
+
+    return run
+
+
+def _shaped(scales: Mapping[str, Any], unit: Mapping[str, Array]) -> dict[str, Any]:
+    """The scales, 1 where one is missing: of one shape and type at a site, whatever the rule."""
+    shaped = {
+        site: jnp.broadcast_to(scale, unit[site].shape)
+        for site, scale in scales.items()
+        if site in unit and not callable(scale)
+    }
+    return {**unit, **scales, **shaped}
 
 
 class Out(NamedTuple):
@@ -205,13 +239,17 @@ class Out(NamedTuple):
     beside: TokenComparison | None = None
 
 
-def _side_by_side(passes: Sequence[Callable[..., Any]], *batch: np.ndarray) -> list[Out]:
+def _side_by_side(
+    passes: Sequence[Callable[..., Passed]], inputs: Any, targets: Any, scored: Any, real: Any
+) -> list[Out]:
     first, *others = passes
-    nll, observed, logits = first(*batch, keep=bool(others))
+    logits, observed = first(inputs, real)
+    nll = _nll(logits, targets, scored)
     outs = [Out(nll, observed)]
     for other in others:
-        other_nll, observed, other_logits = other(*batch, keep=True)
-        kl, agrees = _compared(logits, other_logits, batch[2])
+        other_logits, observed = other(inputs, real)
+        other_nll = _nll(other_logits, targets, scored)
+        kl, agrees = _compared(logits, other_logits, scored)
         outs.append(Out(other_nll, observed, TokenComparison(other_nll - nll, kl, agrees)))
     return outs
 
@@ -260,40 +298,32 @@ def _padded(windows: Windows, size: int) -> tuple[np.ndarray, ...]:
     return tuple(np.pad(a, ((0, missing), (0, 0))) for a in arrays)
 
 
-Passed = tuple[Float[Array, "b l"], dict[str, RangeCounts], Any]
-"""Each position's NLL, what the norms saw and, where they are kept, the logits [b, l, v]."""
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="keep")
-def _batch_nll(
-    graphdef: nnx.GraphDef,
+@partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def _layer(
     precision: Arithmetic,
     activations: FloatFormat | None,
-    params: Any,
+    real: Bool[Array, "b l"],
+    call: Callable[..., Array],
+    graphdef: nnx.GraphDef[Any],
+    state: Any,
     scales: dict[str, Any],
     keep_fp32: dict[str, Bool[Array, ""]],
-    inputs: Int[Array, "b l"],
-    targets: Int[Array, "b l"],
-    scored: Bool[Array, "b l"],
-    real: Bool[Array, "b l"],
-    keep: bool,
-) -> Passed:
+    x: Array,
+) -> tuple[Array, dict[str, RangeCounts]]:
+    """One layer of a pass, as `ByLayer` asks for it."""
     context = RealRows(precision, scales, real, activations, keep_fp32=keep_fp32)
     with jax.default_matmul_precision("highest"):  # on GPUs float32 products are TF32 otherwise
-        logits = nnx.merge(graphdef, params)(inputs, context)
-    return *replicate((_nll(logits, targets, scored), context.observed)), logits if keep else None
+        x = call(nnx.merge(graphdef, state), x, context)
+    return x, replicate(context.observed)
 
 
-def _called_nll(
+def _called(
     model: TokenModel,
     precision: Arithmetic,
     scales: dict[str, Any],
     keep_fp32: dict[str, Bool[Array, ""]],
     inputs: Int[Array, "b l"],
-    targets: Int[Array, "b l"],
-    scored: Bool[Array, "b l"],
     real: Bool[Array, "b l"],
-    keep: bool,
 ) -> Passed:
     """The same by a call for all whole windows, and one for a shorter last one: no padding."""
     tokens, lengths = np.asarray(inputs), np.asarray(real).sum(axis=1)
@@ -306,14 +336,14 @@ def _called_nll(
         for site, seen in context.observed.items():
             placed = seen.moved(rows[0], length, tokens.shape[1])
             observed[site] = observed[site] + placed if site in observed else placed
-    nll = jax.jit(_nll)(logits, targets, scored)
-    return nll, observed, jnp.asarray(logits) if keep else None
+    return jnp.asarray(logits), observed
 
 
+@jax.jit
 def _nll(
     logits: Float[Array, "b l v"], targets: Int[Array, "b l"], scored: Bool[Array, "b l"]
 ) -> Float[Array, "b l"]:
-    return jnp.where(scored, token_nll(logits, targets), 0.0)
+    return replicate(jnp.where(scored, token_nll(logits, targets), 0.0))
 
 
 @jax.jit

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from normlab.config import build, require
 from normlab.data import DataConfig, Tokenizer, load_tokenizer
 from normlab.data.config import TextConfig
 from normlab.evaluation.config import EvaluateConfig
+from normlab.evaluation.memory import check_fits
 from normlab.evaluation.protocols import Protocol, protocols
 from normlab.model import ModelConfig
 from normlab.model.language_model import LanguageModel
@@ -224,8 +226,12 @@ def _pretrained(spec: str, config: EvaluateConfig) -> EvalTarget:
         )
     config.mesh.check_sizes(found.configs.model.divided_sizes)
     longest = found.configs.model.max_length
-    data = _asked(PRETRAINED_DATA, config)
-    return EvalTarget(found.name, OK, data, longest, found.load, found.tokenizer)
+    data, load = _asked(PRETRAINED_DATA, config), partial(found.load, config.stream)
+    target = EvalTarget(found.name, OK, data, longest, load, found.tokenizer)
+    if config.mesh == MeshConfig():  # devices of a mesh share what there is
+        window = target.window(target.protocol(config.protocol), config.window)
+        check_fits(spec, found.shape, config, window)
+    return target
 
 
 def _torch(spec: str, config: EvaluateConfig) -> EvalTarget:
@@ -257,6 +263,10 @@ def _refuse_unless_norms_only(spec: str, config: EvaluateConfig) -> None:
             f"precision {str(column)!r}: of pretrained={spec} only the norms are computed here; "
             "expected no activations, or pretrained=hf:DIR",
         )
+    require(
+        not config.stream,
+        f"stream = True: pretrained={spec} is loaded by PyTorch; expected pretrained=hf:DIR",
+    )
     require(
         config.mesh == MeshConfig() and config.hosts == HostsConfig(),
         f"pretrained={spec} runs on one device of one process; expected no mesh and no hosts",

@@ -14,6 +14,8 @@ from normlab.evaluation.perplexity import RealRows, exp
 from normlab.evaluation.protocols import Windows
 from normlab.loss import token_nll
 from normlab.model import Context, TokenModel, Transformer
+from normlab.model.by_layer import ByLayer
+from normlab.model.context import Stored
 from normlab.model.half import half_weights
 from normlab.model.language_model import LanguageModel
 from normlab.norms import all_norms
@@ -59,6 +61,14 @@ class Pass(NamedTuple):
     tensors: list[TensorRange]
     overflowed: list[str]
     perplexity: float
+
+
+class Seen(NamedTuple):
+    """Of a tensor: its place in its layer, its sizes, rows whose sum overflowed; None: not told."""
+
+    order: Any
+    stored: Stored | None
+    lost: Any
 
 
 def tensor_ranges(lm: LanguageModel, windows: Windows, format: str = "fp16") -> RangeReport:
@@ -157,22 +167,22 @@ def _pass(
     cure: Cure | None = None,
 ) -> Pass:
     """In float32; with a cure in the format."""
-    names, kept, overflowed, nll = list[str](), dict[str, list[Any]](), dict[str, int](), 0.0
-    if isinstance(model, Transformer):
-        run = _compiled(model, windows, to, cure, names)
-    else:
-        run = partial(_called, model, to, cure, names)
+    kept, overflowed, nll = dict[str, list[Any]](), dict[str, int](), 0.0
+    by_layer = isinstance(model, Transformer)
+    run = _by_layer(model, to, cure) if by_layer else partial(_called, model, to, cure)
     with Progress(f"{lm.name} ranges", len(windows)) as progress:
         for i, length in enumerate(windows.lengths):
-            stored, lost, total = jax.device_get(run(*_read(windows, i)))
-            for name, (size, over, width) in stored.items():
-                kept.setdefault(name, []).append((size[0, :length], over[0, :length], int(width)))
-            for site, rows in lost.items():
-                overflowed[site] = overflowed.get(site, 0) + int(rows)
+            seen, total = run(*_read(windows, i))
+            for name, (_, stored, lost) in seen.items():
+                if stored is not None:
+                    size, over = (np.asarray(a)[0, :length] for a in stored[:2])
+                    kept.setdefault(name, []).append((size, over, int(stored.width)))
+                if lost is not None:
+                    overflowed[name] = overflowed.get(name, 0) + int(lost)
             nll += float(total)
             progress.update(i + 1, "")
     return Pass(
-        [_range(name, kept[name], windows, lm, to) for name in names],
+        [_range(name, parts, windows, lm, to) for name, parts in kept.items()],
         [site for site, rows in overflowed.items() if rows],
         exp(nll / int(windows.counts.sum())),
     )
@@ -185,52 +195,67 @@ def _read(windows: Windows, i: int) -> tuple[np.ndarray, ...]:
     return tuple(a[i : i + 1] for a in arrays)
 
 
-def _compiled(
-    model: Transformer, windows: Windows, to: FloatFormat, cure: Cure | None, names: list[str]
-) -> Callable[..., Any]:
-    graphdef, params = nnx.split(model)
-    params = params if cure is None else half_weights(model, to)
-    given = {} if cure is None else cure.scales
+def _by_layer(model: Transformer, to: FloatFormat, cure: Cure | None) -> Callable[..., Any]:
+    """A pass over one window: what is seen of each tensor, in forward order, and Σ NLL."""
+    weights = nnx.state if cure is None else partial(half_weights, to=to)
+    layers, given = ByLayer(model, weights), {} if cure is None else dict(cure.scales)
 
-    def run(params: Any, given: Any, *read: Any, names: list[str] | None = None) -> Any:
-        return _run(nnx.merge(graphdef, params), to, cure is not None, given, *read, names=names)
+    def run(tokens: Any, targets: Any, scored: Any, real: Any) -> tuple[dict[str, Seen], Any]:
+        def layer(*part: Any) -> tuple[Any, dict[str, Seen]]:
+            x, seen = _layer(to, cure is not None, real, *part)
+            return x, dict(sorted(seen.items(), key=lambda item: int(item[1].order)))
 
-    jax.eval_shape(partial(run, names=names), params, given, *_read(windows, 0))
-    return partial(jax.jit(run), params, given)
+        logits, seen = layers(layer, [tokens], given)[0]
+        return seen, _total(logits, targets, scored)
+
+    return run
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def _layer(
+    to: FloatFormat,
+    narrow: bool,
+    real: Any,
+    call: Callable[..., Any],
+    graphdef: nnx.GraphDef[Any],
+    state: Any,
+    scales: dict[str, Any],
+    x: Any,
+) -> tuple[Any, dict[str, Seen]]:
+    """One layer, as `ByLayer` asks for it."""
+    context = _context(to, narrow, scales, real)
+    with jax.default_matmul_precision("highest"):
+        x = call(nnx.merge(graphdef, state), x, context)
+    return x, _seen(context)
 
 
 def _called(
-    model: TokenModel, to: FloatFormat, cure: Cure | None, names: list[str], *read: Any
-) -> Any:
+    model: TokenModel, to: FloatFormat, cure: Cure | None, *read: Any
+) -> tuple[dict[str, Seen], Any]:
     """A model that is not JAX's, without padding."""
-    length, given = int(read[-1].sum()), {} if cure is None else cure.scales
-    whole = (a[:, :length] for a in read)
-    return _run(model, to, cure is not None, given, *whole, names=None if names else names)
+    given = {} if cure is None else cure.scales
+    tokens, targets, scored, real = (a[:, : int(read[-1].sum())] for a in read)
+    context = _context(to, cure is not None, given, real)
+    logits = model(tokens, context)
+    return _seen(context), _total(logits, targets, scored)
 
 
-def _run(
-    model: TokenModel,
-    to: FloatFormat,
-    narrow: bool,
-    given: Mapping[str, Any],
-    tokens: Any,
-    targets: Any,
-    scored: Any,
-    real: Any,
-    *,
-    names: list[str] | None,
-) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """What is stored, overflowed sums by site, Σ NLL; the names in forward order go to `names`."""
-    context = Context(edge=to.max)
+def _context(to: FloatFormat, narrow: bool, scales: Mapping[str, Any], real: Any) -> Context:
     if narrow:
-        context = RealRows(arithmetic(str(to)), dict(given), real, to, to.max)
-    with jax.default_matmul_precision("highest"):
-        logits = model(tokens, context)
-    nll = jnp.where(scored, token_nll(logits, targets), 0.0)
-    if names is not None:
-        names += context.stored
+        return RealRows(arithmetic(str(to)), dict(scales), real, to, to.max)
+    return Context(edge=to.max)
+
+
+def _seen(context: Context) -> dict[str, Seen]:
     lost = {site: seen.overflowed for site, seen in context.observed.items()}
-    return context.stored, lost, jnp.sum(nll)
+    names = dict.fromkeys([*context.stored, *lost])
+    return {n: Seen(i, context.stored.get(n), lost.get(n)) for i, n in enumerate(names)}
+
+
+@jax.jit
+def _total(logits: Any, targets: Any, scored: Any) -> Any:
+    """Σ NLL."""
+    return jnp.sum(jnp.where(scored, token_nll(logits, targets), 0.0))
 
 
 def _range(

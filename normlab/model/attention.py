@@ -250,3 +250,10 @@ class Attention(nnx.Module):
         age = jnp.arange(length)[:, None] - jnp.arange(length)
         seen = age < (self.window or length)
         return seen & (age >= 0) if self.config.causal else seen
+
+
+def normed_maps(attention: Attention) -> list[tuple[Norm, Linear]]:
+    """The norms of queries, keys and values, where there are any, and what makes their rows."""
+    a = attention
+    pairs = ((a.norm_q, a.query), (a.norm_k, a.key), (a.norm_v, a.value))
+    return [(norm, linear) for norm, linear in pairs if norm is not None]

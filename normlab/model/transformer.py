@@ -1,6 +1,6 @@
 """The decoder: embedding, blocks, head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,6 +66,9 @@ class Transformer(TokenModel):
         self.config, self.norm, self.placement = config, norm, placement
         self.norm_at = tuple(norm_at)
         self.stacked = False  # one block that holds the weights of all: normlab.training.stacked
+        self.read_block: Callable[[int], Block] | None = (
+            None  # of blocks whose matrices are on disk
+        )
 
         def table(rows: int, width: int) -> nnx.Embed:
             return nnx.Embed(rows, width, embedding_init=normal, rngs=rngs)
@@ -109,6 +112,17 @@ class Transformer(TokenModel):
             return ResidualConfig()
         return self.placement.residual(path[2], int(path[1]), self.config.layers)
 
+    def each_block(self) -> Iterator[Block]:
+        """The blocks in order; where their matrices are on disk, they are read as they come."""
+        for i, block in enumerate(self.blocks):
+            yield block if self.read_block is None else self.read_block(i)
+
+    def ends(self) -> "Transformer":
+        """The same without its blocks; no weight is copied."""
+        model: Transformer = nnx.merge(*nnx.split(self))
+        model.blocks, model.read_block = nnx.List([]), None
+        return model
+
     @property
     def vocab_size(self) -> int:
         return self.embed.num_embeddings
@@ -127,10 +141,7 @@ class Transformer(TokenModel):
             UnknownNameError: a scale for a site that the model doesn't have.
         """
         context = context or Context()
-        if context.scales:
-            sites = [norm.site.name for norm in all_norms(self)]
-            for name in context.scales:
-                choice("site", name, sites)
+        self.check_sites(context.scales)
         x = context.stream(self.embed_tokens(tokens, context))
         if self.stacked:
             x = scanned(self.blocks[0], x, context)
@@ -138,8 +149,13 @@ class Transformer(TokenModel):
             call = rematerialized if context.compute.remat else Block.__call__
             for block in self.blocks:
                 x = context.stream(call(block, x, context))
-        rows = context.compute.narrow(context.norm(self.norm_final, x))
-        return self.logits(rows, context)
+        return self.logits(self.read_stream(x, context), context)
+
+    def check_sites(self, named: Collection[str]) -> None:
+        """Raise `UnknownNameError` for a name that no site of the model has."""
+        sites = [norm.site.name for norm in all_norms(self)] if named else []
+        for name in named:
+            choice("site", name, sites)
 
     def embed_tokens(self, tokens: Int[Array, "b l"], context: Context) -> Float[Array, "b l d"]:
         """The residual stream before the first block."""
@@ -162,6 +178,10 @@ class Transformer(TokenModel):
             x = x * self.embed_scale[...]
         x = context.stores("embed", x)
         return context.dropout(context.norm(self.norm_embed, x), self.config.dropout)
+
+    def read_stream(self, x: Float[Array, "b l d"], context: Context) -> Float[Array, "b l d"]:
+        """What the head reads of the residual stream after the last block."""
+        return context.compute.narrow(context.norm(self.norm_final, x))
 
     def logits(
         self, x: Float[Array, "b l d"], context: Context | None = None

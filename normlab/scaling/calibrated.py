@@ -1,6 +1,7 @@
 """Scales from the norms that a text makes (the dynamic calibration that SLaNC is compared with)."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from normlab.model import Context, TokenModel, Transformer
+from normlab.model.by_layer import ByLayer
 from normlab.norms import Norm
 from normlab.parallel.sharding import replicate
 from normlab.scaling import weights
@@ -31,21 +33,32 @@ def recorded(
         By site, a row for each token (for each of its groups, where a norm sums these); a column
         for each head at query and key norms.
     """
-    traced = isinstance(model, Transformer)
-    run = partial(_sizes, *nnx.split(model)) if traced else partial(_seen, model)
-    by_window = [run(window[None]) for window in tokens]
-    return {name: np.concatenate([w[name] for w in by_window]) for name in by_window[0]}
+    windows = [window[None] for window in tokens]
+    with jax.default_matmul_precision("highest"):  # as in evaluation, or it is TF32
+        if isinstance(model, Transformer):
+            found = [seen for _, seen in ByLayer(model, head=False)(_layer, windows)]
+        else:
+            found = [_seen(model, window) for window in windows]
+    return {site: np.concatenate([seen[site] for seen in found]) for site in found[0]}
 
 
-@partial(jax.jit, static_argnums=0)
-def _sizes(graphdef: Any, params: Any, tokens: Int[Array, "1 l"]) -> dict[str, Array]:
-    return replicate(_seen(nnx.merge(graphdef, params), tokens))
+@partial(jax.jit, static_argnums=(0, 1))
+def _layer(
+    call: Callable[..., Array], graphdef: nnx.GraphDef[Any], state: Any, x: Array
+) -> tuple[Array, dict[str, Array]]:
+    module, context = nnx.merge(graphdef, state), Context(capture=True)
+    x = call(module, x, context)
+    return x, replicate(_sizes(module, context))
 
 
 def _seen(model: TokenModel, tokens: Int[Array, "1 l"]) -> dict[str, Array]:
-    context, norms = Context(capture=True), weights.norms_by_site(model)
-    with jax.default_matmul_precision("highest"):  # as in evaluation, or it is TF32
-        model(tokens, context)
+    context = Context(capture=True)
+    model(tokens, context)
+    return _sizes(model, context)
+
+
+def _sizes(module: nnx.Module, context: Context) -> dict[str, Array]:
+    norms = weights.norms_by_site(module)
     return {name: _norm(x[0], norms[name]) for name, x in context.inputs.items()}
 
 

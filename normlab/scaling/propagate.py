@@ -5,7 +5,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from normlab.model import Transformer
-from normlab.model.attention import Attention
+from normlab.model.attention import Attention, normed_maps
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
 from normlab.model.residual import Residual
@@ -58,7 +58,7 @@ class _Walk(Generic[R]):
         return self.propagator.normed(rows, norm)
 
     def branch(self, branch: Any, rows: R) -> R:
-        for norm, linear in _by_head(branch):
+        for norm, linear in normed_maps(branch) if isinstance(branch, Attention) else ():
             if not getattr(linear, "scaled", True):
                 raise RuleDoesNotApply(
                     f"{norm.site.name} reads rows that 'cancel' left unnormalized: expected a rule "
@@ -84,15 +84,6 @@ class _Walk(Generic[R]):
         return rows if factor == 1.0 else self.propagator.times(rows, factor)
 
 
-def _by_head(branch: Attention | MLP) -> list[tuple[Norm, Linear]]:
-    """The norms of queries, keys and values, where there are any, and what makes their rows."""
-    if isinstance(branch, MLP):
-        return []
-    norms = (branch.norm_q, branch.norm_k, branch.norm_v)
-    maps = (branch.query, branch.key, branch.value)
-    return [(norm, m) for norm, m in zip(norms, maps, strict=True) if norm is not None]
-
-
 def propagate(model: Transformer, propagator: Propagator[R]) -> dict[str, Any]:
     """The scale of each norm by site name: a number, or [heads, 1] at queries, keys and values.
 
@@ -109,7 +100,7 @@ def propagate(model: Transformer, propagator: Propagator[R]) -> dict[str, Any]:
         )
     going = _Walk(propagator)
     stream = going.through(model.norm_embed, propagator.embed_tokens(model))
-    for block in model.blocks:
+    for block in model.each_block():
         entered = stream
         for part in (block.attention, block.mlp):
             stream = going.residual(part, stream, entered)

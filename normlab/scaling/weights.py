@@ -9,9 +9,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
-from normlab.model import TokenModel, Transformer
+from normlab.model import Transformer
 from normlab.model.attention import Attention
 from normlab.model.linear import Linear
 from normlab.model.mlp import MLP
@@ -21,8 +22,8 @@ from normlab.parallel.sharding import on_host
 Vector = Float[np.ndarray, " d"]
 
 
-def norms_by_site(model: TokenModel) -> dict[str, Norm]:
-    """Every norm of a model by the name of its site."""
+def norms_by_site(model: nnx.Module) -> dict[str, Norm]:
+    """Every norm of a model, or of a part of one, by the name of its site."""
     return {norm.site.name: norm for norm in all_norms(model)}
 
 

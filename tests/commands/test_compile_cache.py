@@ -1,6 +1,5 @@
 """Compiled programs outlive a command: where, whether, and how many of them."""
 
-import os
 from pathlib import Path
 
 import jax
@@ -79,22 +78,6 @@ def test_without_a_folder_there_is_one_notice_and_no_cache(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("compiled programs are not kept (NORMLAB_XLA_CACHE=off: no notice): ")
     assert ("file" if home else "home directory") in line
-
-
-def test_what_was_used_least_lately_goes_first(tmp_path):
-    for age, name in enumerate(["new", "older/old", "older/oldest"]):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"x" * 10)
-        os.utime(path, (1e9 - age, 1e9 - age))
-    os.utime(tmp_path / "older" / "oldest", (2e9, 0))  # was read today
-    compile_cache.trim(tmp_path, 30)
-    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 3
-    compile_cache.trim(tmp_path, 29)
-    left = {p.name for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == {"new", "oldest"}
-    compile_cache.trim(tmp_path, 0)
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 def test_a_full_cache_is_trimmed_when_a_command_starts(told, tmp_path, monkeypatch):

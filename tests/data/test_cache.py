@@ -1,10 +1,11 @@
 import json
 import multiprocessing
+import os
 import threading
 
 import pytest
 
-from normlab.data.cache import LOCK, MANIFEST, cached
+from normlab.data.cache import LOCK, MANIFEST, cached, trim
 
 
 def write(content: str):
@@ -99,3 +100,19 @@ def test_of_threads_that_race_one_makes_the_folder(tmp_path):
     for thread in threads:
         thread.join()
     assert [len(found), len(set(found)), len(made)] == [4, 1, 1]
+
+
+def test_what_was_used_least_lately_goes_first(tmp_path):
+    for age, name in enumerate(["new", "older/old", "older/oldest"]):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * 10)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    os.utime(tmp_path / "older" / "oldest", (2e9, 0))  # was read today
+    trim(tmp_path, 30)
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 3
+    trim(tmp_path, 29)
+    left = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"new", "oldest"}
+    trim(tmp_path, 0)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -11,8 +11,8 @@ from flax import nnx
 from normlab.evaluation.perplexity import (
     Scaled,
     Scores,
-    _batch_nll,
     _compared,
+    _layer,
     default_batch,
     exp,
     score,
@@ -287,9 +287,9 @@ def test_kept_sites_are_in_float32_and_every_choice_shares_a_program():
     exact, narrow = scored(model, read, "fp32", "fp16:pairwise")
     asked = [columns("fp32")[0], keeping(), keeping("norm_final")]
     _, none, one = score_columns(model, read, asked, batch=BATCH)
-    compiled = _batch_nll._cache_size()
+    compiled = _layer._cache_size()
     _, every = score_columns(model, read, [asked[0], keeping(*sites)], batch=BATCH)
-    assert _batch_nll._cache_size() == compiled
+    assert _layer._cache_size() == compiled
     np.testing.assert_allclose(none.token_nll, narrow.token_nll, rtol=1e-5)
     np.testing.assert_allclose(every.token_nll, exact.token_nll, rtol=1e-5)
     nll, _ = expected(HalfReference(model, "pairwise", kept=("norm_final",)), read)
@@ -309,7 +309,7 @@ def test_default_batches_are_even_and_small_enough():
 
 def test_one_program_serves_all_batches_and_scales():
     scored(tiny_model(), windows(), "fp32", "fp16:pairwise")
-    before = _batch_nll._cache_size()
+    before = _layer._cache_size()
     given = {"norm_final": jnp.float32(3)}
     scored(tiny_model(seed=5), windows(), "fp32", ("fp16:pairwise", given))
-    assert _batch_nll._cache_size() == before
+    assert _layer._cache_size() == before

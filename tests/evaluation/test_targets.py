@@ -49,6 +49,7 @@ def test_runs_one_level_down_are_named(tmp_path):
         ({"pretrained": "hf:nowhere"}, "nowhere"),
         ({"pretrained": "torch:x", "transform": ("fold",)}, r"transform=\[fold\].*only the norms"),
         ({"pretrained": "torch:x", "precision": ("fp16@fp16",)}, "'fp16@fp16'.*no activations"),
+        ({"pretrained": "torch:x", "stream": True}, "stream = True.*loaded by PyTorch"),
         ({"window": 65}, r"window = 65 .*longest window that fits is window=64"),
         ({"protocol": "gptq"}, r"window = 2048 tokens \(protocol=gptq\).*window=64"),
         ({"protocol": "word"}, "expected a model of data.tokenizer=word"),

@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
+from normlab.pretrained.dequantized import dequantized
 from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.source import CheckpointError
 
@@ -164,3 +165,50 @@ def test_what_can_be_read_passes_unread(path):
     file = GGUF(path)
     for name in file.shapes:
         file.check(name)
+
+
+def test_dequantized_tensors_are_kept_and_found_again(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path))
+    file = GGUF(path)
+    expected = {name: file.read(name) for name in file.shapes}
+    made = dequantized(file)
+    monkeypatch.setattr(GGUF, "read", None)
+    for kept in (made, dequantized(file)):
+        assert kept.shapes == file.shapes
+        for name, values in expected.items():
+            np.testing.assert_array_equal(kept.read(name), values)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_what_is_kept_and_damaged_is_made_anew(path, tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path))
+    dequantized(GGUF(path))
+    (entry,) = (tmp_path / "dequantized").glob("*/*")
+    if damage == "cut":
+        entry.write_bytes(entry.read_bytes()[:-4])
+    else:
+        entry.unlink()
+    found = dequantized(GGUF(path))
+    np.testing.assert_array_equal(found.read("Q4_0"), GGUF(path).read("Q4_0"))
+    assert entry.exists()
+
+
+def test_what_has_no_room_or_no_need_is_not_kept(path, tmp_path, matrix, monkeypatch):
+    monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("normlab.pretrained.dequantized.ROOM", 1000)
+    file = GGUF(path)
+    assert dequantized(file) is file
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path / "file"))
+    assert dequantized(file) is file
+    writer = gguf.GGUFWriter(tmp_path / "plain.gguf", "llama")
+    writer.add_tensor("f32", matrix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    plain = GGUF(tmp_path / "plain.gguf")
+    monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path / "cache"))
+    assert dequantized(plain) is plain
+    assert not (tmp_path / "cache").exists()

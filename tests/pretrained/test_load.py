@@ -10,12 +10,16 @@ import pytest
 from flax import nnx
 
 from normlab import pretrained
+from normlab.evaluation.metadata import of_model
+from normlab.evaluation.perplexity import score_columns
 from normlab.pretrained.gguf import GGUF
 from normlab.pretrained.huggingface import Safetensors
 from normlab.registry import UnknownNameError
+from normlab.scaling import scales
 from tests.conftest import same_trees
 from tests.support import small_checkpoints
 from tests.support.reference_forward import forward, log_softmax
+from tests.support.scored_windows import columns, windows
 from tests.support.small_checkpoints import (
     ALL,
     BERT,
@@ -59,6 +63,26 @@ def test_each_family_is_its_reference_in_float64_from_either_format(family, tmp_
         (ours, weights), (theirs, in_gguf) = nnx.split(lm.model), nnx.split(other.model)
         assert ours == theirs
         assert same_trees(weights, in_gguf)
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma3", *(pytest.param(f, marks=pytest.mark.system) for f in CONFIGS)]
+)
+def test_layers_that_are_read_one_at_a_time_are_the_model_bit_for_bit(family, tmp_path):
+    """Scores, what norms saw, a rule's scales, the weights' hash; and nothing stays."""
+    checkpoint = pretrained.describe(write(family, tmp_path / "m"))
+    whole, streamed = checkpoint.load(), checkpoint.load(stream=True)
+    matrices = [x for x in jax.tree.leaves(nnx.state(streamed.model.blocks)) if len(x.shape) > 1]
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in matrices)
+    given = scales(whole.model, "random_tokens")
+    assert same_trees(given, scales(streamed.model, "random_tokens"))
+    asked = columns("fp32", ("fp16:pairwise", given))
+    found = [score_columns(lm.model, windows(), asked, batch=3) for lm in (whole, streamed)]
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.token_nll.tobytes() == theirs.token_nll.tobytes()
+        assert ours.sites == theirs.sites
+    about = [of_model(lm, "none") for lm in (whole, streamed)]
+    assert about[0] == about[1]
 
 
 # --- the same weights, otherwise spelled

@@ -27,12 +27,14 @@ SMALLEST = {
     "gpu_code": "--out OUT/a.json",
     "half_proof": "hf:LLAMA --windows 1 --window 8 --enlarge 4 --out OUT",
     "kernels": "--only flax_rmsnorm --d 16 --out OUT",
-    "large_model": "--layers 1 --window 8 --divide 32 --out OUT/a.json",
+    "large_model": "--layers 1 --window 8 --divide 32 --stream --out OUT/a.json",
     "numerics_error": "--rows ROWS --out OUT",
     "numerics_onepass": "--width 8 --count 2 --out OUT/a.json",
     "numerics_speed": "--width 64 --layers 1 --batch 1 --length 8 --vocab 16 --rounds 2 "
     "--only fp16:pairwise --out OUT",
     "scans": "--rows 2 --width 8 --rounds 1 --out OUT",
+    "start_speed": "REPOSITORY --python PYTHON --models hf:LLAMA --window 8 --rounds 1 "
+    "--out OUT/a.json",
     "step_parts": f"{SHAPE} --nanogpt NANOGPT --out OUT/a.json",
     "sweep_speed": "REPOSITORY --python PYTHON --out OUT/a.json --sweep model=tiny model.layers=1 "
     "model.width=16 data=embedded data.vocab_size=260 seed=0,1 steps=2 batch=2 window=8 "
