@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -159,6 +160,16 @@ def told(schema: type[C], arguments: Sequence[str]) -> C:
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = override.value()
+    return build(schema, values)
+
+
+def composed(app: str, schema: type[C], arguments: Sequence[str]) -> C:
+    """The config of a command line that isn't this process's own."""
+    refuse_strange(app, schema, arguments)
+    user_files.load(imports(arguments))
+    register(app, schema)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        values: Any = OmegaConf.to_container(compose(app, list(arguments)), resolve=True)
     return build(schema, values)
 
 
