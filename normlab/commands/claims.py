@@ -1,6 +1,7 @@
 """`python -m evaluate claims [CLAIM …]`: claims of papers, run or read, with their verdicts."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 from omegaconf import OmegaConf
+from rich.text import Text
 
 from normlab.commands import compile_cache
 from normlab.commands.errors import explained
@@ -18,19 +20,20 @@ from normlab.config import build, require
 from normlab.evaluation import evaluate
 from normlab.evaluation.claims import Claim, Outcome, Trial, metrics, verdict
 from normlab.evaluation.claims.outcome import read
-from normlab.evaluation.claims.page import page
+from normlab.evaluation.claims.page import LEGEND, Told, answer, lines, measured, page
 from normlab.evaluation.claims.verdict import numbers
 from normlab.evaluation.config import EvaluateConfig
-from normlab.progress import sweep
+from normlab.progress import console, sweep
 from normlab.registry import choice
-from normlab.results.record import GOOD, OK
+from normlab.results.formats import ruled
+from normlab.results.record import OK
 from normlab.runs import user_files
 from normlab.runs.provenance import provenance
 from normlab.runs.run import Run
 from normlab.training.config import TrainConfig
 from normlab.training.start import resolved
 from normlab.training.trainer import train
-from normlab.training.tuning import grown
+from normlab.training.tuning import final_loss, grown
 
 CLAIMS = CONFIGS / "claims"
 EXAMPLES = """examples:
@@ -59,18 +62,36 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser.parse_args(arguments)
     with explained():
         files = [_file(name) for name in asked.claims or names()]
-        found = {file: load(file) for file in files}
-        for claim in found.values():
+        found = [load(file) for file in files]
+        require(bool(asked.claims) or not asked.run, "--run: expected the names of claims to run")
+        for claim in found if asked.run else ():
             check(claim)
-        for claim in found.values() if asked.run else ():
+        for claim in found if asked.run else ():
             compile_cache.use()
             print(f"written to {run(claim, asked.out).write(asked.out)}")
-        outcomes = [read(claim, [asked.out, file.parent]) for file, claim in found.items()]
-        told = [(c, o, verdict(c, o)) for c, o in zip(found.values(), outcomes, strict=True)]
-        text = page(told)
-        if asked.page is not None:
-            asked.page.write_text(text, encoding="utf-8")
-        print(text if asked.page is None else f"written to {asked.page}")
+        _tell(verdicts(files, asked.out), asked.page)
+
+
+def verdicts(files: Sequence[Path], *folders: Path) -> list[Told]:
+    """What there is to say of some claims, from records in these folders, or beside each file."""
+    told = []
+    for file in files:
+        claim = load(file)
+        outcome = read(claim, [*folders, file.parent])
+        told.append((claim, outcome, verdict(claim, outcome)))
+    return told
+
+
+def _tell(told: Sequence[Told], to: Path | None) -> None:
+    """Write the page; or print it, on a terminal its table and what was measured."""
+    if to is not None:
+        to.write_text(page(told), encoding="utf-8")
+        print(f"written to {to}")
+    elif console.is_terminal:
+        console.print(ruled(answer(told), lines(told), 2), soft_wrap=False)
+        console.print(f"{measured(told)}\n", Text(LEGEND, "dim"))
+    else:
+        print(page(told))
 
 
 def names() -> list[str]:
@@ -118,7 +139,7 @@ def _trained(claim: Claim) -> Outcome:
     """A run for each arm, rate and seed; the grid of rates grows while the best is at its edge."""
     done: list[tuple[Trial, Run]] = []
     for arm in claim.arms:
-        score = partial(_score, claim, arm, done)
+        score = partial(_score, claim, done, arm)
         if len(claim.rates) > 1:
             grown(score, claim.rates)
         else:
@@ -130,23 +151,27 @@ def _trained(claim: Claim) -> Outcome:
         tuple(sorted({record["parameters"] for record in records})),
         max(record["tokens_seen"] for record in records),
         done[0][1].read("provenance.json")["corpus"]["title"],
-        _made(sum(record["seconds"] for record in records)),
+        _made(sum({one.directory: one.record["seconds"] for _, one in done}.values())),
     )
 
 
-def _score(claim: Claim, arm: str, done: list[tuple[Trial, Run]], rate: float) -> float:
-    made = [_trial(claim, arm, rate, seed) for seed in claim.seeds]
-    done += made
-    return metrics[claim.metric].score(rate, *numbers([trial for trial, _ in made]))
+def _score(claim: Claim, done: list[tuple[Trial, Run]], arm: str, rate: float) -> float:
+    """Train all seeds at one rate; what the search for the best rate minimizes."""
+    least = len(claim.arms) * len(claim.rates) * len(claim.seeds)
+    for seed in claim.seeds:
+        number = len(done) + 1
+        sweep.begin(number, max(number, least), f"{claim.name}: {arm} lr={rate:g} seed={seed}")
+        done.append(_trial(claim, arm, rate, seed))
+    trials = [trial for trial, _ in done[-len(claim.seeds) :]]
+    return metrics[claim.metric].score(rate, *numbers(trials))
 
 
 def _trial(claim: Claim, arm: str, rate: float, seed: int) -> tuple[Trial, Run]:
-    sweep.begin(1, 1, f"{claim.name}: {arm} lr={rate:g} seed={seed}")
     made = train(_train_config(claim, arm, rate, seed), claim.overrides(arm))
-    record, good = made.record, made.record["state"] in GOOD
-    value = metrics[claim.metric].of(made) if good else None
-    loss = record["best_valid_loss"] if good else None
-    return Trial(arm, rate, seed, record["state"], loss, value), made
+    loss, state = final_loss(made.record), made.record["state"]
+    if not math.isfinite(loss):
+        return Trial(arm, rate, seed, state), made
+    return Trial(arm, rate, seed, state, loss, metrics[claim.metric].of(made)), made
 
 
 def _train_config(

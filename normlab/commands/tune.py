@@ -1,7 +1,6 @@
 """`python -m train tune`: each method's learning rate, by a grid that grows at its edge."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,11 +11,10 @@ from normlab.commands.help import print_help
 from normlab.commands.launch import composed
 from normlab.progress import console, sweep
 from normlab.results.formats import grid
-from normlab.results.record import GOOD
 from normlab.results.settings import RATE
 from normlab.training.config import TrainConfig
 from normlab.training.trainer import train
-from normlab.training.tuning import Tuned, check, grown
+from normlab.training.tuning import Tuned, check, final_loss, grown
 
 EXAMPLES = """
 python -m train tune norm=rmsnorm,dyt placement=pre,peri optimizer.lr=2e-3,4e-3 seed=0,1,2
@@ -69,9 +67,7 @@ def _losses(
 def _trained(overrides: list[str]) -> float:
     """The best validation loss of one run; inf where it did not end well."""
     sweep.begin(1, 1, " ".join(overrides))
-    run = train(composed("train", TrainConfig, overrides), overrides)
-    found = run.record.get("best_valid_loss") if run.record.get("state") in GOOD else None
-    return math.inf if found is None else float(found)
+    return final_loss(train(composed("train", TrainConfig, overrides), overrides).record)
 
 
 def _line(tuned: Tuned) -> str:

@@ -1,5 +1,7 @@
 """Claims of the tests, and what their runs might have given."""
 
+import yaml
+
 from normlab.config import build
 from normlab.evaluation.claims import Claim, Outcome, Trial
 
@@ -25,6 +27,13 @@ def fields(**changed):
         "limits": "It says nothing.",
     }
     return own | changed
+
+
+def written(path, **changed):
+    """The same as a file; its path."""
+    own = {k: v for k, v in fields(**changed).items() if k != "name"}
+    path.write_text(yaml.safe_dump(own, sort_keys=False))
+    return str(path)
 
 
 def claim(**changed):

@@ -4,21 +4,15 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
 
 from normlab.commands import claims
 from normlab.runs.run import Run
-from tests.support.claims import TINY, fields
+from tests.support.claims import TINY, written
 from tests.support.runs import signalled
 
 pytestmark = pytest.mark.system
 
-
-def written(**changed):
-    """A file mine.yaml in the working directory with the tests' claim."""
-    own = {k: v for k, v in fields(**changed).items() if k != "name"}
-    Path("mine.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
-    return "mine.yaml"
+MINE = Path("mine.yaml")
 
 
 def called(capsys, *arguments):
@@ -35,11 +29,12 @@ def test_a_claim_is_run_interrupted_continued_and_read_again(tmp_path, monkeypat
         "b": "norm=layernorm",
         "b2": "norm=layernorm",
     }
-    file = written(**own, arms=arms, seeds=[0, 1], common=f"{TINY} steps=4 log_every=1")
+    file = written(MINE, **own, arms=arms, seeds=[0, 1], common=f"{TINY} steps=4 log_every=1")
     assert "1 defined, not run" in called(capsys, file)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+    with monkeypatch.context() as patch:
         signalled(patch, 2, signal.SIGTERM)
-        claims.main([file, "--run"])
+        with pytest.raises(SystemExit) as left:
+            claims.main([file, "--run"])
     assert left.value.code == 128 + signal.SIGTERM
     assert not Path("results").exists()
     (begun,) = [Run(path) for path in Path("runs/claims").iterdir()]
@@ -55,30 +50,25 @@ def test_a_claim_is_run_interrupted_continued_and_read_again(tmp_path, monkeypat
     assert page == ran[ran.index("# Claims") :]
     assert "written to page.md" in called(capsys, file, "--page", "page.md")
     assert Path("page.md").read_text() == page.removesuffix("\n")
-    file = written(**own | {"margin": 0.4}, arms=arms, seeds=[0, 1], common=f"{TINY} steps=4")
+    file = written(MINE, **own | {"margin": 0.4}, arms=arms, seeds=[0, 1], common=f"{TINY} steps=4")
     assert "1 defined, not run" in called(capsys, file)  # another margin was not asked for before
     assert Path("results/claims/mine.json").exists()
 
 
 def test_a_claim_of_an_evaluation_compares_windows(tmp_path, monkeypatch, capsys, alone):
     monkeypatch.chdir(tmp_path)
-    file = written(
-        metric="window_nll", common=f"run={alone.directory} precision=[fp32] max_windows=4",
-        arms={"a": "transform=[none]", "b": "transform=[fold]"}, rates=[], seeds=[],
-        expects="a = b", margin=1e-4,
-    )  # fmt: skip
+    own = {
+        "metric": "window_nll", "rates": [], "seeds": [],
+        "common": f"run={alone.directory} precision=[fp32] max_windows=4",
+        "arms": {"a": "transform=[none]", "b": "transform=[fold]"},
+    }  # fmt: skip
+    file = written(MINE, **own, expects="a = b", margin=1e-4)
     ran = called(capsys, file, "--run")
     assert "**holds**" in ran
     assert "4 windows" in ran
     assert called(capsys, file) == ran[ran.index("# Claims") :]
-    assert "**fails**" in called(capsys, written_swapped(), "--run")
-
-
-def written_swapped():
-    """The claim that folding lowers the loss by what it can't."""
-    old = yaml.safe_load(Path("mine.yaml").read_text())
-    Path("mine.yaml").write_text(yaml.safe_dump(old | {"expects": "b < a", "margin": 0.1}))
-    return "mine.yaml"
+    other = written(MINE, **own, expects="b < a", margin=0.1)
+    assert "**fails**" in called(capsys, other, "--run")
 
 
 def test_an_unknown_claim_is_refused_with_the_nearest(capsys):

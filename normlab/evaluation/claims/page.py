@@ -32,22 +32,19 @@ python -m evaluate claims NAME --run --out configs/claims
 
 def page(told: Sequence[Told]) -> str:
     """In Markdown; the claims that were run first."""
-    told = sorted(told, key=lambda one: one[2].word == NOT_RUN)
-    ran = [one for one in told if one[1] is not None]
-    parts = ["# Claims of papers, tested in small", _answer(told)]
-    parts += [grid([HEAD, *map(_row, told)]), LEGEND]
-    if ran:
-        parts += ["## What was measured, and what it can't say"]
-        parts += ["\n".join(_item(_measured(*one)) for one in ran)]
-    if len(ran) < len(told):
-        parts += ["## Defined, not run", "\n".join(_item(_defined(c)) for c, o, _ in told if not o)]
+    defined = [claim for claim, outcome, _ in told if outcome is None]
+    parts = ["# Claims of papers, tested in small", answer(told), grid(lines(told)), LEGEND]
+    if len(defined) < len(told):
+        parts += ["## What was measured, and what it can't say", measured(told)]
+    if defined:
+        parts += ["## Defined, not run", "\n".join(map(_defined, defined))]
     parts += ["## Commands and provenance", COMMANDS]
-    if ran:
-        parts += [_made([outcome for _, outcome, _ in ran if outcome is not None])]
+    if len(defined) < len(told):
+        parts += [_made([outcome for _, outcome, _ in told if outcome is not None])]
     return "\n\n".join(_wrapped(part) for part in parts) + "\n"
 
 
-def _answer(told: Sequence[Told]) -> str:
+def answer(told: Sequence[Told]) -> str:
     """How many claims hold, fail, and so on."""
     counts = Counter(verdict.word for _, _, verdict in told)
     said = [f"{counts[word]} {word}" for word in (HOLDS, FAILS, UNCLEAR, NOT_RUN) if counts[word]]
@@ -57,12 +54,20 @@ def _answer(told: Sequence[Told]) -> str:
     )
 
 
-def _row(one: Told) -> list[str]:
+def lines(told: Sequence[Told]) -> list[list[str]]:
+    """A head, and a line for each claim."""
+    return [list(HEAD), *map(_line, sorted(told, key=lambda one: one[2].word == NOT_RUN))]
+
+
+def measured(told: Sequence[Told]) -> str:
+    """Of each claim that was run the arms' means and rates, the source, the limits."""
+    return "\n".join(_measured(c, o, v) for c, o, v in told if o is not None)
+
+
+def _line(one: Told) -> list[str]:
     claim, outcome, found = one
-    unit = metrics[claim.metric].unit
-    counts = (
-        f"within {claim.margin:g} {unit}" if claim.relation == "=" else f"{claim.margin:g} {unit}"
-    )
+    counts = f"{claim.margin:g} {metrics[claim.metric].unit}"
+    counts = f"within {counts}" if claim.relation == "=" else counts
     word = found.word if found.word == NOT_RUN else f"**{found.word}**"
     regime = "" if outcome is None else _regime(claim, outcome)
     return [f"`{claim.name}`: {claim.says}", word, _difference(found), counts, regime]
@@ -89,13 +94,12 @@ def short(number: int) -> str:
     return f"{number / 1e3:.2g}k"
 
 
-def _measured(claim: Claim, outcome: Outcome | None, found: Verdict) -> str:
-    """An arm's mean and rate, the source, the limits."""
-    assert outcome is not None
-    arms = [f"{arm} {_arm(claim, arm, found)}" for arm in claim.arms]
-    return (
-        f"`{claim.name}` ({claim.source}), {claim.metric}, `{claim.expects}`: {', '.join(arms)}; "
-        f"{outcome.text}. {claim.limits}"
+def _measured(claim: Claim, outcome: Outcome, found: Verdict) -> str:
+    arms = ", ".join(f"{arm} {_arm(claim, arm, found)}" for arm in claim.arms)
+    many = f"{len(outcome.trials)} runs, " if claim.trains else ""
+    return _item(
+        f"`{claim.name}` ({claim.source}), {claim.metric}, `{claim.expects}`: {arms}. {many}"
+        f"{outcome.made['seconds'] / 60:.0f} min, {outcome.text}. {claim.limits}"
     )
 
 
@@ -116,18 +120,16 @@ def _rate(tried: Tuned) -> str:
 
 
 def _defined(claim: Claim) -> str:
-    return f"`{claim.name}` ({claim.source}): `{claim.expects}` in {claim.metric}."
+    return _item(f"`{claim.name}` ({claim.source}): `{claim.expects}` in {claim.metric}.")
 
 
 def _made(outcomes: Sequence[Outcome]) -> str:
-    """Dates, versions, and the time that all trials took together."""
-    minutes = sum(outcome.made["seconds"] for outcome in outcomes) / 60
-    trials = sum(len(o.trials) for o in outcomes if o.claim.trains)
+    """Dates and versions."""
     told = {k: sorted({str(o.made[k]) for o in outcomes}) for k in ("date", "jax", "device")}
     return (
-        f"{trials} runs, {minutes:.0f} minutes in all; {', '.join(told['date'])}, jax "
-        f"{', '.join(told['jax'])}, {', '.join(told['device'])}. The records, a line a run, are "
-        "`NAME.json` beside each claim in `configs/claims/`; this page is made from them."
+        f"{', '.join(told['date'])}, jax {', '.join(told['jax'])}, {', '.join(told['device'])}. "
+        "The records, a line a run, are `NAME.json` beside each claim in `configs/claims/`; this "
+        "page is made from them. Claims with a common baseline share its runs."
     )
 
 
