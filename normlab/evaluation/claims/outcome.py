@@ -43,13 +43,10 @@ class Outcome:
 
 
 def read(claim: Claim, folders: list[Path]) -> Outcome | None:
-    """The outcome of a claim in the first folder that has one.
-
-    None where there is none, or it is of a claim that was otherwise in what decides.
-    """
-    for folder in folders:
-        path = folder / f"{claim.name}.json"
+    """The outcome of a claim in the first folder that has one; of another definition it is none."""
+    for path in (folder / f"{claim.name}.json" for folder in folders):
         if path.exists():
             found = build(Outcome, json.loads(path.read_text(encoding="utf-8")))
-            return found if found.claim.decides == claim.decides else None
+            if found.claim.decides == claim.decides:
+                return found
     return None

@@ -49,8 +49,9 @@ def answer(told: Sequence[Told]) -> str:
     counts = Counter(verdict.word for _, _, verdict in told)
     said = [f"{counts[word]} {word}" for word in (HOLDS, FAILS, UNCLEAR, NOT_RUN) if counts[word]]
     return (
-        f"Of {len(told)} claims: {'; '.join(said)}. Every verdict is one of the regime beside it, "
-        "thousands of times smaller than the papers': it can't say what happens at theirs."
+        f"Of {len(told)} claims: {'; '.join(said)}. Every verdict is one of the regime beside it; "
+        "models trained here are thousands of times smaller than the papers', and it can't say "
+        "what happens at theirs."
     )
 
 
