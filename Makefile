@@ -4,7 +4,7 @@
 # make test-system runs what goes end to end, make test-all everything, make test-slice today's part of the
 # extended tests (one in PARTS, in turn by date). make check looks at style, types and documents.
 # make parity installs PyTorch and transformers too, and compares with them what make test skips.
-# make extras installs the trackers and the launchers of sweeps too, and runs their tests.
+# make extras installs the trackers, and the launchers and a sweeper of sweeps, and runs their tests.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
@@ -12,7 +12,7 @@ PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
 PARTS  ?= 12
 ASK    ?=
 QUIET  := NORMLAB_NOTICE=off
-EXTRAS := test,browser,tensorboard,wandb,slurm
+EXTRAS := test,browser,tensorboard,wandb,slurm,optuna
 
 .PHONY: table test test-system test-all test-slice parity extras check docs clean
 
@@ -43,7 +43,7 @@ parity: $(VENV)/.parity
 		tests/pretrained/export tests/torch_bridge
 
 extras: $(VENV)/.extras
-	$(RUN) -m pytest -rs -m "not documents" -k "track or launcher" \
+	$(RUN) -m pytest -rs -m "not documents" -k "track or launcher or sweeper" \
 		tests/training/test_tracking.py tests/system/test_network.py tests/system/test_sweep.py
 
 check: $(VENV)/.test

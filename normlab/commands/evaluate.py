@@ -21,12 +21,13 @@ python -m evaluate plan pretrained=NAME budget=0.001            norms that must 
 python -m evaluate golden datapath=NAME pretrained=NAME out=DIR  vectors for a testbench
 python -m evaluate export pretrained=NAME transform=rescale:auto+fold out=DIR  for transformers
 python -m evaluate probe MODULE:NAME dtype=bfloat16             which arithmetic a kernel has
+python -m evaluate claims                                      papers' claims: which hold here
 python -m evaluate list                                        every name there is, with a line
 python -m evaluate show OUT ...                                tables of earlier calls again
 python -m evaluate figures OUT                                 figures from records, as SVG and PNG
 python -m evaluate report OUT runs                             all of it as one page of HTML
 """
-OWN = ("plan", "golden", "export", "probe", "figures", "report")
+OWN = ("claims", "plan", "golden", "export", "probe", "figures", "report")
 VERBS = {name: name for name in OWN} | {"list": "listing"}
 """Each verb's module beside this one, read when it is asked for; others are functions."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -79,7 +80,7 @@ def verb(verbs: Collection[str]) -> str | None:
 def launch(
     app: str,
     schema: type[C],
-    main: Callable[[C, Sequence[str]], None],
+    main: Callable[[C, Sequence[str]], float | None],
     examples: str = "",
     refused: Callable[[dict[str, Any], Sequence[str], Exception], None] | None = None,
 ) -> None:
@@ -91,7 +92,7 @@ def launch(
     Args:
         app: what stands behind `python -m`, or the verb behind that.
         schema: the application's config.
-        main: does what was asked.
+        main: does what was asked; a number that it returns is what a sweeper minimizes.
         examples: lines of the help, before the fields.
         refused: told of the configs of a sweep that `schema` refuses: values, overrides, error.
     """
@@ -106,7 +107,7 @@ def launch(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors come here, not to its printer
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=app)
-    def job(composed: Any) -> None:
+    def job(composed: Any) -> float | None:
         os.chdir(
             HydraConfig.get().runtime.cwd
         )  # whatever hydra.job.chdir says: paths are from here
@@ -128,7 +129,7 @@ def launch(
                 if several and refused is not None:
                     refused(values, asked, error)
                 raise
-            main(config, asked)
+            return main(config, asked)
 
     with explained():
         compile_cache.use()  # and in each job, which a launcher may start in another process
@@ -159,6 +160,16 @@ def told(schema: type[C], arguments: Sequence[str]) -> C:
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = override.value()
+    return build(schema, values)
+
+
+def composed(app: str, schema: type[C], arguments: Sequence[str]) -> C:
+    """The config of a command line that isn't this process's own."""
+    refuse_strange(app, schema, arguments)
+    user_files.load(imports(arguments))
+    register(app, schema)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        values: Any = OmegaConf.to_container(compose(app, list(arguments)), resolve=True)
     return build(schema, values)
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from normlab.commands.errors import as_typed, explained
 from normlab.commands.groups import CONFIGS
+from normlab.evaluation.claims import metrics
 from normlab.evaluation.protocols import protocols
 from normlab.model import placements
 from normlab.norms import norms
@@ -151,6 +152,14 @@ KINDS = {
         "sweeps and settings behind the result pages",
         "python -m train experiment=NAME",
         lambda: _files("experiment"),
+    ),
+    "claims": Kind(
+        "what papers say, as experiments",
+        "python -m evaluate claims NAME",
+        lambda: _files("claims"),
+    ),
+    "metrics": Kind(
+        "what a claim compares", "metric: NAME, in a claim's file", lambda: _registered(metrics)
     ),
     "pretrained": Kind(
         "models trained elsewhere", "python -m evaluate pretrained=NAME", _pretrained

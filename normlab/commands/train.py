@@ -8,6 +8,7 @@ from normlab.training.config import TrainConfig
 from normlab.training.identity import refuse
 from normlab.training.start import resolved
 from normlab.training.trainer import train
+from normlab.training.tuning import final_loss
 
 EXAMPLES = """
 python -m train norm=dyt placement=peri optimizer.lr=3e-3      one run, in runs/dyt-peri-HASH
@@ -21,9 +22,10 @@ python -m evaluate runs=runs                                   then: perplexitie
 """
 
 
-def one_run(config: TrainConfig, asked: Sequence[str]) -> None:
-    """One run; a divergence is its result, not an error."""
-    train(resolved(config, [override.partition("=")[0] for override in asked]), asked)
+def one_run(config: TrainConfig, asked: Sequence[str]) -> float:
+    """The validation loss of one run; a divergence is its result, not an error."""
+    named = [override.partition("=")[0] for override in asked]
+    return final_loss(train(resolved(config, named), asked).record)
 
 
 def main() -> None:

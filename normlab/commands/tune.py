@@ -1,27 +1,20 @@
 """`python -m train tune`: each method's learning rate, by a grid that grows at its edge."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from normlab.commands import compile_cache
 from normlab.commands.errors import explained
-from normlab.commands.groups import CONFIGS, register
 from normlab.commands.help import print_help
-from normlab.commands.launch import imports, refuse_strange
-from normlab.config import build
+from normlab.commands.launch import composed
 from normlab.progress import console, sweep
 from normlab.results.formats import grid
-from normlab.results.record import GOOD
 from normlab.results.settings import RATE
-from normlab.runs import user_files
 from normlab.training.config import TrainConfig
 from normlab.training.trainer import train
-from normlab.training.tuning import Tuned, check, grown
+from normlab.training.tuning import Tuned, check, final_loss, grown
 
 EXAMPLES = """
 python -m train tune norm=rmsnorm,dyt placement=pre,peri optimizer.lr=2e-3,4e-3 seed=0,1,2
@@ -36,9 +29,6 @@ def main(arguments: Sequence[str]) -> None:
         print_help("tune", TrainConfig, EXAMPLES)
         return
     with explained():
-        refuse_strange("train", TrainConfig, list(arguments))
-        user_files.load(imports(arguments))
-        register("train", TrainConfig)
         compile_cache.use()
         swept = values(arguments)
         rates = [float(rate) for rate in swept.pop(RATE, ())]
@@ -77,11 +67,7 @@ def _losses(
 def _trained(overrides: list[str]) -> float:
     """The best validation loss of one run; inf where it did not end well."""
     sweep.begin(1, 1, " ".join(overrides))
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        composed = OmegaConf.to_container(compose("train", overrides), resolve=True)
-    run = train(build(TrainConfig, composed), overrides)  # type: ignore[arg-type]
-    found = run.record.get("best_valid_loss") if run.record.get("state") in GOOD else None
-    return math.inf if found is None else float(found)
+    return final_loss(train(composed("train", TrainConfig, overrides), overrides).record)
 
 
 def _line(tuned: Tuned) -> str:

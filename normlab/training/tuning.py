@@ -1,10 +1,12 @@
 """The learning rate of a method by a stated rule: a grid that grows at the best rate's edge."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from normlab.config import require
+from normlab.results.record import GOOD
 
 MOST = 4
 """Rates that a grid grows by."""
@@ -34,6 +36,12 @@ class Tuned:
         """Whether the best rate is at no edge of what was tried, so that the rule has ended."""
         order = sorted(self.losses)
         return self.best is not None and self.best not in (order[0], order[-1])
+
+
+def final_loss(record: Mapping[str, Any]) -> float:
+    """A run's best validation loss in nats; inf where it did not end well."""
+    found = record.get("best_valid_loss") if record.get("state") in GOOD else None
+    return math.inf if found is None else float(found)
 
 
 def check(rates: Sequence[float]) -> None:

@@ -18,6 +18,7 @@ from normlab.results.settings import OF_A_TEXT
 from normlab.runs.run import Run, is_run
 from normlab.training.trainer import train
 from tests.conftest import TINY
+from tests.support import claims
 from tests.support.byte_level import bpe
 from tests.support.command_line import ROOT, documented
 from tests.support.runs import tiny_config
@@ -87,6 +88,10 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         given |= {"pretrained": "hf:HOME/hf", "out": "HOME/ranges"} | EVALUATE
     elif verb == "plan":
         given |= {"pretrained": "hf:HOME/hf", "out": "HOME/plan", "search_windows": 1} | EVALUATE
+    elif verb == "claims":
+        out = ["--run", "--out", "HOME/claims"] if "--run" in flags else []
+        page = ["--page", "HOME/verdicts.md"] if "--page" in flags else []
+        flags = ["claims", *(["HOME/mine.yaml"] if out else []), *out, *page]
     elif verb in ("figures", "show"):
         flags = [*flags[:-1], "HOME/out"]
     elif verb == "report":
@@ -155,6 +160,7 @@ def home(tmp_path_factory):
     train(tiny_config(folder / "runs", **fields))
     write_folder(folder / "hf", CONFIGS["llama"], tensors("llama"))
     bpe("gpt-2", 2).save(str(folder / "hf" / "tokenizer.json"))  # a GGUF file wants merges
+    claims.written(folder / "mine.yaml", common=f"{claims.TINY} runs={folder}/claimed")
     (folder / "texts").mkdir()
     text = "".join(f"Document {i} has some words of its own.\n\n" for i in range(400))
     (folder / "texts" / "notes.txt").write_text(text)

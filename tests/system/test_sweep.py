@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from normlab.commands.errors import RunFailed, one_of_several
 from normlab.results import RecordFile
@@ -167,6 +168,23 @@ def test_a_launcher_leaves_the_runs_that_one_process_leaves(tmp_path, losses, na
     assert done.returncode == 0, done.stderr
     assert len(losses) == 2
     assert left(tmp_path) == losses
+
+
+@pytest.mark.extended
+def test_optunas_sweeper_searches_for_the_rate_with_the_lowest_loss(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no sweeper optuna")
+    own = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"]
+    done = sweep(tmp_path, "experiment=optuna", *own)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    losses = {
+        run.read("config.yaml")["optimizer"]["lr"]: run.record["best_valid_loss"]
+        for run in by_seed(tmp_path)
+    }
+    assert len(losses) == 3
+    assert all(1e-3 <= rate <= 3e-2 for rate in losses)
+    assert found["best_value"] == min(losses.values())
+    assert losses[found["best_params"]["optimizer.lr"]] == found["best_value"]
 
 
 @pytest.mark.extended

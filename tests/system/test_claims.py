@@ -1,0 +1,78 @@
+"""A claim from its file to its verdict, an interruption between."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from normlab.commands import claims
+from normlab.runs.run import Run
+from tests.support.claims import TINY, written
+from tests.support.runs import signalled
+
+pytestmark = pytest.mark.system
+
+MINE = Path("mine.yaml")
+
+
+def called(capsys, *arguments):
+    claims.main(arguments)
+    return capsys.readouterr().out
+
+
+def test_a_claim_is_run_interrupted_continued_and_read_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = {"rates": [1e-3, 2e-3], "expects": "b - b2 = a - a2", "margin": 0.5}
+    arms = {
+        "a": "norm=rmsnorm",
+        "a2": "norm=rmsnorm",
+        "b": "norm=layernorm",
+        "b2": "norm=layernorm",
+    }
+    file = written(MINE, **own, arms=arms, seeds=[0, 1], common=f"{TINY} steps=4 log_every=1")
+    assert "1 defined, not run" in called(capsys, file)
+    with monkeypatch.context() as patch:
+        signalled(patch, 2, signal.SIGTERM)
+        with pytest.raises(SystemExit) as left:
+            claims.main([file, "--run"])
+    assert left.value.code == 128 + signal.SIGTERM
+    assert not Path("results").exists()
+    (begun,) = [Run(path) for path in Path("runs/claims").iterdir()]
+    assert begun.record["state"] == "running"
+    ran = called(capsys, file, "--run")
+    assert begun.record["state"] == "finished"
+    assert [s["from_step"] for s in begun.read("provenance.json")["sessions"]] == [0, 2]
+    assert "finished already" in ran  # the arms a and a2 are one run
+    assert "**holds**" in ran
+    assert "+0 (+0 to +0)" in ran
+    assert "2 seeds" in ran
+    page = called(capsys, file)
+    assert page == ran[ran.index("# Claims") :]
+    assert "written to page.md" in called(capsys, file, "--page", "page.md")
+    assert Path("page.md").read_text() == page.removesuffix("\n")
+    file = written(MINE, **own | {"margin": 0.4}, arms=arms, seeds=[0, 1], common=f"{TINY} steps=4")
+    assert "1 defined, not run" in called(capsys, file)  # another margin was not asked for before
+    assert Path("results/claims/mine.json").exists()
+
+
+def test_a_claim_of_an_evaluation_compares_windows(tmp_path, monkeypatch, capsys, alone):
+    monkeypatch.chdir(tmp_path)
+    own = {
+        "metric": "window_nll", "rates": [], "seeds": [],
+        "common": f"run={alone.directory} precision=[fp32] max_windows=4",
+        "arms": {"a": "transform=[none]", "b": "transform=[fold]"},
+    }  # fmt: skip
+    file = written(MINE, **own, expects="a = b", margin=1e-4)
+    ran = called(capsys, file, "--run")
+    assert "**holds**" in ran
+    assert "4 windows" in ran
+    assert called(capsys, file) == ran[ran.index("# Claims") :]
+    other = written(MINE, **own, expects="b < a", margin=0.1)
+    assert "**fails**" in called(capsys, other, "--run")
+
+
+def test_an_unknown_claim_is_refused_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as left:
+        claims.main(["qk-norm"])
+    assert left.value.code == 2
+    assert "unknown claim 'qk-norm'. Did you mean 'qk-norm-rate'?" in capsys.readouterr().err
