@@ -1,0 +1,196 @@
+"""How time and memory grow with layers, width, window, vocabulary and columns.
+
+    pip install -e '.[plots]'
+    python benchmarks/growth.py --out benchmarks/results/growth_cpu
+
+Each point is a process of its own: a training step of one batch, or an evaluation of one batch in
+some columns. One axis grows, the other sizes stay. "seconds" is the median of a few calls after the
+first one, "peak" what the process held at most, compiling and all, over what it held once jax
+was imported. "work" is FLOPs, "held" the bytes of what must be held: an evaluation's weights and
+one batch's logits, twice where columns are compared; a step's weights, their gradients, two
+moments, and what a layer keeps of each token for the way back. An exponent is the slope of
+logarithms between the last two points: time should grow no faster than work, memory no faster than
+what is held. How both grow with the corpus, `tokenization.py` says. Writes OUT.json, OUT.svg, .png.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from outcome import keep
+
+SIZES = {"layers": 4, "width": 256, "window": 256, "vocabulary": 4096, "columns": 1}
+AXES = {
+    "layers": (2, 4, 8, 16),
+    "width": (128, 256, 512, 1024),
+    "window": (128, 256, 512, 1024),
+    "vocabulary": (2048, 4096, 8192, 16384),
+    "columns": (1, 2, 4, 8),
+}
+COLUMNS = ("fp32", "fp16", "fp16:lanes8", "fp16:sequential", "bf16", "bf16:lanes8", "e5m7", "e4m7")
+BATCH, HEAD = 4, 64
+
+
+def status(name: str) -> float:
+    """MiB by the kernel's count for this process: VmRSS, VmHWM."""
+    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else math.nan
+
+
+def work(what: str, s: dict[str, int]) -> tuple[float, float]:
+    """FLOPs of a call, and the bytes that it must hold, of a Llama-like model of such sizes."""
+    d, tokens, hidden = s["width"], BATCH * s["window"], 8 * s["width"] / 3
+    maps = s["layers"] * (4 * d * d + 3 * d * hidden)
+    once = 2 * tokens * (maps + d * s["vocabulary"])
+    once += 4 * tokens * s["window"] * d * s["layers"]
+    weights, logits = 4 * (maps + d * s["vocabulary"]), 4 * tokens * s["vocabulary"]
+    if what == "evaluate":
+        return once * s["columns"], weights + logits * min(s["columns"], 2)
+    scores = s["window"] * d / HEAD
+    kept = 4 * tokens * s["layers"] * (8 * d + 4 * hidden + scores)
+    return 3 * once, 4 * weights + kept + 2 * logits
+
+
+def point(what: str, s: dict[str, int], calls: int) -> dict[str, float]:
+    """Seconds and MiB of one point, in this process."""
+    import jax
+    import numpy as np
+
+    from normlab.config import build
+    from normlab.model import ModelConfig, PlacementConfig, Transformer
+    from normlab.norms import NormConfig
+
+    before = (jax.devices(), status("VmRSS"))[1]
+    shape = {"layers": s["layers"], "width": s["width"], "heads": max(1, s["width"] // HEAD)}
+    config = build(ModelConfig, shape | {"max_length": s["window"]})
+    norm = build(NormConfig, {"type": "rmsnorm"})
+    model = Transformer(config, norm, PlacementConfig("pre"), s["vocabulary"])
+    rows = (BATCH, s["window"] + 1)
+    ids = np.random.default_rng(0).integers(0, s["vocabulary"], rows, dtype=np.int32)
+    call = {"train": training, "evaluate": evaluation}[what](model, ids, s)
+    call()
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds), "peak_mib": round(status("VmHWM") - before, 1)}
+
+
+def training(model: Any, ids: Any, s: dict[str, int]) -> Callable[[], Any]:
+    """A step as `python -m train` takes it."""
+    import numpy as np
+    from flax import nnx
+
+    from normlab.training.optimizers import make_optimizer
+    from normlab.training.optimizers.adamw import AdamWConfig
+    from normlab.training.step import learned, make_step
+
+    graphdef, params = nnx.split(model)
+    optimizer = make_optimizer(AdamWConfig(), 1000, learned(params))
+    step = make_step(graphdef, optimizer, 0, 1000)
+    held = [params, optimizer.init(learned(params))]
+
+    def call() -> float:
+        held[0], held[1], metrics = step(*held, np.int32(0), ids[:, :-1], ids[:, 1:])
+        return float(metrics["loss"])
+
+    return call
+
+
+def evaluation(model: Any, ids: Any, s: dict[str, int]) -> Callable[[], Any]:
+    """A batch's columns as `python -m evaluate compare=true` has them."""
+    from evaluation_speed import windows
+
+    from normlab.evaluation.perplexity import Scaled, score_columns
+    from normlab.numerics import arithmetic
+
+    text = windows(BATCH, s["window"], s["vocabulary"])
+    columns = [Scaled(arithmetic(column)) for column in COLUMNS[: s["columns"]]]
+    return lambda: score_columns(model, text, columns, batch=BATCH)
+
+
+def slope(values: list[float], over: list[float]) -> float:
+    """Between the last two points, of logarithms."""
+    return round(math.log(values[-1] / values[-2]) / math.log(over[-1] / over[-2]), 2)
+
+
+def measured(what: str, axis: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """The points of one axis, and their exponents."""
+    rows = []
+    for value in AXES[axis][: asked.points]:
+        sizes = SIZES | {axis: value}
+        command = [sys.executable, __file__, "--point", what, json.dumps(sizes)]
+        done = subprocess.run(
+            [*command, "--calls", str(asked.calls)], check=True, capture_output=True, text=True,
+            env=os.environ | {"NORMLAB_XLA_CACHE": "off"},
+        )  # fmt: skip
+        flops, held = work(what, sizes)
+        found = json.loads(done.stdout.splitlines()[-1])
+        rows.append({axis: value} | found | {"work": flops, "held_mib": round(held / 2**20, 1)})
+        print(what, rows[-1], flush=True)
+    over = [float(row[axis]) for row in rows]
+    names = ("seconds", "work", "peak_mib", "held_mib")
+    exponents = {name: slope([row[name] for row in rows], over) for name in names}
+    return {"what": what, "axis": axis, "points": rows, "exponents": exponents}
+
+
+def draw(found: list[dict[str, Any]], out: Path) -> None:
+    """Time above memory, an axis a panel, each beside what it should not outgrow."""
+    from normlab.plots.style import BLUE, GREY, ORANGE, figure, save
+
+    made, axes = figure(2, len(AXES), (2.2 * len(AXES), 4.4))
+    pairs = (("seconds", "work"), ("peak_mib", "held_mib"))
+    for one in found:
+        column = list(AXES).index(one["axis"])
+        x = [row[one["axis"]] for row in one["points"]]
+        colour, marker = {"train": (BLUE, "o"), "evaluate": (ORANGE, "s")}[one["what"]]
+        for line, (name, beside) in enumerate(pairs):
+            panel, y = axes[line, column], [row[name] for row in one["points"]]
+            like = [row[beside] * y[-1] / one["points"][-1][beside] for row in one["points"]]
+            panel.loglog(x, y, color=colour, marker=marker, label=one["what"])
+            panel.loglog(x, like, color=GREY, linestyle=":")
+            panel.set_xticks(x, [str(v) for v in x], minor=False)
+            panel.minorticks_off()
+            panel.set_xlabel(one["axis"])
+    axes[0, 0].set_ylabel("seconds a call\n(dotted: as FLOPs)")
+    axes[1, 0].set_ylabel("MiB at the peak\n(dotted: as what is held)")
+    axes[0, 0].legend()
+    save(made, out)
+
+
+def main() -> None:
+    """Measure, print, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--point", nargs=2, metavar=("WHAT", "SIZES"), help="one point, as JSON")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--points", type=int, default=4)
+    parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="without a suffix")
+    asked = parser.parse_args()
+    if asked.point:
+        print(json.dumps(point(asked.point[0], json.loads(asked.point[1]), asked.calls)))
+        return
+    found = [
+        measured(what, axis, asked)
+        for axis in asked.axes
+        for what in ("train", "evaluate")
+        if axis != "columns" or what == "evaluate"
+    ]
+    result = {"sizes": SIZES | {"batch": BATCH}, "growth": found}
+    keep(result, asked.out and asked.out.with_suffix(".json"))
+    if asked.out:
+        draw(found, asked.out)
+
+
+if __name__ == "__main__":
+    main()
