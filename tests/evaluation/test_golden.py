@@ -130,9 +130,7 @@ def test_a_directory_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_what_the_script_cannot_say_is_refused():
-    with pytest.raises(
-        DoesNotFit, match="datapath 'dice': golden vectors are of"
-    ):
+    with pytest.raises(DoesNotFit, match="datapath 'dice': golden vectors are of"):
         described(Datapath(sum="fp16.stochastic1", name="dice"))
     with pytest.raises(ValueError, match=r"pretrained=torch:x: expected a model that JAX computes"):
         rows_of(GoldenConfig("iron-bf16", pretrained="torch:x", out="x"))

@@ -25,6 +25,7 @@ def by_name(found):
     return {t.name: t for t in found.tensors}
 
 
+@pytest.mark.system
 def test_sizes_are_those_of_the_tensors_and_all_fits():
     lm, read = language_model(), windows()
     found = tensor_ranges(lm, read)

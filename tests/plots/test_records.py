@@ -84,6 +84,7 @@ def test_each_column_of_each_model_has_its_figures(names):
     assert set(names([*RECORDS, NOTHING])) == {f"{BASE}-{what}" for what in FIGURES}
 
 
+@pytest.mark.system
 def test_a_datapath_that_is_not_registered_is_drawn_by_what_the_record_kept(names):
     """A user's own, whose file is named for the evaluation and not for its figures."""
     kept = replace(RECORDS[2].provenance, datapath={"sum": "bf16:lanes8"})
@@ -98,6 +99,7 @@ def several(*names):
     return [called(r, name) for name in names for r in RECORDS[:2]]
 
 
+@pytest.mark.system
 def test_several_models_are_one_figure_and_each_its_own_where_it_is_asked_for(names):
     assert names(several("a", "b")) == ["d-valid-window8-models"]
     own = {f"{m}-d-valid-window8-{what}" for m in "ab" for what in ("delta", "fp16-pairwise-sums")}

@@ -212,6 +212,7 @@ def test_training_shows_each_look(figures):
     np.testing.assert_allclose(drawn(axes[3])["peri"].get_ydata(), [np.nan, 0.2])
 
 
+@pytest.mark.system
 def test_what_is_no_number_is_not_hidden_behind_a_smaller_one(fresh):
     """Whichever of the blocks it is in."""
     assert largest([None, 2.0]) == largest([2.0, None]) == math.inf
@@ -277,6 +278,7 @@ def test_what_norms_read_is_shown_by_kind_over_depth_and_over_training(runs, fig
     assert not any(np.all(np.array(n.get_ydata()) == 65504) for n in axes[2].get_lines())
 
 
+@pytest.mark.system
 def test_figures_are_of_what_there_is(fresh, names):
     """Without norms there are neither sites nor norm weights, unwatched runs give a loss alone."""
     assert names(fresh) == DRAWN.keys()

@@ -66,7 +66,7 @@ def test_each_family_is_its_reference_in_float64_from_either_format(family, tmp_
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma3", *(pytest.param(f, marks=pytest.mark.system) for f in CONFIGS)]
+    "family", ["llama", *(pytest.param(f, marks=pytest.mark.system) for f in CONFIGS)]
 )
 def test_layers_that_are_read_one_at_a_time_are_the_model_bit_for_bit(family, tmp_path):
     """Scores, what norms saw, a rule's scales, the weights' hash; and nothing stays."""

@@ -174,6 +174,7 @@ def test_sections_are_those_that_have_something_to_say(seen, tmp_path):
     assert [section["id"] for section in alone.select("section")] == ["losses", "provenance"]
 
 
+@pytest.mark.system
 def test_the_same_input_is_the_same_page(folder, made):
     assert page(read([folder / "out", folder / "runs"]), f"title {HOSTILE}") == made
 

@@ -33,6 +33,7 @@ def older(tmp_path_factory):
     return folder
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", RUNS)
 def test_its_model_gives_what_it_gave(older, name):
     model, nll = load(older / name).model, json.loads((older / "nll.json").read_text())

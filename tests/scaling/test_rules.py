@@ -50,6 +50,7 @@ def assert_each_site_has_one(model, rules):
             assert np.all(np.asarray(given[site]) > 0), (rule, site)
 
 
+@pytest.mark.system
 def test_a_model_that_is_called_gets_the_scales_of_rules_that_read_rows():
     model = placed("pre", spread=UNEVEN)
     for rule in ("calibrated", "random_tokens", "sqrt_d"):

@@ -46,6 +46,7 @@ def test_a_text_that_changed_under_a_run_is_refused(tmp_path, what):
         signed(tmp_path)
 
 
+@pytest.mark.system
 def test_a_run_goes_on_under_the_settings_of_jax_that_it_began_with(tmp_path, monkeypatch):
     scripted(monkeypatch)
     config = loop_config(tmp_path)
@@ -173,6 +174,7 @@ def test_a_refused_config_does_not_hold_its_directory(tmp_path, monkeypatch):
     assert run.record["state"] == "finished"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("corpus", ["embedded", "auto"])
 def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monkeypatch, corpus):
     def gone(*_):

@@ -82,6 +82,7 @@ def test_remat_of_a_stack_needs_less_memory():
     assert again.temp_size_in_bytes < 0.6 * kept.temp_size_in_bytes
 
 
+@pytest.mark.system
 def test_what_is_compiled_does_not_grow_with_depth():
     assert size(8, scan=True) < 1.01 * size(2, scan=True)
     assert size(8, scan=False) > 2.5 * size(2, scan=False)

@@ -44,6 +44,7 @@ def test_a_new_norm_keeps_its_weight_and_begins_at_the_size_of_its_rows():
         assert float(part.norm_in.alpha[...]) == pytest.approx(1 / rms, rel=1e-5)
 
 
+@pytest.mark.system
 def test_rows_that_no_token_has_are_left_out():
     start = tiny_model(tied=False)
     model = fresh(start, rows=VOCAB - 7)

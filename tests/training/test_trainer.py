@@ -165,6 +165,7 @@ def test_a_run_whose_saves_cannot_be_read_back_is_told_before_its_first_step(tmp
     assert run.record["state"] == "failed"
 
 
+@pytest.mark.system
 def test_of_equal_validations_the_record_names_the_checkpoint_that_is_kept(tmp_path, monkeypatch):
     scripted(monkeypatch, valid=[5.0, 3.0, 3.0, 4.0, 3.0, 4.0, 4.0])
     run = train(loop_config(tmp_path, eval_every=2))
@@ -173,6 +174,7 @@ def test_of_equal_validations_the_record_names_the_checkpoint_that_is_kept(tmp_p
         assert checkpoints.best() == 2
 
 
+@pytest.mark.system
 def test_what_gets_no_better_stops_early(tmp_path, monkeypatch):
     scripted(monkeypatch, valid=[5.0, 3.0, 4.0, 2.0, 2.5, 2.5, 1.0])
     config = loop_config(tmp_path, eval_every=1, patience=2)
@@ -192,6 +194,7 @@ def terminal():
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize(
     ("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 8), (signal.SIGHUP, 5)]
@@ -215,6 +218,7 @@ def test_a_signal_saves_leaves_and_the_same_command_goes_on(
     assert saved == (8 if step == 8 else 6)  # step 6 has begun when step 5 is noted
 
 
+@pytest.mark.system
 def test_a_signal_in_the_last_step_ends_the_run_and_then_the_process(tmp_path, monkeypatch):
     scripted(monkeypatch)
     signalled(monkeypatch, 12, signal.SIGTERM)

@@ -24,7 +24,8 @@ FLOAT32 = {"fast-rsqrt"}
 def params():
     """Every type that can be folded; those that take long to compile are system tests."""
     for norm in sorted(set(norms) - UNFOLDED - FLOAT32):
-        slow = norms[norm].__module__.rpartition(".")[2] in ("approximate", "batch", "integer")
+        module = norms[norm].__module__.rpartition(".")[2]
+        slow = module in ("approximate", "batch", "integer") or norm == "bhyt"
         yield pytest.param(norm, marks=[pytest.mark.system] * slow)
 
 

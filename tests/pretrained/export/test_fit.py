@@ -27,7 +27,13 @@ def test_a_model_made_here_is_one_of_llamas(tokens):
     same(model, fit.model, tokens)
 
 
-@pytest.mark.parametrize("family", MADE_HERE)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[pytest.mark.system] * (family not in ("gemma2", "gpt2")))
+        for family in MADE_HERE
+    ],
+)
 def test_a_family_is_found_for_what_was_trained_here(family, tokens):
     model = tiny_model(**MADE_HERE[family])
     fit = fitted(model)

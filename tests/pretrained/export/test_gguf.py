@@ -106,6 +106,7 @@ def test_f16_is_rounded_once_and_vectors_are_not(tmp_path):
     assert reader.fields["gpt2.block_count"].contents() == 3
 
 
+@pytest.mark.system
 def test_what_a_file_says_is_carried_over_and_changed_where_it_must(tmp_path):
     lm, path = exported(tmp_path, GOLDEN["llama"], "float16")
     source, key = GGUF(path), "llama.attention.layer_norm_rms_epsilon"
