@@ -13,7 +13,7 @@ SMALL = {
     "slanc": "MODEL, WINDOWS, WINDOW = {model!r}, 2, 32",
     "own_norm": "STEPS, SEEDS = 12, (0, 1)",
     "placement": "STEPS, LAYERS, PLACEMENTS = 5, 1, ('pre', 'peri')",
-    "sweep": "STEPS, RATES = 10, (1e-3, 1e-2)",
+    "study": "STEPS, RATES, SEEDS = 10, (1e-3, 1e-2), (0, 1)",
     "norm_unit": "STEPS, LAYERS, WIDTH, PROBED = 8, 2, 32, 16",
 }
 """What stands in the place of the constants that a notebook opens with."""
