@@ -190,7 +190,7 @@ class Checkpoint:
         weight = stored.ours(self._tensors.read(there[stored.name]))
         if stored.plus_row is not None:
             weight = weight + self._tensors.read(there[stored.plus_row])[0]
-        return np.ascontiguousarray(weight)
+        return weight  # of any strides: JAX lays it out far faster than NumPy does
 
     @property
     def _where(self) -> Path:
