@@ -94,7 +94,7 @@ def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
         adds_bos = said.flag("add_bos_token", kind == "llama" or said["pre"] in _OF_LLAMA3)
         bos = named["bos_token_id"]
         begins = _first(bos, named["eos_token_id"])
-        return PretrainedTokenizer(tokenizer.to_str(), name, bos if adds_bos else None, begins)
+        return PretrainedTokenizer(tokenizer, name, bos if adds_bos else None, begins)
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:

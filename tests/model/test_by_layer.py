@@ -41,12 +41,12 @@ def assert_same(model, tokens):
 
 def test_blocks_that_are_alike_share_a_program_however_many_there_are(tokens):
     """Local and global ones are of two kinds."""
-    fields = {"placement": "peri", "placement_fields": {"norm_qk": True}, **LOCAL}
-    for layers in (3, 9):
-        model = tiny_model(layers=layers, **fields)
-        layer.clear_cache()
-        assert_same(model, tokens)
-        assert layer._cache_size() == 2 + 3  # with the embedding, the last norm and the head
+    layer.clear_cache()
+    assert_same(tiny_model(layers=3, **LOCAL), tokens)
+    assert layer._cache_size() == 2 + 3  # with the embedding, the last norm and the head
+    deep = tiny_model(layers=9, **LOCAL)
+    ByLayer(deep)(layer, [tokens], unit_scales(deep))
+    assert layer._cache_size() == 2 * (2 + 3)
 
 
 @pytest.mark.system
