@@ -177,8 +177,11 @@ def _merges(rank: dict[str, tuple[bool, float, int]]) -> list[tuple[str, str]]:
     """Every way to join two tokens into a third, the third's best rank first."""
     found = list[tuple[str, str]]()
     for token in sorted(rank, key=rank.__getitem__):
-        cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        ways = [(left, right) for left, right in cuts if left in rank and right in rank]
+        ways = [
+            (left, right)
+            for cut in range(1, len(token))
+            if (left := token[:cut]) in rank and (right := token[cut:]) in rank
+        ]
         if len(ways) > 1:
             ways.sort(key=lambda way: (rank[way[0]][2], rank[way[1]][2]))
         found += ways
