@@ -22,6 +22,9 @@ from pathlib import Path
 
 from outcome import keep
 
+from normlab import pretrained
+from normlab.pretrained.packages import cache_folder
+
 HERE = Path(__file__).parent.parent
 MODELS = ["gemma3-270m", "smollm2-135m"]
 
@@ -40,12 +43,10 @@ def called(checkout: Path, python: Path, words: list[str], cache: Path) -> dict[
     return {"wall": wall, "cpu": cpu}
 
 
-def cold_and_warm(
-    checkout: Path, python: Path, words: list[str], files: Path
-) -> dict[str, dict[str, float]]:
+def cold_and_warm(checkout: Path, python: Path, words: list[str]) -> dict[str, dict[str, float]]:
     """A call that finds nothing kept, and the same again."""
     with tempfile.TemporaryDirectory() as cache:
-        (Path(cache) / "pretrained").symlink_to(files)
+        (Path(cache) / "pretrained").symlink_to((cache_folder() / "pretrained").absolute())
         return {state: called(checkout, python, words, Path(cache)) for state in ("cold", "warm")}
 
 
@@ -63,15 +64,14 @@ def main() -> None:
     python = (asked.python or old / ".venv" / "bin" / "python").absolute()
     sides = {"old": (old, python), "new": (HERE.absolute(), Path(sys.executable))}
     rounds = []
-    with tempfile.TemporaryDirectory() as files:
-        for model in asked.models:
-            words = [f"pretrained={model}", "max_windows=2", f"window={asked.window}"]
-            cold_and_warm(*sides["new"], words, Path(files))  # the first call fetches the file
-            for turn in range(asked.rounds):
-                names = list(sides)[:: 1 if turn % 2 else -1]
-                seconds = {name: cold_and_warm(*sides[name], words, Path(files)) for name in names}
-                rounds.append({"model": model, **seconds})
-                print(json.dumps(rounds[-1]), flush=True)
+    for model in asked.models:
+        pretrained.describe(model)  # fetches its file
+        words = [f"pretrained={model}", "max_windows=2", f"window={asked.window}"]
+        for turn in range(asked.rounds):
+            names = list(sides)[:: 1 if turn % 2 else -1]
+            seconds = {name: cold_and_warm(*sides[name], words) for name in names}
+            rounds.append({"model": model, **seconds})
+            print(json.dumps(rounds[-1]), flush=True)
     ratios = {
         f"{model} {state} {clock}": statistics.median(
             r["old"][state][clock] / r["new"][state][clock] for r in rounds if r["model"] == model

@@ -300,7 +300,7 @@ class PretrainedTokenizer(Tokenizer):
     """Any tokenizer that Hugging Face's `tokenizers` can read.
 
     Args:
-        definition: the content of a `tokenizer.json`.
+        definition: the content of a `tokenizer.json`, or the tokenizer as it was made.
         name: what a table says.
         bos: the id that begins a text; None where the model was trained without one.
         prefix: BOS although it was, else the end of text; None: `bos`.
@@ -310,19 +310,24 @@ class PretrainedTokenizer(Tokenizer):
     file = "tokenizer.json"
 
     def __init__(
-        self, definition: str, name: str, bos: int | None = None, prefix: int | None = None
+        self,
+        definition: "str | HFTokenizer",
+        name: str,
+        bos: int | None = None,
+        prefix: int | None = None,
     ):
         from tokenizers import Tokenizer as HFTokenizer
 
-        self.definition = definition
-        self._tokenizer: HFTokenizer = HFTokenizer.from_str(definition)
+        said = isinstance(definition, str)
+        self.definition: str = definition if said else definition.to_str()
+        self._tokenizer = HFTokenizer.from_str(definition) if said else definition
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.name = name
         self.bos = bos
         self.prefix = bos if prefix is None else prefix
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-        self.hash = _hash(definition, bos)
+        self.hash = _hash(self.definition, bos)
 
     def encode(self, text: str) -> Encoding:
         """The text as one string, as perplexities of pretrained models take it."""

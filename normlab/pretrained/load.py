@@ -122,7 +122,7 @@ class Checkpoint:
 
     def _plan(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
         """Where each weight is to be read from: every name, shape and type is right."""
-        there = self.names.in_file(self.source.shapes)
+        there = self._there
         plan = {path: self.names.stored(path, self.configs.model) for path in shapes}
         self._tie(plan, there)
         for path, stored in plan.items():
@@ -182,15 +182,19 @@ class Checkpoint:
             )
 
     @cached_property
+    def _there(self) -> dict[str, str]:
+        return self.names.in_file(self.source.shapes)
+
+    @cached_property
     def _tensors(self) -> Source:
         return dequantized(self.source) if isinstance(self.source, GGUF) else self.source
 
     def _weight(self, stored: Stored) -> Float[np.ndarray, "..."]:
-        there = self.names.in_file(self.source.shapes)
+        there = self._there
         weight = stored.ours(self._tensors.read(there[stored.name]))
         if stored.plus_row is not None:
             weight = weight + self._tensors.read(there[stored.plus_row])[0]
-        return np.ascontiguousarray(weight)
+        return weight  # of any strides: JAX lays it out far faster than NumPy does
 
     @property
     def _where(self) -> Path:

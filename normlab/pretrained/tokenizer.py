@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def from_metadata(metadata: dict[str, Any], name: str) -> PretrainedTokenizer:
         adds_bos = said.flag("add_bos_token", kind == "llama" or said["pre"] in _OF_LLAMA3)
         bos = named["bos_token_id"]
         begins = _first(bos, named["eos_token_id"])
-        return PretrainedTokenizer(tokenizer.to_str(), name, bos if adds_bos else None, begins)
+        return PretrainedTokenizer(tokenizer, name, bos if adds_bos else None, begins)
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
@@ -175,15 +175,17 @@ def _kinds(m: Keys) -> list[int]:
 
 def _merges(rank: dict[str, tuple[bool, float, int]]) -> list[tuple[str, str]]:
     """Every way to join two tokens into a third, the third's best rank first."""
-
-    def ways() -> Iterator[tuple[tuple[bool, float, int], int, int, str, str]]:
-        for token, order in rank.items():
-            for cut in range(1, len(token)):
-                left, right = token[:cut], token[cut:]
-                if left in rank and right in rank:
-                    yield order, rank[left][2], rank[right][2], left, right
-
-    return [(left, right) for *_, left, right in sorted(ways())]
+    found = list[tuple[str, str]]()
+    for token in sorted(rank, key=rank.__getitem__):
+        ways = [
+            (left, right)
+            for cut in range(1, len(token))
+            if (left := token[:cut]) in rank and (right := token[cut:]) in rank
+        ]
+        if len(ways) > 1:
+            ways.sort(key=lambda way: (rank[way[0]][2], rank[way[1]][2]))
+        found += ways
+    return found
 
 
 def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
@@ -194,10 +196,12 @@ def _add_tokens(tokenizer: "Tokenizer", m: Keys) -> None:
     """Tokens that are found in the text before anything else."""
     from tokenizers import AddedToken
 
-    for token, kind in zip(m["tokens"], _kinds(m), strict=True):
-        if kind in (CONTROL, USER_DEFINED) and tokenizer.token_to_id(token) is not None:
-            added = AddedToken(token, normalized=False, special=kind == CONTROL)
-            tokenizer.add_tokens([added])
+    added = [
+        AddedToken(token, normalized=False, special=kind == CONTROL)
+        for token, kind in zip(m["tokens"], _kinds(m), strict=True)
+        if kind in (CONTROL, USER_DEFINED) and tokenizer.token_to_id(token) is not None
+    ]
+    tokenizer.add_tokens(added)  # at once: each call goes through all that there are
 
 
 def from_folder(folder: Path, config: Mapping[str, Any], name: str) -> PretrainedTokenizer:

@@ -41,14 +41,12 @@ def assert_same(model, tokens):
 
 def test_blocks_that_are_alike_share_a_program_however_many_there_are(tokens):
     """Local and global ones are of two kinds."""
-    fields = {"placement": "peri", "placement_fields": {"norm_qk": True}, **LOCAL}
     layer.clear_cache()
-    assert_same(tiny_model(layers=3, **fields), tokens)
-    shape = nnx.eval_shape(lambda: tiny_model(layers=9, **fields))
-    for model in (tiny_model(layers=3, **fields), shape):
-        kinds = {(one.call, one.graphdef) for one in ByLayer(model)._read()}
-        assert len(kinds) == 2 + 3  # with the embedding, the last norm and the head
-    assert layer._cache_size() == 2 + 3
+    assert_same(tiny_model(layers=3, **LOCAL), tokens)
+    assert layer._cache_size() == 2 + 3  # with the embedding, the last norm and the head
+    deep = tiny_model(layers=9, **LOCAL)
+    ByLayer(deep)(layer, [tokens], unit_scales(deep))
+    assert layer._cache_size() == 2 * (2 + 3)
 
 
 @pytest.mark.system
