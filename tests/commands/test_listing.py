@@ -13,6 +13,7 @@ from rich.console import Console
 from normlab.commands import listing
 from normlab.commands.groups import CONFIGS, options
 from normlab.config import field
+from normlab.evaluation.claims import metrics
 from normlab.evaluation.protocols import protocols
 from normlab.model import placements
 from normlab.norms import Norm, NormConfig, norms
@@ -29,8 +30,15 @@ REGISTERED = {
     "transforms": transforms,
     "protocols": protocols,
     "pretrained": PACKAGES,
+    "metrics": metrics,
 }
-FILES = {"norms": "norm", "placements": "placement", "models": "model", "experiments": "experiment"}
+FILES = {
+    "norms": "norm",
+    "placements": "placement",
+    "models": "model",
+    "experiments": "experiment",
+    "claims": "claims",
+}
 
 
 def listed(capsys, *arguments):
@@ -52,7 +60,7 @@ def test_every_file_of_a_group_is_listed(capsys, kind):
     assert {p.stem for p in (CONFIGS / FILES[kind]).glob("*.yaml")} <= set(listed(capsys, kind))
 
 
-@pytest.mark.parametrize("group", ["model", "data", "experiment"])
+@pytest.mark.parametrize("group", ["model", "data", "experiment", "claims"])
 def test_the_line_of_a_file_is_a_whole_sentence(group):
     for path in (CONFIGS / group).glob("*.yaml"):
         first = next(x for x in path.read_text().splitlines() if not x.startswith("# @"))
