@@ -203,7 +203,8 @@ class Accumulator(RowStages):
             total = squares - self.apart(self.terms(part) * (mean * mean))
             mean_square = self._share(total, part)
         z, summed = self.held(self._scaled(self._after(total, x)) - mean), x[..., :first]
-        return Statistic(z, mean_square, summed, (added, squares), total, True, row=row)
+        sums = (added, squares)
+        return Statistic(z, mean_square, summed, sums, total, True, row=row, middle=mean)
 
     def _mirrored(self, x: Array) -> Array:
         return jnp.concatenate([x, -x], axis=-1) if self.datapath.mirrored else x
