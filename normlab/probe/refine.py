@@ -29,7 +29,9 @@ def refined(
         if not parts:
             idle += 1
             continue
-        seen = asked(kernel, observed, Seen.joined(parts))
+        found = Seen.joined(parts)
+        found = found[np.resize(np.arange(len(found)), PAIRS * EACH)]  # one shape: it is compiled
+        seen = asked(kernel, observed, found)
         kept = Rows(observed, seen).best(left)
         idle = idle + 1 if len(kept) == len(left) else 0
         left = kept

@@ -169,7 +169,7 @@ def test_a_random_tree_is_learned_from_what_a_large_square_absorbs():
     tail = Tail(None, None, False, "fp16")
     found = learned(search, Arithmetic("fp16", Sum(None, "fp32:pairwise"), front, tail))
     x = np.float32(np.random.default_rng(5).normal(size=(256, d)))
-    assert same(found.total(x), added(x)).all()
+    assert same(found.of_squares(x), added(x)).all()
 
 
 def test_a_tree_of_a_mean_is_learned_from_what_cancels():
