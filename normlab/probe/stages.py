@@ -28,7 +28,7 @@ Numbers = Any
 WRITTEN = "fp32:pairwise"
 """A sum of which nothing is asked; `fp32` alone would be XLA's own arithmetic."""
 WIDE = "fp64"
-WELFORD = tuple(f"welford{k}{turns}" for k in (4, 8, 16, 32) for turns in ("", "x2"))
+WELFORD = tuple(f"welford{k}{turns}" for k in (4, 8, 16) for turns in ("", "x2"))
 JOINED, FUSED, APART = "joined", "fused", "apart"
 """How a row meets γ and 1/rms, if not one by one: x·(γ/rms), fma(x, r, −μr), x·r − μ·r."""
 
@@ -67,11 +67,8 @@ class Sum(NamedTuple):
             z = np.asarray(held(x, input))
             squares = np.asarray(held(np.square(z), self.square), float)
             return z, wide_mean(wide_sum(squares, self.text.partition(":")[2]), mean, z), None
-        if self.variance is not None:  # a program of its own for each would take long to compile
-            acc = Accumulator(Datapath(input=input, sum=WRITTEN, variance=self.variance))
-            z, _, total, middle = of_rows(acc, x, True)
-        else:
-            z, total, _, middle = statistic(x, input, self, mean, center)
+        z, total, mean_square, middle = statistic(x, input, self, mean, center)
+        total = total if self.variance is None else mean_square
         return np.asarray(z), np.asarray(total), None if middle is None else np.asarray(middle)
 
 
@@ -220,14 +217,16 @@ def held(x: Numbers, to: str | None) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def statistic(x: Numbers, input: str | None, sum: Sum, mean: Mean, center: bool) -> Any:
-    """As `of_rows`; `mean` matters where μ is taken off."""
-    path = Datapath(input=input, square=sum.square, sum=sum.text, tree=sum.tree, mean=mean)
-    return of_rows(Accumulator(path), x, center)
-
-
-def of_rows(acc: Accumulator, x: Numbers, center: bool) -> tuple[Any, ...]:
-    """What is normalized, Σ, its mean, and the mean that was taken off."""
-    found = acc.statistic(x, center)
+    """What is normalized, Σ, its mean, and the mean that was taken off; `mean` is how."""
+    path = Datapath(
+        input=input,
+        square=sum.square,
+        sum=sum.text,
+        tree=sum.tree,
+        mean=mean,
+        variance=sum.variance,
+    )
+    found = Accumulator(path).statistic(x, center)
     return found.z, found.total, found.mean, found.middle
 
 
