@@ -50,14 +50,16 @@ ENTRIES = (
     Entry("T5", HF.format("t5", "T5LayerNorm"), MODELS, HALVES),
     Entry("onnxruntime SimplifiedLayerNormalization", "onnxruntime:SimplifiedLayerNormalization",
           ONNX, ("fp16", "fp32")),
-    Entry("NumPy", "benchmarks/kernels.py:numpy_rms", ("numpy",), ("fp16", "fp32")),
+    Entry("NumPy RMSNorm", "benchmarks/kernels.py:numpy_rms", ("numpy",), ("fp16", "fp32")),
     Entry("Flax RMSNorm", "flax.nnx:RMSNorm", ("flax", "jaxlib"), ALL),
     Entry("jax.numpy, jitted", "benchmarks/kernels.py:jax_rms", ("jaxlib",), TWO, True),
     Entry("PyTorch rms_norm, compiled", "torch.nn.functional:rms_norm", TORCH, TWO, True),
-    Entry("PyTorch layer_norm", "torch.nn.functional:layer_norm", TORCH, TWO),
-    Entry("Flax LayerNorm", "flax.nnx:LayerNorm", ("flax", "jaxlib"), TWO),
+    Entry("PyTorch layer_norm", "torch.nn.functional:layer_norm", TORCH, ALL),
+    Entry("PyTorch layer_norm, compiled", "torch.nn.functional:layer_norm", TORCH, ALL, True),
     Entry("onnxruntime LayerNormalization", "onnxruntime:LayerNormalization", ONNX,
           ("fp16", "fp32")),
+    Entry("NumPy LayerNorm", "benchmarks/kernels.py:numpy_layer_norm", ("numpy",), ("fp32",)),
+    Entry("Flax LayerNorm", "flax.nnx:LayerNorm", ("flax", "jaxlib"), TWO),
 )  # fmt: skip
 
 
@@ -65,6 +67,12 @@ def numpy_rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """As one writes it."""
     mean = np.mean(x * x, axis=-1, keepdims=True, dtype=x.dtype)
     return x / np.sqrt(mean + x.dtype.type(eps)) * weight
+
+
+def numpy_layer_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """As one writes it."""
+    away = x - np.mean(x, axis=-1, keepdims=True)
+    return away / np.sqrt(np.var(x, axis=-1, keepdims=True) + x.dtype.type(eps)) * weight
 
 
 def jax_rms(x, weight, eps):

@@ -22,6 +22,7 @@ def accumulate(
     precision: str | Precision,
     held: bool = False,
     tree: str | None = None,
+    copies: int = 1,
 ) -> Float[Array, "*batch"]:
     """Σ x over the last axis as `precision` says: each x rounded, each add rounded; float32.
 
@@ -31,17 +32,21 @@ def accumulate(
     With the option `mean` it is the mean: each rounded x times 1/d and rounded before the adds.
     Its derivative is that of the float32 sum (straight-through).
     """
-    return _total(x, Precision.parse(precision), False, held, tree)
+    return _total(x, Precision.parse(precision), False, held, tree, copies)
 
 
 def sum_of_squares(
-    x: Float[Array, "*batch d"], precision: str | Precision, tree: str | None = None
+    x: Float[Array, "*batch d"],
+    precision: str | Precision,
+    tree: str | None = None,
+    copies: int = 1,
 ) -> Float[Array, "*batch"]:
     """Σ x² over the last axis as `precision` says: q = round(x²), then as `accumulate`; float32.
 
-    x² itself is the float32 product. With the option `mean` it is the mean square.
+    x² itself is the float32 product. With the option `mean` it is the mean square. The row may be
+    given once and summed as so many `copies` of it, one after another.
     """
-    return _total(x, Precision.parse(precision), True, False, tree)
+    return _total(x, Precision.parse(precision), True, False, tree, copies)
 
 
 def widened(x: Array, plain: bool) -> Array:
@@ -50,45 +55,53 @@ def widened(x: Array, plain: bool) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32) if plain else jnp.float32)
 
 
-def _total(x: Array, precision: Precision, square: bool, held: bool, tree: str | None) -> Array:
+def _total(
+    x: Array, precision: Precision, square: bool, held: bool, tree: str | None, copies: int
+) -> Array:
     x = widened(x, precision.plain)
     require(x.ndim > 0 and x.shape[-1] > 0, f"shape {x.shape}: expected rows [*batch, d], d ≥ 1")
     if precision.plain:
-        return _float32_sum(x * x if square else x, precision.mean)
-    return _accumulate(x, precision, square, held, tree)
+        return _float32_sum(repeated(x * x if square else x, copies), precision.mean)
+    return _accumulate(x, precision, square, held, tree, copies)
+
+
+def repeated(terms: Float[Array, "*batch d"], copies: int) -> Float[Array, "*batch e"]:
+    """Rows, so many times one after another."""
+    return terms if copies == 1 else jnp.concatenate([terms] * copies, axis=-1)
 
 
 def _float32_sum(terms: Array, mean: bool) -> Array:
     return jnp.sum(terms / terms.shape[-1] if mean else terms, axis=-1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _accumulate(
-    x: Array, precision: Precision, square: bool, held: bool, tree: str | None
+    x: Array, precision: Precision, square: bool, held: bool, tree: str | None, copies: int
 ) -> Array:
     if precision.format.is_float64:
-        return _wide(x * x if square else x, precision.summation, 1)[0]
+        return _wide(repeated(x * x if square else x, copies), precision.summation, 1)[0]
     to = _adder(precision.format)
     terms = _parted(x * x if square else x, to)
     place = np.arange(x.shape[-1], dtype=np.uint32)
     if not held or to != precision.format:
         terms = rounded(terms, to, place + np.uint32(1 << 30))
     if precision.mean:
-        terms = _parted(terms * (1.0 / x.shape[-1]), to)
+        terms = _parted(terms * (1.0 / (copies * x.shape[-1])), to)
         terms = rounded(terms, to, place + np.uint32(1 << 31))
     wide = to if tree is None else _adder(as_format(tree))
     if wide.is_float64:
         with jax.enable_x64(True):
-            total = precision.summation.sum(terms, to, wide).astype(jnp.float32)
+            total = precision.summation.sum(terms, to, wide, copies).astype(jnp.float32)
         return once(total)
-    return once(precision.summation.sum(terms, to, wide))
+    return once(precision.summation.sum(terms, to, wide, copies))
 
 
 @_accumulate.defjvp
-def _straight_through(precision, square, held, tree, primals, tangents):
+def _straight_through(precision, square, held, tree, copies, primals, tangents):
     (x,), (t,) = primals, tangents
-    moved = 2.0 * x * t if square else t
-    return _accumulate(x, precision, square, held, tree), _float32_sum(moved, precision.mean)
+    moved = (2.0 if square else 1.0) * (1 if precision.mean else copies) * (x * t if square else t)
+    found = _accumulate(x, precision, square, held, tree, copies)
+    return found, _float32_sum(moved, precision.mean)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

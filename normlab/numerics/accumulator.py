@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from normlab.numerics.accumulate import accumulate, sum_of_squares, wide_mean, widened
+from normlab.numerics.accumulate import accumulate, repeated, sum_of_squares, wide_mean, widened
 from normlab.numerics.datapath import Datapath
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.exact import divided, fma, no_contract, order_after
@@ -186,12 +186,14 @@ class Accumulator(RowStages):
         x = self.widened(x)
         if power == 1:
             return self._sizes(x, center)
-        part = self.noted("input", self._scaled(x))[..., :first]
-        if self.datapath.variance is not None:
+        path, part = self.datapath, self.noted("input", self._scaled(x))[..., :first]
+        if path.variance is not None:
             return self._by_moments(x, part, center, first, row)
         if not center:
-            total, mean_square = self._means(self._mirrored(part), square=True)
-            z, summed = self._scaled(self._after(total, x)), self._mirrored(x[..., :first])
+            part, copies = self._mirrored(part)
+            total, mean_square = self._means(part, square=True, copies=copies)
+            z, summed = self._scaled(self._after(total, x)), x[..., :first]
+            summed = jnp.concatenate([summed, -summed], axis=-1) if path.mirrored else summed
             return Statistic(z, mean_square, summed, (total,), total, False, row=row)
         added, mean = self._means(part, square=False)
         again = self._scaled(self._after(mean, x))
@@ -203,10 +205,18 @@ class Accumulator(RowStages):
             total = squares - self.apart(self.terms(part) * (mean * mean))
             mean_square = self._share(total, part)
         z, summed = self.held(self._scaled(self._after(total, x)) - mean), x[..., :first]
-        return Statistic(z, mean_square, summed, (added, squares), total, True, row=row)
+        sums = (added, squares)
+        return Statistic(z, mean_square, summed, sums, total, True, row=row, middle=mean)
 
-    def _mirrored(self, x: Array) -> Array:
-        return jnp.concatenate([x, -x], axis=-1) if self.datapath.mirrored else x
+    def _mirrored(self, part: Array) -> tuple[Array, int]:
+        """Of [x, −x] what is to be squared, and how often: both have the same squares.
+
+        Not where rounding depends on an element's place.
+        """
+        copies = 1 + self.datapath.mirrored
+        if "stochastic" in f"{self.datapath.sum} {self.datapath.square}":
+            return repeated(part, copies), 1
+        return part, copies
 
     def _by_moments(
         self, x: Array, part: Array, center: bool, first: int | None, row: Array | None
@@ -244,36 +254,38 @@ class Accumulator(RowStages):
         """Σz² by the precision (d times the mean, where it has the option `mean`); not counted."""
         return self._total(z) * (z.shape[-1] // self.terms(z))
 
-    def _total(self, z: Array) -> Array:
+    def _total(self, z: Array, copies: int = 1) -> Array:
         path = self.datapath
         if path.square is None:
-            return sum_of_squares(z, self.precision, path.tree)[..., None]
-        return self._added(round_to(self.apart(z * z), path.square))
+            return sum_of_squares(z, self.precision, path.tree, copies)[..., None]
+        return self._added(round_to(self.apart(z * z), path.square), copies=copies)
 
-    def _added(self, z: Array, held: bool = False) -> Array:
-        return accumulate(z, self.precision, held, self.datapath.tree)[..., None]
+    def _added(self, z: Array, held: bool = False, copies: int = 1) -> Array:
+        return accumulate(z, self.precision, held, self.datapath.tree, copies)[..., None]
 
-    def _means(self, z: Array, square: bool) -> tuple[Array, Array]:
-        """A sum (of squares), and its mean."""
+    def _means(self, z: Array, square: bool, copies: int = 1) -> tuple[Array, Array]:
+        """A sum (of squares) of so many copies, and its mean."""
         path = self.datapath
         if square:
             self.noted("square", z)
         if path.mean.wide:
             terms = self._held(z * z, path.square) if square else z
-            found = wide_mean(terms, self.precision.summation, path.mean.share(z.shape[-1]))
+            terms, share = repeated(terms, copies), path.mean.share(copies * z.shape[-1])
+            found = wide_mean(terms, self.precision.summation, share)
             total, mean = found[0][..., None], found[1][..., None]
         else:
-            total = self._total(z) if square else self._added(z, self.precision.input)
-            mean = self._share(total, z)
+            total = self._total(z, copies) if square else self._added(z, self.precision.input)
+            mean = self._share(total, z, copies)
         return self.noted("sum", total), self.noted("mean", mean)
 
     def terms(self, z: Array) -> int:
         """What a total is divided by: d, or 1 where each term has been divided already."""
         return 1 if self.precision.mean else z.shape[-1]
 
-    def _share(self, total: Array, z: Array) -> Array:
+    def _share(self, total: Array, z: Array, copies: int = 1) -> Array:
         """A total over its terms. XLA makes a product of the division anyway, so let it be seen."""
         terms, mean = self.terms(z), self.datapath.mean
+        terms = terms if self.precision.mean else copies * terms
         if self.datapath.plain:
             return total / terms
         return self._held(mean.of(total, terms), mean.format)

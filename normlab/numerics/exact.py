@@ -65,10 +65,10 @@ def fma(a: Array, b: Array | np.float32, c: Array) -> Array:
     with jax.enable_x64(True):
         wide_a, wide_b, wide_c = (x.astype(jnp.float64) for x in given)
         near, lost = two_sum(wide_a * wide_b, wide_c)
-        bits = lax.bitcast_convert_type(near, jnp.int64)
-        inward = (lost > 0) != (near > 0)
+        bits, sign = (lax.bitcast_convert_type(x, jnp.uint64) for x in (near, lost))
+        inward = (bits ^ sign) >> 63  # the signs differ; in integers, as half the time goes here
         odd = lax.bitcast_convert_type((bits - inward) | 1, jnp.float64)
-        keep = jnp.isfinite(near) & (lost != 0)
+        keep = jnp.abs(lost) > 0  # not where it is NaN, as of an infinite sum
         found = jnp.where(keep, odd, near).astype(jnp.float32)
     return sloped(found, a * b + c)
 

@@ -80,12 +80,20 @@ class Order:
         """The lanes added up by the order's tree."""
         return _pairwise(lanes, to) if self.postfix is None else _joins(lanes, to, self.postfix)
 
-    def sum(self, terms: Array, to: FloatFormat, tree: FloatFormat | None = None) -> Array:
+    def sum(
+        self, terms: Array, to: FloatFormat, tree: FloatFormat | None = None, copies: int = 1
+    ) -> Array:
         """Sum float32 values of the format over the last axis, in this order, in float32.
 
         The sums of `lanesK`, or a tree's leaves, are added in the format `tree`, where it is
-        another one. In fp64 the terms and the sum are float64.
+        another one. In fp64 the terms and the sum are float64. The terms are given once and summed
+        as so many copies; what all copies have alike is made once.
         """
+        if copies > 1:
+            if self.name == "pairwise" and not self._keeps_what_is_lost(to):
+                while terms.shape[-1] % 2 == 0:
+                    terms = rounded_sum(*_halves(terms), to)
+            terms = jnp.concatenate([terms] * copies, axis=-1)
         if tree is not None and tree != to:
             lanes = self.lanes(terms, to)
             return self.join(lanes.astype(jnp.float64) if tree.is_float64 else lanes, tree)

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from normlab.config import require
-from normlab.numerics.exact import divided, fma, no_contract, sloped
+from normlab.numerics.exact import divided, fma, no_contract, once, sloped
 
 CHUNK = 16
 _WRITTEN = re.compile(r"welford([1-9]\d*)(?:x([12]))?")
@@ -78,13 +78,13 @@ def _chunks(whole: Array, vectors: int, turns: int) -> list[list[_Moments]]:
 
 
 def _updates(pieces: Array) -> tuple[Array, Array]:
-    """Welford's updates over the first axis."""
+    """Welford's updates over the first axis; each join that follows would make them anew."""
     mean = squares = jnp.zeros_like(pieces[0])
     for j, x in enumerate(pieces):
         away = x - mean
         mean = fma(away, np.float32(1) / np.float32(j + 1), mean)
         squares = fma(away, x - mean, squares)
-    return mean, squares
+    return once(mean), once(squares)
 
 
 def _cascade(chunks: list[list[_Moments]], vectors: int) -> _Moments:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from normlab.probe.observe import Observed
 from normlab.probe.rows import READ
 from normlab.probe.stages import (
     FORMATS,
+    WIDE,
     Front,
     Sum,
     Tail,
@@ -23,8 +24,11 @@ from normlab.probe.stages import (
     means,
     rooted,
     roots,
+    statistic,
     sums,
-    totals,
+    wide_means,
+    wide_sums,
+    with_eps,
 )
 
 Total = tuple[str | None, str, str]
@@ -46,7 +50,7 @@ def beginnings(observed: Observed, seen: Seen, ends: list[Tail], d: int) -> list
         for tail, divides in product(ends, (False, True))
     }
     best, kept = 0, list[Explained]()
-    for made, fronts in numbers(two_terms(x, observed.inputs[0]), seen.eps, d):
+    for made, fronts in numbers(averages(x, observed, seen.eps, d), seen.eps):
         for tail in ends:
             low, high = allowed[tail, fronts[0][0][1].divides]
             good = ((low <= made) & (made <= high)).sum(-1)
@@ -74,31 +78,60 @@ def two_terms(x: np.ndarray, input: str | None) -> dict[Total, np.ndarray]:
             given = Sum(square, f"{form}:pairwise")
             if tree != form:
                 given = Sum(square, f"{form}:lanes2", tree)
-            found[square, form, tree] = np.asarray(totals(two, input, given, means(8)[0], False)[1])
+            made = statistic(two, input, given, means(8)[0], False)
+            found[square, form, tree] = np.asarray(made[1])
     return found
 
 
-def numbers(
-    found: dict[Total, np.ndarray], eps: np.ndarray, d: int
-) -> Iterator[tuple[np.ndarray, list[list[tuple[Total, Front]]]]]:
-    """What the fronts make of the totals [m, n], and of each row of it what makes it."""
+class Means(NamedTuple):
+    """Every mean of every total [m, n, 1] and what it is; and such with ε in one rounding."""
+
+    values: np.ndarray
+    names: list[tuple[Total, Mean]]
+    fused: np.ndarray
+    totals: list[Total]
+
+
+def averages(x: np.ndarray, observed: Observed, eps: np.ndarray, d: int) -> Means:
+    """Those of rows [n, READ + 2]."""
+    input = observed.inputs[0]
+    found = two_terms(x, input)
     stacked: Any = np.stack(list(found.values()))
-    shares = {mean: np.asarray(held(mean.of(stacked, d), mean.format)) for mean in means(d)}
-    of = [(total, mean) for mean in shares for total in found]
-    average = np.concatenate(list(shares.values()))
-    beside = {to: np.asarray(joined(average, eps, to)) for to in FORMATS}
-    under = [(total, mean, to) for to in FORMATS for total, mean in of]
-    alike, names = grouped(np.concatenate(list(beside.values())), under)
+    made, names = [], list[tuple[Total, Mean]]()
+    for mean in means(d):
+        made.append(np.asarray(held(mean.of(stacked, d), mean.format)))
+        names += [(total, mean) for total in found]
+    wide = () if observed.center else product([*means(d), *wide_means()], FORMATS)
+    full = np.concatenate([x, np.zeros((len(x), d - x.shape[-1]), np.float32)], -1)
+    for mean, square in wide:
+        made.append(wide_sums(square, d)[0].statistic(full, input, mean, False)[1][None])
+        names.append(((square, WIDE, WIDE), mean))
+    single = [total for total in found if total[1] == "fp32"]
+    fused = np.asarray(with_eps(np.stack([found[total] for total in single]), eps, d))
+    return Means(np.concatenate(made), names, fused, single)
+
+
+def numbers(
+    average: Means, eps: np.ndarray
+) -> Iterator[tuple[np.ndarray, list[list[tuple[Total, Front]]]]]:
+    """What the fronts make of the means, and of each row of it what makes it."""
+    beside = [np.asarray(joined(average.values, eps, to)) for to in FORMATS]
+    under = [(total, mean, to, False) for to in FORMATS for total, mean in average.names]
+    under += [(total, Mean(), None, True) for total in average.totals]
+    alike, names = grouped(np.concatenate([*beside, average.fused]), under)
     for root in roots():
         made = rooted(alike, Front(Mean(), None, EpsForm.UNDER, root), np.float32(0))
         yield (
             np.asarray(made)[..., 0],
             [
-                [(total, Front(mean, to, EpsForm.UNDER, root)) for total, mean, to in group]
+                [
+                    (total, Front(mean, to, EpsForm.UNDER, root, fused))
+                    for total, mean, to, fused in group
+                ]
                 for group in names
             ],
         )
-    alike, pairs = grouped(average, of)
+    alike, pairs = grouped(average.values, average.names)
     exact = [root for root in roots() if root.kind not in GUESSED]
     for form, to, root in product((EpsForm.ADDED, EpsForm.FLOOR), FORMATS, exact):
         made = rooted(alike, Front(Mean(), to, form, root), eps)
@@ -119,7 +152,15 @@ def grouped(rows: np.ndarray, names: Sequence[Any]) -> tuple[np.ndarray, list[li
     return alike, groups
 
 
-def of_total(total: Total, d: int) -> list[Sum]:
-    """Every sum whose squares and adders have these formats."""
+def of_total(total: Total, mean: Mean, d: int) -> list[Sum]:
+    """Every sum whose squares and adders have these formats; float64's orders come later.
+
+    In rows that need no order float64 is as float32, or as float32's orders that add small first.
+    """
     square, form, tree = total
-    return [sum for sum in sums(form, [square], d) if tree in (form, sum.tree)]
+    wide = wide_sums(square, d)[:1]
+    if mean.wide:
+        return wide
+    narrow = "fp32" if form == WIDE else form
+    found = [sum for sum in sums(narrow, [square], d) if tree in (form, sum.tree)]
+    return wide + found if form == WIDE else found + wide * (form == "fp32")

@@ -8,8 +8,19 @@ from normlab.numerics import Datapath, Mean
 from normlab.probe.interval import interval
 from normlab.probe.kernel import Seen
 from normlab.probe.merges import Learned
-from normlab.probe.observe import Observed
-from normlab.probe.stages import Front, Sum, Tail, datapath, held, leaving, scalars, totals
+from normlab.probe.observe import Observed, same
+from normlab.probe.stages import (
+    APART,
+    FUSED,
+    Front,
+    Sum,
+    Tail,
+    datapath,
+    held,
+    leaving,
+    rooted,
+    scalars,
+)
 
 
 class Arithmetic(NamedTuple):
@@ -22,11 +33,23 @@ class Arithmetic(NamedTuple):
 
     @property
     def path(self) -> Datapath:
-        """In the words of `normlab.numerics`, which have no learned tree: pairwise stands there."""
+        """In the words of `normlab.numerics`, as far as they go: pairwise stands for a tree."""
         sum = self.sum
         if isinstance(sum, Learned):
             sum = Sum(sum.square, f"{sum.format}:pairwise")
         return datapath(self.input, sum, self.front, self.tail)
+
+    @property
+    def possible(self) -> bool:
+        """Whether a sum that is to be fused with ε is there to be."""
+        return not (self.front.fused and self.sum.averaged)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether `path` is the whole of it: no learned tree, no way that a datapath lacks."""
+        fused = self.tail.way == FUSED and self.sum.variance is not None
+        known = isinstance(self.sum, Sum) and not self.front.fused
+        return known and (not self.tail.way or fused)
 
 
 class Rows:
@@ -34,48 +57,60 @@ class Rows:
 
     def __init__(self, observed: Observed, seen: Seen):
         self.observed, self.seen = observed, seen
-        self._totals = dict[tuple, tuple[np.ndarray, np.ndarray]]()
+        self._statistics = dict[tuple, tuple[np.ndarray, np.ndarray, np.ndarray | None]]()
         self._numbers = dict[tuple, np.ndarray]()
         self._limits = dict[tuple, tuple[np.ndarray, np.ndarray]]()
 
     def _key(self, a: Arithmetic) -> tuple:
-        return a.input, a.sum, a.front.mean if self.observed.center else Mean()
+        apart = self.observed.center or a.sum.averaged
+        return a.input, a.sum, a.front.mean if apart else Mean()
 
-    def totals(self, a: Arithmetic) -> tuple[np.ndarray, np.ndarray]:
-        """The row that is normalized [n, d], and its Σ [n, 1]."""
+    def statistic(self, a: Arithmetic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """See `Sum.statistic`."""
         key = self._key(a)
-        if key not in self._totals:
-            if isinstance(a.sum, Learned):
-                z = held(self.seen.x, a.input)
-                made = z, a.sum.total(np.asarray(z))
-            else:
-                made = totals(self.seen.x, a.input, a.sum, key[2], self.observed.center)
-            self._totals[key] = np.asarray(made[0]), np.asarray(made[1])
-        return self._totals[key]
+        if key not in self._statistics:
+            made = a.sum.statistic(self.seen.x, a.input, key[2], self.observed.center)
+            self._statistics[key] = made
+        return self._statistics[key]
 
     def numbers(self, a: Arithmetic) -> np.ndarray:
         """What each row is multiplied, or divided, by: [n, 1]."""
         key = *self._key(a), a.front
         if key not in self._numbers:
-            total = self.totals(a)[1]
-            self._numbers[key] = scalars(total, a.front, self.seen.eps, self.seen.x.shape[-1])
+            total, eps = self.statistic(a)[1], self.seen.eps
+            if a.sum.averaged:
+                self._numbers[key] = np.asarray(rooted(total, a.front, eps))
+            else:
+                self._numbers[key] = scalars(total, a.front, eps, self.seen.x.shape[-1])
         return self._numbers[key]
 
     def explained(self, a: Arithmetic) -> np.ndarray:
-        """Whether the number lies where the row's outputs allow it: [n]."""
+        """Whether the number lies where the row's outputs allow it: [n].
+
+        Where each arithmetic has a row of its own to normalize, whether it predicts the outputs.
+        """
+        if a.tail.way in (FUSED, APART) or (self.observed.center and self._at_once(a)):
+            told = np.isfinite(self.seen.y).all(-1)
+            return np.asarray(same(self.predicted(a), self.seen.y).all(-1) | ~told)
         key = self._key(a) if self.observed.center else None, a.tail, a.front.divides
         if key not in self._limits:
-            z = self.totals(a)[0]
+            z = self.statistic(a)[0]
             self._limits[key] = interval(z, self.seen.weight, self.seen.y, a.tail, a.front.divides)
         low, high = self._limits[key]
         number = self.numbers(a)[:, 0]
         return (low <= number) & (number <= high)
 
+    def _at_once(self, a: Arithmetic) -> bool:
+        return a.sum.variance is not None or isinstance(a.sum, Learned)
+
     def predicted(self, a: Arithmetic) -> np.ndarray:
         """The rows that leave: [n, d]."""
-        z, _ = self.totals(a)
-        made = leaving(z, self.numbers(a), self.seen.weight, a.tail, a.front.divides)
-        return np.asarray(made)
+        z, _, middle = self.statistic(a)
+        number, weight = self.numbers(a), self.seen.weight
+        if a.tail.way not in (FUSED, APART):
+            return np.asarray(leaving(z, number, weight, a.tail, a.front.divides))
+        whole = held(self.seen.x, a.input)
+        return np.asarray(leaving(whole, number, weight, a.tail, False, middle))
 
     def best(self, left: list[Arithmetic]) -> list[Arithmetic]:
         """Those that explain most of the rows."""

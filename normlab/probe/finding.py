@@ -11,7 +11,6 @@ from normlab.probe.explain import Arithmetic, Rows
 from normlab.probe.kernel import Seen
 from normlab.probe.observe import Observed, same
 from normlab.probe.shrink import shrunk
-from normlab.probe.stages import Sum
 
 if TYPE_CHECKING:
     from normlab.probe.search import Search
@@ -69,15 +68,15 @@ class Finding:
 
     @property
     def candidates(self) -> list[tuple[Datapath, EpsForm]]:
-        """Each as a datapath and the place of ε; a learned tree is none."""
-        return [(a.path, a.front.form) for a in self.left if isinstance(a.sum, Sum)]
+        """Each as a datapath and the place of ε, where a datapath says the whole of it."""
+        return [(a.path, a.front.form) for a in self.left if a.has_words]
 
 
 def finding(search: "Search", left: list[Arithmetic]) -> Finding:
     """Try what is left on rows of another draw."""
     random, adversarial = tests(search)
     left = predicted_best(search.observed, left, [random, adversarial])
-    left = [a._replace(tail=tail) for a in left for tail in search.groups[a.tail]]
+    left = [a._replace(tail=tail) for a in left for tail in search.like(a.tail)]
     left = sorted(left, key=plainness)
     goods = [exact(search.observed, left[0], seen) for seen in (random, adversarial)]
     shares = [Share(int(good.sum()), len(good)) for good in goods]

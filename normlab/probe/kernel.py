@@ -56,12 +56,15 @@ class Kernel:
         d: the width.
         dtype: the format of x and weight: fp32, fp16 or bf16.
         name: what reports call it.
+        batch: rows in each of its calls, zeros filling the last; None: as many as are asked for.
+        rows: it was asked for so many.
     """
 
     f: Function
     d: int
     dtype: str = "fp32"
     name: str = "kernel"
+    batch: int | None = None
     rows: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class Kernel:
 
     def __call__(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         """What it makes of rows, in float32."""
+        if self.batch is not None and len(x) != self.batch:
+            return self._in_batches(x, weight, eps, self.batch)
         dtype = DTYPES[self.dtype]
         with np.errstate(all="ignore"):
             made = np.asarray(self.f(np.asarray(x).astype(dtype), weight.astype(dtype), eps))
@@ -84,3 +89,8 @@ class Kernel:
         )
         self.rows += len(x)
         return made.astype(np.float32)
+
+    def _in_batches(self, x: np.ndarray, weight: np.ndarray, eps: float, size: int) -> np.ndarray:
+        full = np.concatenate([x, np.zeros((-len(x) % size, x.shape[-1]), x.dtype)])
+        parts = [self(full[i : i + size], weight, eps) for i in range(0, len(full), size)]
+        return np.concatenate(parts)[: len(x)]

@@ -8,7 +8,8 @@ from normlab.probe.kernel import DTYPES, Kernel
 from normlab.probe.rows import Design
 from normlab.probe.stages import NARROW
 
-BATCHES = (1, 2, 7, 33)
+BATCHES, ROWS = (1, 2, 7, 33), 32
+"""Sizes of a batch that are tried; that of all further calls, where a result depends on it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def observe(kernel: Kernel, design: Design) -> Observed:
     """Some calls of the kernel, and what they show."""
     d, rng = kernel.d, design.rng
     ones, eps = np.ones(d, np.float32), 1e-5
-    x = kernel.cast(design.dense(32, -1, 2))
+    x = kernel.cast(design.dense(ROWS, -1, 2))
     moved = kernel(kernel.cast(np.abs(x) + 4), ones, eps)
     bare = kernel(x, np.zeros(d, np.float32), eps)
     weight = kernel.cast(rng.normal(1, 0.5, d))

@@ -29,7 +29,9 @@ def refined(
         if not parts:
             idle += 1
             continue
-        seen = asked(kernel, observed, Seen.joined(parts))
+        found = Seen.joined(parts)
+        found = found[np.resize(np.arange(len(found)), PAIRS * EACH)]  # one shape: it is compiled
+        seen = asked(kernel, observed, found)
         kept = Rows(observed, seen).best(left)
         idle = idle + 1 if len(kept) == len(left) else 0
         left = kept
@@ -72,6 +74,8 @@ def between(
     rows: Rows, one: Arithmetic, other: Arithmetic, cast: Cast, rng: np.random.Generator
 ) -> Seen | None:
     """Rows whose small elements leave as other numbers by one arithmetic than by the other."""
+    if rows.observed.center and one.tail.way != other.tail.way:
+        return unlike(rows, one, other)
     a, b = rows.numbers(one), rows.numbers(other)
     with np.errstate(all="ignore"):
         b = b if one.front.divides == other.front.divides else 1 / b
@@ -94,6 +98,14 @@ def between(
         odd[:] = np.where(small[:, 1::2], -even, odd)
     best = np.argsort(-differs.any(0).sum(-1), kind="stable")[:EACH]
     return Seen(made[best], seen.weight[best], seen.eps[best], seen.y[best])
+
+
+def unlike(rows: Rows, one: Arithmetic, other: Arithmetic) -> Seen | None:
+    """Rows as they are, of which the two predict other outputs."""
+    differs = (rows.predicted(one) != rows.predicted(other)).sum(-1)
+    best = np.argsort(-differs, kind="stable")[:EACH]
+    best = best[differs[best] > 0]
+    return rows.seen[best] if len(best) else None
 
 
 def aimed_values(seen: Seen, cast: Cast, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

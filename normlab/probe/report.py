@@ -6,11 +6,20 @@ from normlab.numerics import Mean, Root
 from normlab.numerics.eps import EpsForm
 from normlab.probe.finding import Finding
 from normlab.probe.kernel import Seen
+from normlab.probe.observe import ROWS
+from normlab.probe.stages import APART, FUSED, JOINED
 
 WORDS = {
     EpsForm.UNDER: "under the root",
     EpsForm.ADDED: "added to the root",
     EpsForm.FLOOR: "the root's least value",
+}
+
+WAYS = {
+    "": "",
+    JOINED: ", by γ · 1/rms",
+    FUSED: ", x·r − μ·r in a fused multiply-add",
+    APART: ", x·r − μ·r in two products",
 }
 
 
@@ -46,9 +55,10 @@ def stages(found: Finding) -> dict[str, list[str]]:
             "square": path.square or ("as the sum" if a.sum.format != "fp32" else None),
             "sum": a.sum.told,
             "mean": mean(path.mean),
-            "ε": f"{path.eps or 'float32'}, {WORDS[a.front.form]}",
+            "ε": f"{path.eps or 'float32'}, {WORDS[a.front.form]}"
+            + (", by a fused multiply-add of Σ" if a.front.fused else ""),
             "root": root(path.root),
-            "product": path.product,
+            "product": (path.product or "float32") + WAYS[a.tail.way],
             "weight": f"{path.weight or 'float32'}"
             + (", after the cast" if path.cast_first else ""),
             "output": path.output,
@@ -85,11 +95,12 @@ def notes(found: Finding) -> list[str]:
         f"  norm: {'LayerNorm (the mean is taken off)' if seen.center else 'RMSNorm'}, "
         f"weight {'1 + w' if seen.one_plus else 'γ'}",
         f"  subnormal numbers: {came} at the input, {left} at the output",
-        f"  a row's result {'depends on the batch: ' + seen.batch if seen.batch else BATCH}",
+        f"  a row's result {DEPENDS + seen.batch if seen.batch else BATCH}",
         f"  rows tried: {found.rows}",
     ]
 
 
+DEPENDS = f"depends on the batch (all else is of batches of {ROWS}): "
 BATCH = "was the same alone, in other batches, in another order, beside a larger row"
 
 

@@ -92,6 +92,19 @@ class Design:
         small[np.arange(n), self.rng.integers(0, self.d, n)] = size[:, 0]
         return small
 
+    def ties(self, n: int, low: float, high: float) -> np.ndarray:
+        """Two elements whose squares' sum lies between two float32, others that float64 absorbs.
+
+        Alone each of them is absorbed; those that meet first are not, and lift the sum.
+        """
+        size = 2.0 ** np.floor(self.rng.uniform(low, high, n))[:, None]
+        x = size * 2.0**-28 * self.rng.uniform(1, 2, (n, self.d))
+        x *= self.rng.random((n, self.d)) < self.rng.uniform(0.1, 1, (n, 1))
+        first, second = self.rng.random((n, self.d)).argsort(-1)[:, :2].T
+        x[np.arange(n), first] = size[:, 0]
+        x[np.arange(n), second] = size[:, 0] * 2.0**-12
+        return x
+
     def edges(self, dtype: str) -> np.ndarray:
         """Constant rows, zeros, one element, sums that overflow a half or vanish in it."""
         levels = [0, 1, 1.5, 3e-5, 6e-4, 30, 250] + ([6e4] if dtype == "fp16" else [1e5, 1e-12])

@@ -16,7 +16,7 @@ from jax import Array
 
 from normlab.numerics import Accumulator, Datapath, Mean, Root, round_to
 from normlab.numerics.eps import EpsForm
-from normlab.numerics.exact import divided
+from normlab.numerics.exact import divided, fma, no_contract
 from normlab.numerics.root import GUESSED
 
 NARROW = ("fp16", "bf16")
@@ -27,14 +27,19 @@ Numbers = Any
 """An array of JAX's or NumPy's."""
 WRITTEN = "fp32:pairwise"
 """A sum of which nothing is asked; `fp32` alone would be XLA's own arithmetic."""
+WIDE = "fp64"
+WELFORD = tuple(f"welford{k}{turns}" for k in (4, 8, 16) for turns in ("", "x2"))
+JOINED, FUSED, APART = "joined", "fused", "apart"
+"""How a row meets γ and 1/rms, if not one by one: x·(γ/rms), fma(x, r, −μr), x·r − μ·r."""
 
 
 class Sum(NamedTuple):
-    """How squares are rounded and added."""
+    """How squares are rounded and added; or by which updates a variance is made at once."""
 
     square: str | None
     text: str
     tree: str | None = None
+    variance: str | None = None
 
     @property
     def format(self) -> str:
@@ -44,16 +49,40 @@ class Sum(NamedTuple):
     @property
     def told(self) -> str:
         """As a report says it."""
-        return self.text + (f", tree {self.tree}" if self.tree else "")
+        return self.variance or self.text + (f", tree {self.tree}" if self.tree else "")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the mean is made with the sum."""
+        return self.format == WIDE or self.variance is not None
+
+    def statistic(
+        self, x: np.ndarray, input: str | None, mean: Mean, center: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Of rows [n, d] what is normalized, their Σ [n, 1], and the mean that was taken off.
+
+        The mean in place of Σ, where it is `averaged`.
+        """
+        if self.format == WIDE:
+            z = np.asarray(held(x, input))
+            squares = np.asarray(held(np.square(z), self.square), float)
+            return z, wide_mean(wide_sum(squares, self.text.partition(":")[2]), mean, z), None
+        z, total, mean_square, middle = statistic(x, input, self, mean, center)
+        total = total if self.variance is None else mean_square
+        return np.asarray(z), np.asarray(total), None if middle is None else np.asarray(middle)
 
 
 class Front(NamedTuple):
-    """What becomes of a sum before the row is multiplied, or divided, by it."""
+    """What becomes of a sum before the row is multiplied, or divided, by it.
+
+    Where it is `fused`, Σ · round(1/d) + ε rounds once, in float32.
+    """
 
     mean: Mean
     eps: str | None
     form: EpsForm
     root: Root
+    fused: bool = False
 
     @property
     def divides(self) -> bool:
@@ -68,11 +97,14 @@ class Tail(NamedTuple):
     weight: str | None
     cast_first: bool
     output: str | None
+    way: str = ""
 
     @property
     def path(self) -> Datapath:
         """A datapath of these stages alone."""
-        return Datapath(sum=WRITTEN, **self._asdict())
+        stages = self._asdict()
+        del stages["way"]
+        return Datapath(sum=WRITTEN, **stages)
 
 
 def orders(d: int) -> list[str]:
@@ -90,10 +122,44 @@ def sums(format: str, squares: list[str | None], d: int) -> Iterator[Sum]:
             yield Sum(square, f"{format}:{order}", "fp32")
 
 
+def wide_sums(square: str | None, d: int) -> list[Sum]:
+    """Every sum in float64."""
+    lanes = [f"lanes{k}" for k in LANES if k < d]
+    return [Sum(square, f"{WIDE}:{order}") for order in ("sequential", "pairwise", *lanes)]
+
+
+def wide_sum(terms: np.ndarray, order: str) -> np.ndarray:
+    """The sum over the last axis of float64 [n, d] in one of these orders, [n, 1]; in NumPy."""
+    if order == "sequential":
+        return np.add.accumulate(terms, axis=-1)[:, -1:]
+    if order.startswith("lanes"):
+        k = int(order.removeprefix("lanes"))
+        terms = np.pad(terms, ((0, 0), (0, -terms.shape[-1] % k)))
+        terms = np.add.accumulate(terms.reshape(len(terms), -1, k), axis=1)[:, -1]
+    while terms.shape[-1] > 1:
+        terms = np.pad(terms, ((0, 0), (0, terms.shape[-1] % 2)))
+        terms = terms[:, 0::2] + terms[:, 1::2]
+    return terms
+
+
+def wide_mean(total: np.ndarray, mean: Mean, z: np.ndarray) -> np.ndarray:
+    """Of a sum in float64, [n, 1]: made in float64 and rounded, or of the rounded sum."""
+    d = z.shape[-1]
+    if not mean.wide:
+        return np.asarray(held(mean.of(jnp.asarray(np.float32(total)), d), mean.format))
+    made = total / d if mean.kind == "divide" else total * (1 / d)
+    return made.astype(np.float32)
+
+
 def means(d: int) -> list[Mean]:
     """Every way from Σ to its mean."""
     kinds = ("reciprocal", "divide") if d & (d - 1) else ("reciprocal", "divide", "shift")
     return [Mean(kind, form) for kind, form in product(kinds, FORMATS)]
+
+
+def wide_means() -> list[Mean]:
+    """Those of a sum in float64 that round once."""
+    return [Mean(kind, WIDE) for kind in ("divide", "reciprocal")]
 
 
 def roots() -> list[Root]:
@@ -120,11 +186,9 @@ def fronts(d: int) -> list[Front]:
 
 def tails(outputs: Sequence[str | None]) -> list[Tail]:
     """Every tail that ends in one of these formats."""
-    return [
-        Tail(*said)
-        for said in product(FORMATS, FORMATS, (False, True), outputs)
-        if said[3] or not said[2]
-    ]
+    every = product(FORMATS, FORMATS, (False, True), outputs)
+    found = [Tail(*said) for said in every if said[3] or not said[2]]
+    return found + [Tail(None, None, False, output, JOINED) for output in outputs]
 
 
 def alike(outputs: Sequence[str | None], dtype: str | None) -> list[list[Tail]]:
@@ -137,7 +201,7 @@ def alike(outputs: Sequence[str | None], dtype: str | None) -> list[list[Tail]]:
         before = _in_turn(tail.product, tail.output if tail.cast_first else None)
         held = None if tail.weight == dtype else tail.weight
         after = _in_turn(tail.weight, tail.output)
-        groups.setdefault((before, held, after), []).append(tail)
+        groups.setdefault((before, held, after, tail.way), []).append(tail)
     return list(groups.values())
 
 
@@ -152,19 +216,32 @@ def held(x: Numbers, to: str | None) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def totals(
-    x: Numbers, input: str | None, sum: Sum, mean: Mean, center: bool
-) -> tuple[Array, Array]:
-    """The row that is normalized [n, d] and its Σ [n, 1]; `mean` matters where μ is taken off."""
-    path = Datapath(input=input, square=sum.square, sum=sum.text, tree=sum.tree, mean=mean)
+def statistic(x: Numbers, input: str | None, sum: Sum, mean: Mean, center: bool) -> Any:
+    """What is normalized, Σ, its mean, and the mean that was taken off; `mean` is how."""
+    path = Datapath(
+        input=input,
+        square=sum.square,
+        sum=sum.text,
+        tree=sum.tree,
+        mean=mean,
+        variance=sum.variance,
+    )
     found = Accumulator(path).statistic(x, center)
-    return found.z, found.total
+    return found.z, found.total, found.mean, found.middle
 
 
 def scalars(total: Numbers, front: Front, eps: Numbers, d: int) -> np.ndarray:
     """1/rms, or the rms that divides, of sums [n, 1]; one operation at a time."""
+    if front.fused:
+        square, root = with_eps(total, eps, d), front.root
+        return np.asarray(root.whole(square) if front.divides else root.inverse(square))
     mean = held(front.mean.of(total, d), front.mean.format)
     return np.asarray(rooted(mean, front, eps))
+
+
+def with_eps(total: Numbers, eps: Numbers, d: int) -> Array:
+    """Σ · round(1/d) + ε in a fused multiply-add."""
+    return fma(total, np.float32(1 / d), eps)
 
 
 def joined(mean: Numbers, eps: Numbers, to: str | None) -> Array:
@@ -180,11 +257,36 @@ def rooted(mean: Numbers, front: Front, eps: Numbers) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def leaving(z: Numbers, scalar: Numbers, weight: Numbers, tail: Tail, divides: bool) -> Array:
-    """The rows that leave [n, d], of rows and their scalars [n, 1]."""
+def leaving(
+    z: Numbers,
+    scalar: Numbers,
+    weight: Numbers,
+    tail: Tail,
+    divides: bool,
+    middle: Numbers = 0.0,
+) -> Array:
+    """The rows that leave [n, d], of rows and their scalars [n, 1].
+
+    Args:
+        z: what is normalized; where the way is FUSED or APART, with the mean still in it.
+        scalar: 1/rms, or the rms that divides.
+        weight: γ.
+        tail: the stages from here.
+        divides: the scalar divides.
+        middle: μ, [n, 1], for those ways.
+    """
     acc = Accumulator(tail.path)
-    y = acc.product(divided(z, scalar) if divides else z * scalar)
-    return acc.affine(y, weight, None, jnp.float32)
+    match tail.way:
+        case "joined":
+            joined = divided(weight, scalar) if divides else no_contract(weight * scalar)
+            return acc.affine(z * joined, None, None, jnp.float32)
+        case "fused":
+            y = fma(z, scalar, no_contract(-scalar * middle))
+        case "apart":
+            y = no_contract(z * scalar) - no_contract(scalar * middle)
+        case _:
+            y = divided(z, scalar) if divides else z * scalar
+    return acc.affine(acc.product(y), weight, None, jnp.float32)
 
 
 def datapath(input: str | None, sum: Sum, front: Front, tail: Tail) -> Datapath:
@@ -195,6 +297,8 @@ def datapath(input: str | None, sum: Sum, front: Front, tail: Tail) -> Datapath:
         square=sum.square,
         sum=sum.text,
         tree=sum.tree,
+        variance=sum.variance,
+        fused=sum.variance is not None and tail.way == FUSED,
         mean=front.mean,
         eps=front.eps,
         root=front.root,

@@ -1,24 +1,40 @@
 """The probe: planted datapaths are found, and what is no datapath of ours is never called exact."""
 
+import dataclasses
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from normlab.numerics import Datapath, Mean, Root
+from normlab.numerics import Datapath, Mean, Precision, Root, exact
 from normlab.numerics.eps import EpsForm
 from normlab.probe import probe
 from normlab.probe.adapters import load
 from normlab.probe.explain import Arithmetic
 from normlab.probe.interval import interval
 from normlab.probe.kernel import Kernel
-from normlab.probe.merges import described
+from normlab.probe.merges import described, fma
 from normlab.probe.observe import same
 from normlab.probe.report import report
 from normlab.probe.rows import Design
 from normlab.probe.search import Search
-from normlab.probe.stages import Front, Sum, Tail, alike, leaving, scalars, sums, totals
+from normlab.probe.stages import (
+    FUSED,
+    JOINED,
+    WRITTEN,
+    Front,
+    Sum,
+    Tail,
+    alike,
+    leaving,
+    scalars,
+    sums,
+    wide_sum,
+    wide_sums,
+)
 from normlab.probe.tree import learned
+from tests.support import datapath_reference as reference
+from tests.support.numerics_reference import summed
 from tests.support.planted_kernels import Planted, planted
 
 D = 48
@@ -37,9 +53,7 @@ def test_rows_of_one_and_two_elements_have_one_sum_in_every_order():
     design = Design(D, np.random.default_rng(0))
     x = np.float32(design.read(design.spikes(16, -3, 7)))
     assert ((x != 0).sum(-1) > D // 2).all()
-    of_each = [
-        np.asarray(totals(x, None, s, Mean(), False)[1]) for s in [*sums("fp32", [None], D)][::5]
-    ]
+    of_each = [s.statistic(x, None, Mean(), False)[1] for s in [*sums("fp32", [None], D)][::5]]
     assert all(same(one, other).all() for one, other in combinations(of_each, 2))
 
 
@@ -100,6 +114,26 @@ def test_a_kernel_is_refused_that_gives_another_shape_or_has_no_room():
         Kernel(double, 4)
 
 
+def test_float64_sums_are_those_of_datapaths():
+    x = np.float32(np.random.default_rng(6).normal(size=(8, 45)))
+    for given in wide_sums(None, 45):
+        want = summed(x, Precision.parse(given.text))
+        assert (wide_sum(np.float64(x), given.text.partition(":")[2])[:, 0] == want).all(), given
+
+
+def test_a_fused_multiply_add_in_numpy_rounds_once():
+    """Between two float32, and just off: there a rounding to float64 first would show."""
+    rng = np.random.default_rng(7)
+    a, b, c = np.float32(rng.normal(size=(3, 4096)) * 2.0 ** rng.integers(-30, 30, (3, 4096)))
+    tiny = np.float32([2.0**-60, -(2.0**-60), 0])
+    near = np.float32(1 + 2.0**-12)  # its square lies between two float32
+    a, b, c = (
+        np.append(p, q) for p, q in zip((a, b, c), ([near] * 3, [near] * 3, tiny), strict=True)
+    )
+    assert (fma(a, b, c) == exact.fma(a, b, c)).all()
+    assert len(set(fma(a, b, c)[-3:].tolist())) == 2
+
+
 def random_tree(rng, d):
     """Adds of two drawn terms, or earlier adds, until one is left."""
     left, merges = list(range(d)), []
@@ -110,16 +144,21 @@ def random_tree(rng, d):
     return merges
 
 
+def tree_sum(terms, merges):
+    """Of rows [n, d] the sum in the order of a tree, [n, 1]."""
+    values = list(terms.T)
+    for one, other in merges:
+        values.append(values[one] + values[other])
+    return values[-1][:, None]
+
+
 def test_a_random_tree_is_learned_from_what_a_large_square_absorbs():
     """Behind halves, which show no unit in the last place of a float32 sum but at a boundary."""
     d = 24
     merges = random_tree(np.random.default_rng(3), d)
 
     def added(x):
-        values = list(np.square(np.float32(x)).T)
-        for one, other in merges:
-            values.append(values[one] + values[other])
-        return values[-1][:, None]
+        return tree_sum(np.square(np.float32(x)), merges)
 
     def kernel(x, weight, eps):
         root = np.float32(1) / np.sqrt(added(x) / np.float32(d) + np.float32(eps))
@@ -130,7 +169,27 @@ def test_a_random_tree_is_learned_from_what_a_large_square_absorbs():
     tail = Tail(None, None, False, "fp16")
     found = learned(search, Arithmetic("fp16", Sum(None, "fp32:pairwise"), front, tail))
     x = np.float32(np.random.default_rng(5).normal(size=(256, d)))
-    assert same(found.total(x), added(x)).all()
+    assert same(found.of_squares(x), added(x)).all()
+
+
+def test_a_tree_of_a_mean_is_learned_from_what_cancels():
+    d = 24
+    merges = random_tree(np.random.default_rng(8), d)
+
+    def kernel(x, weight, eps):
+        mean = tree_sum(np.float32(x), merges) / np.float32(d)
+        away = np.float32(x) - mean
+        root = 1 / np.sqrt((away**2).mean(-1, keepdims=True) + np.float32(eps))
+        return np.float16(away * root * np.float32(weight))
+
+    search = Search(Kernel(kernel, d, "fp16"), np.random.default_rng(4))
+    front = Front(Mean("divide"), None, EpsForm.UNDER, Root("sqrt"))
+    found = learned(
+        search,
+        Arithmetic("fp16", Sum(None, "fp32:pairwise"), front, Tail(None, None, False, "fp16")),
+    )
+    x = np.float32(np.random.default_rng(5).normal(size=(256, d)))
+    assert same(found.added(list(x.T)), tree_sum(x, merges)).all()
 
 
 def test_a_tree_is_described_by_its_chains():
@@ -146,7 +205,7 @@ def test_a_planted_datapath_is_found_and_a_strange_kernel_never_called_exact():
     kernel = planted(4, D)
     found = probe(kernel, D, kernel.dtype)
     assert found.exact
-    assert kernel.path in [path for path, _ in found.candidates]
+    assert kernel.among(found)
     strange = probe(double, D, "fp32")
     assert not strange.exact
     assert strange.left
@@ -164,19 +223,55 @@ def test_planted_datapaths(first):
     for seed in range(first, first + 10):
         kernel = planted(seed, D)
         found = probe(kernel, D, kernel.dtype, seed=1000 + seed)
-        paths = [path for path, _ in found.candidates]
-        missed += [] if kernel.path in paths and found.exact else [seed]
+        missed += [] if kernel.among(found) and found.exact else [seed]
     assert missed == []
+
+
+LAYERNORMS = {
+    "two sums": Datapath(sum="fp32:lanes8", mean=Mean("divide"), root=Root("sqrt")),
+    "row moments": Datapath(sum=WRITTEN, variance="welford8", root=Root("sqrt")),
+    "fused": Datapath(sum=WRITTEN, variance="welford4x2", fused=True, root=Root("sqrt")),
+}
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_planted_layernorm_is_found(dtype):
+@pytest.mark.parametrize("name", LAYERNORMS)
+def test_a_planted_layernorm_is_found(name, dtype):
     narrow = None if dtype == "fp32" else dtype
-    path = Datapath(
-        input=narrow, sum="fp32:lanes8", mean=Mean("divide"), root=Root("sqrt"), output=narrow
-    )
-    found = probe(Planted(path, dtype, center=True), D, dtype)
+    path = dataclasses.replace(LAYERNORMS[name], input=narrow, output=narrow)
+    kernel = Planted(path, dtype, center=True, way=FUSED if path.fused else "")
+    found = probe(kernel, D, dtype)
     assert found.exact
     assert found.observed.center
-    assert path in [path for path, _ in found.candidates]
+    assert kernel.among(found)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("variance", ["means", "fused"])
+def test_a_layernorm_in_one_pass_over_an_unknown_tree_is_found(variance):
+    """Squares enter the adder unrounded, and γ joins 1/rms, as XLA compiles Flax's."""
+    d, f = 24, np.float32
+    merges = random_tree(np.random.default_rng(9), d)
+
+    def squared(x):
+        values = list(x.T)
+        for one, other in merges:
+            leaf = max(one, other) if max(one, other) < d else min(one, other)
+            rest = values[one + other - leaf]
+            if leaf >= d:
+                values.append(rest + values[leaf])
+                continue
+            rest = rest * rest if one + other - leaf < d else rest
+            values.append(reference.fma(values[leaf], values[leaf], rest))
+        return values[-1][:, None]
+
+    def kernel(x, weight, eps):
+        mean, square = tree_sum(x, merges) / f(d), squared(x) / f(d)
+        made = reference.fma(-mean, mean, square) if variance == "fused" else square - mean * mean
+        return (x - mean) * (f(1) / np.sqrt(np.maximum(made, f(0)) + f(eps)) * weight)
+
+    found = probe(kernel, d, "fp32")
+    assert found.exact
+    kinds = [(a.sum.fused, a.sum.variance, a.tail.way) for a in found.left]
+    assert ("later", f"{variance}.clipped", JOINED) in kinds

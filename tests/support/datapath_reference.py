@@ -11,8 +11,11 @@ from tests.support.numerics_reference import rounded, squares, summed
 FP32 = FloatFormat.parse("fp32")
 
 
-def unit(x, path, weight=None, bias=None, eps=1e-5, scale=1.0, center=False):
-    """The rows [n, d] that leave the unit, in float32; of what isn't named as float32 has it."""
+def unit(x, path, weight=None, bias=None, eps=1e-5, scale=1.0, center=False, joined=False):
+    """The rows [n, d] that leave the unit, in float32; of what isn't named as float32 has it.
+
+    Where γ is `joined` to 1/rms, the row meets both at once.
+    """
     precision, f = Precision.parse(path.sum), np.float32
     to, mirrored = precision.format, path.mirrored and not center
 
@@ -49,6 +52,10 @@ def unit(x, path, weight=None, bias=None, eps=1e-5, scale=1.0, center=False):
         beside = held(f(eps) * (f(1) / f(scale)) ** 2, path.eps)
         variance = variance if path.variance else share(of_squares(z))
         v = held(variance + beside, path.eps)
+        if joined:
+            divides = path.root.kind == "divide"
+            inverse = held(np.sqrt(v), path.root.format) if divides else root(v, path.root)
+            return left(z * f(weight / inverse if divides else weight * inverse), path.output)
         if path.fused:
             inverse = root(v, path.root)
             y = held(fma(whole, inverse, -inverse * middle), path.product)

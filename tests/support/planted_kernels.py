@@ -11,20 +11,26 @@ from tests.support import datapath_reference as reference
 
 
 class Planted(NamedTuple):
-    """A datapath, and what stands around it."""
+    """A datapath, how a row meets γ and 1/rms (`stages.JOINED`), and what stands around it."""
 
     path: Datapath
     dtype: str
     center: bool = False
+    way: str = ""
 
     def __call__(self, x, weight, eps):
         """The rows [n, d] that leave it."""
-        return reference.unit(
-            np.float32(x), self.path, np.float32(weight), eps=eps, center=self.center
-        )
+        given = np.float32(x), self.path, np.float32(weight)
+        bias = np.zeros(x.shape[-1], np.float32) if self.path.fused else None
+        joined = self.way == stages.JOINED
+        return reference.unit(*given, bias, eps, center=self.center, joined=joined)
+
+    def among(self, found):
+        """Whether it is one of those that a finding leaves."""
+        return (self.path, self.way) in [(a.path, a.tail.way) for a in found.left]
 
 
-def planted(seed, d, center=False):
+def planted(seed, d):
     """One of the probe's space, every stage drawn apart; no root that is XLA's own."""
     rng = np.random.default_rng(seed)
 
@@ -32,23 +38,23 @@ def planted(seed, d, center=False):
         return options[rng.integers(len(options))]
 
     dtype = draw(["fp32", "fp16", "bf16"])
-    form = draw(["fp32", "fp16", "bf16"])
-    squares = [f for f in stages.FORMATS if f != form]
+    form = draw(["fp32", "fp16", "bf16", "fp64"])
+    square = draw([f for f in stages.FORMATS if f != form])
+    wide = form == stages.WIDE
+    sum = draw(stages.wide_sums(square, d) if wide else list(stages.sums(form, [square], d)))
+    mean = draw([*stages.means(d), *(stages.wide_means() if wide else ())])
     roots = [root for root in stages.roots() if root.kind != "rsqrt"]
-    kinds = {root.kind: None for root in roots}
-    kind = draw(list(kinds))
+    kind = draw(list({root.kind: None for root in roots}))
     output = draw(stages.NARROW) if dtype == "fp32" and rng.random() < 0.2 else dtype
     output = None if output == "fp32" else output
+    tails = stages.tails([output])
+    way = stages.JOINED if rng.random() < 0.15 else ""
     front = stages.Front(
-        draw(stages.means(d)),
+        mean,
         draw(stages.FORMATS),
         EpsForm.UNDER,
         draw([root for root in roots if root.kind == kind]),
     )
-    made = stages.datapath(
-        None if dtype == "fp32" else dtype,
-        draw(list(stages.sums(form, [draw(squares)], d))),
-        front,
-        draw(stages.tails([output])),
-    )
-    return Planted(made, dtype, center)
+    tail = draw([tail for tail in tails if tail.way == way])
+    made = stages.datapath(None if dtype == "fp32" else dtype, sum, front, tail)
+    return Planted(made, dtype, way=way)
