@@ -29,8 +29,9 @@ ELSEWHERE = (
     "allow_changed_source",
 )
 """What says where things lie and how often they are told."""
-ON_DEVICES = ("mesh.", "hosts.")
-"""What says on which devices a run goes on: it may change from call to call, and last bits with it.
+ON_DEVICES = ("mesh.", "hosts.", "parts")
+"""What says on which devices and how a run goes on: it may change from call to call, and last bits
+with it.
 
 Each session's own is in provenance.json."""
 _SHOWN_ALREADY = ("norm.type", "placement.type")

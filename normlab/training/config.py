@@ -49,7 +49,10 @@ class TrainConfig:
     steps: int = field(1000, "optimizer steps")
     batch: int = field(8, "sequences in a step")
     accumulate: int = field(
-        1, "parts of the batch, differentiated one after another (memory); 1: what is fastest"
+        1, "parts of the batch, differentiated one after another (memory); see parts"
+    )
+    parts: int | None = field(
+        None, "the same for speed alone; null: chosen as the run begins, and kept in its config"
     )
     window: int = field(256, "tokens in a sequence")
     seed: int = field(0, "of initial weights, order of the text, and dropout")
@@ -81,7 +84,7 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "window", "eval_every", "log_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} = {value}: expected a whole number ≥ 1")
-        for name in ("keep_every", "eval_windows", "patience", "diagnostics_every"):
+        for name in ("parts", "keep_every", "eval_windows", "patience", "diagnostics_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} = {value}: expected null or a number ≥ 1")
         every = self.keep_every or self.eval_every
@@ -104,6 +107,11 @@ class TrainConfig:
             self.batch % self.accumulate == 0,
             f"accumulate = {self.accumulate} parts of batch = {self.batch} sequences are not equal:"
             f" expected a divisor of the batch, such as {math.gcd(self.accumulate, self.batch)}",
+        )
+        require(
+            self.parts is None or (self.accumulate == 1 and self.batch % self.parts == 0),
+            f"parts = {self.parts} of batch = {self.batch} sequences, accumulate = "
+            f"{self.accumulate}: expected a divisor of the batch, and accumulate=1",
         )
         require(
             0 <= self.seed < 2**32,

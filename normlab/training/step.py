@@ -78,12 +78,23 @@ def make_step(
         accumulate: k, in how many parts a batch is differentiated, one after another. Gradients
             are averaged in float32, so that the step is that of the whole batch. Part i has every
             k-th sequence from the i-th on and a dropout key of its own. It takes the norms' state
-            as part i − 1 left it: a BatchNorm sees k small batches.
-            With 1 a CPU takes `parts_in_cache`, where norms keep nothing.
+            as part i − 1 left it: a BatchNorm sees k small batches. See `parts_of`.
     """
     key = np.asarray(jax.random.key_data(keys.key(seed)))
     run = jax.tree.map(partial(put, ""), (optimizer, key, np.asarray(steps, np.int32)))
     return partial(_step(graphdef, compute, accumulate, layout()), run)
+
+
+def parts_of(model: Transformer, batch: int, window: int, kept: int | None = None) -> int:
+    """In how many parts a step takes a batch for speed, as far as that changes nothing but bits.
+
+    A CPU by itself takes as many as it is told (`kept`), or else `parts_in_cache`. Several devices,
+    and norms that keep something of what they see, take the batch whole.
+    """
+    alone = jax.default_backend() == "cpu" and layout()[0].empty
+    if not alone or jax.tree.leaves(nnx.state(model, NormState)):
+        return 1
+    return kept or parts_in_cache(batch, window, model.config.width)
 
 
 def parts_in_cache(batch: int, window: int, width: int) -> int:
@@ -117,17 +128,8 @@ def _step(
 
     differentiated = jax.value_and_grad(loss, has_aux=True)
 
-    def parts(weights: Params, kept: Params, texts: Texts) -> int:
-        free = accumulate == 1 and where[0].empty and not jax.tree.leaves(kept)
-        if not free or jax.default_backend() != "cpu":
-            return accumulate
-        batch, window = texts[0].shape
-        width = nnx.merge(graphdef, weights, kept, copy=True).config.width
-        return parts_in_cache(batch, window, width)
-
     def in_parts(weights: Params, kept: Params, told: Told, key: jax.Array, texts: Texts):
-        k = parts(weights, kept, texts)
-        if k == 1:
+        if accumulate == 1:
             return differentiated(weights, kept, told, key, texts)
 
         def add(carry: tuple[Any, Params], part: Any):
@@ -135,6 +137,7 @@ def _step(
             (value, kept), gradients = differentiated(weights, kept, told, part[0], part[1])
             return (jax.tree.map(jnp.add, total, (value, gradients)), kept), None
 
+        k = accumulate
         # Every k-th sequence: a batch that is spread over devices stays where it is.
         split_texts: Any = tuple(t.reshape(-1, k, t.shape[-1]).swapaxes(0, 1) for t in texts)
         none: Any = (jnp.float32(0), jax.tree.map(jnp.zeros_like, weights))

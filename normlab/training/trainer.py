@@ -40,7 +40,7 @@ from normlab.training.identity import noting_failure, noting_refusal, run_name, 
 from normlab.training.metrics import MetricsLog
 from normlab.training.optimizers import groups, make_optimizer
 from normlab.training.stacked import Layers
-from normlab.training.step import PROGRAMS, learned, make_step, make_validate
+from normlab.training.step import PROGRAMS, learned, make_step, make_validate, parts_of
 from normlab.training.stop import StopRequest
 from normlab.training.tracking import check_installed, tracked
 
@@ -153,7 +153,7 @@ class Trainer:
         scan, width = c.compute.scan_layers, c.model.width
         optimizer = make_optimizer(c.optimizer, c.steps, weights, scan, width)
         self.state = shard_params(optimizer.init(weights))
-        step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, c.accumulate)
+        step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, self._parts(model))
         self.step = announced(step)
         self.validate_batch = announced(make_validate(graphdef, c.compute.precision))
         self.size = parameters(model)
@@ -162,6 +162,17 @@ class Trainer:
         self.watch = Diagnostics(
             run, self.layers.graphdef, c.steps, c.diagnostics_every, self.valid, c.compute.precision
         )
+
+    def _parts(self, model: Transformer) -> int:
+        """In how many parts a step takes its batch: chosen once, where the config says nothing."""
+        c, saved = self.config, self.run.read("config.yaml")
+        if c.accumulate > 1:
+            return c.accumulate
+        kept = c.parts or saved.get("parts")
+        parts = parts_of(model, c.batch, c.window, kept)
+        if saved.get("parts") != (kept or parts):
+            self.run.write("config.yaml", saved | {"parts": kept or parts})
+        return parts
 
     def fit(self, stop_after: int | None = None) -> None:
         """Train to the end and write the record."""

@@ -17,7 +17,14 @@ from normlab.training import diagnostics as watch
 from normlab.training import step as steps
 from normlab.training.optimizers import make_optimizer
 from normlab.training.optimizers.adamw import AdamWConfig
-from normlab.training.step import _step, learned, make_step, make_validate, parts_in_cache
+from normlab.training.step import (
+    _step,
+    learned,
+    make_step,
+    make_validate,
+    parts_in_cache,
+    parts_of,
+)
 from normlab.training.trainer import train
 from tests.conftest import VOCAB, forward, same_trees, tiny_model
 from tests.support.norm_walk import started
@@ -128,15 +135,11 @@ def test_parts_of_a_batch_are_equal_and_neither_many_nor_short(batch, window, wi
     assert parts_in_cache(batch, window, width) == parts
 
 
-@pytest.mark.system
-@pytest.mark.parametrize(("norm", "parts"), [("rmsnorm", 4), ("batchnorm", 1)])
-def test_a_batch_is_taken_in_parts_unless_norms_keep_something_of_it(norm, parts, monkeypatch):
-    monkeypatch.setattr(steps, "_step", _step.__wrapped__)
-    batch = functools.partial(texts, rows=8)
-    monkeypatch.setattr(steps, "PART", 10**6)
-    wanted = trained(small(norm), accumulate=parts, batch=batch)
-    monkeypatch.setattr(steps, "PART", 16)  # of the batch's 128 tokens
-    assert same_trees(trained(small(norm), batch=batch), wanted)
+def test_a_cpu_takes_parts_unless_norms_keep_something_of_a_batch():
+    plain, keeps = small(), small("batchnorm")
+    assert parts_of(plain, 16, 128) == parts_in_cache(16, 128, plain.config.width) == 8
+    assert parts_of(plain, 16, 128, kept=2) == 2
+    assert parts_of(keeps, 16, 128) == parts_of(keeps, 16, 128, kept=2) == 1
 
 
 def test_unequal_parts_are_refused(tmp_path):
@@ -144,6 +147,9 @@ def test_unequal_parts_are_refused(tmp_path):
         tiny_config(tmp_path, accumulate=3)
     with pytest.raises(ValueError, match="accumulate = 0"):
         tiny_config(tmp_path, accumulate=0)
+    for fields in ({"parts": 3}, {"parts": 2, "accumulate": 2}):
+        with pytest.raises(ValueError, match=r"parts = . of batch = 4 .* expected a divisor"):
+            tiny_config(tmp_path, **fields)
 
 
 ALL = {"lr": 0.02, "final_lr": 0.5, "warmup": 1, "weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9,

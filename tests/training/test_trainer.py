@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -86,13 +87,29 @@ def test_stopping_and_going_on_gives_the_same_bits(alone, tmp_path):
     with run["metrics.jsonl"].open("a") as file:
         file.write('{"step": 8, "lo')
     older = run.read("config.yaml")
-    for field in ("accumulate", "compute", "mesh"):
+    assert older["parts"] == 1
+    for field in ("accumulate", "compute", "mesh", "parts"):
         del older[field]
     run.write("config.yaml", older)
     assert train(config).record["state"] == "finished"
     assert [s["from_step"] for s in run.read("provenance.json")["sessions"]] == [0, 4]
     assert same_ends(run, alone, config)
     assert logged(run) == logged(alone)
+
+
+def test_a_run_goes_on_in_the_parts_that_it_began_with(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("normlab.training.trainer.make_step", lambda *told: asked.append(told[-1]))
+    monkeypatch.setattr("normlab.training.trainer.parts_of", lambda *told: told[-1] or 4)
+    scripted(monkeypatch)
+    config = loop_config(tmp_path)
+    run = train(config, stop_after=5)
+    assert run.read("config.yaml")["parts"] == 4
+    monkeypatch.setattr("normlab.training.trainer.parts_of", lambda *told: told[-1] or 2)
+    train(config, stop_after=1)
+    train(replace(config, parts=1), stop_after=1)
+    assert train(config).ended
+    assert asked == [4, 4, 1, 1]
 
 
 def test_a_finished_run_is_not_run_again(alone, capsys, monkeypatch):
