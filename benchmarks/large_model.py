@@ -14,6 +14,7 @@ compiles. Memory is what this process ever held on the host, over what it held b
 
 import argparse
 import json
+import math
 import multiprocessing
 import resource
 import tempfile
@@ -39,7 +40,9 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 """Llama-2-7b's (Touvron et al. 2023, arXiv:2307.09288)."""
-PRECISIONS = ("fp32", "fp16", "fp16+slanc")
+PRECISIONS = ["fp32", "fp16", "fp16+slanc"]
+PLACES = 2**20
+"""So many places there are for a weight to begin in."""
 WINDOWS = 341_469 // 2048
 """Windows of 2,048 tokens in WikiText-2's raw test split as Llama-2's tokenizer cuts it."""
 
@@ -58,18 +61,24 @@ def shapes(config: dict[str, Any]) -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def write(folder: Path, config: dict[str, Any]) -> None:
-    """A directory of random weights: normal with variance 1/d, norm weights 1."""
+    """A directory of random weights: normal with variance 1/d, norm weights 1.
+
+    All are cut out of one row of random numbers, each from a place of its own.
+    """
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer, models
 
     rng, files = np.random.default_rng(0), {}
     std = np.float32(config["hidden_size"] ** -0.5)
+    most = max(math.prod(shape) for named in shapes(config) for shape in named.values())
+    numbers = (std * rng.standard_normal(most + PLACES, np.float32)).astype(np.float16)
     for i, named in enumerate(shapes(config)):
+        starts = rng.integers(0, PLACES, len(named))
         weights = {
             name: np.ones(shape, np.float16)
             if name.endswith("norm.weight")
-            else (std * rng.standard_normal(shape, np.float32)).astype(np.float16)
-            for name, shape in named.items()
+            else numbers[start : start + math.prod(shape)].reshape(shape)
+            for start, (name, shape) in zip(starts, named.items(), strict=True)
         }
         save_file(weights, folder / f"model-{i}.safetensors")
         files |= dict.fromkeys(named, f"model-{i}.safetensors")
@@ -94,16 +103,18 @@ def measure(folder: Path, config: dict[str, Any], asked: argparse.Namespace) -> 
     sizes = [4 * leaf.size for leaf in jax.tree.leaves(model)]
     found |= {"weights_bytes": sum(sizes), "largest_tensor_bytes": max(sizes)}
     began = time.perf_counter()
-    slanc = jax.block_until_ready(scales(model, "slanc"))
+    rules = {rule for name in asked.precisions if (rule := Column.parse(name).rule)}
+    given = {rule: jax.block_until_ready(scales(model, rule)) for rule in rules}
     found["scales_seconds"] = time.perf_counter() - began
     text, seconds = windows(asked.windows, asked.window, config["vocab_size"]), {}
     overflowed = {}
-    for name in PRECISIONS:
+    for name in asked.precisions:
         column = Column.parse(name)
-        given = slanc if column.rule else None
         for _ in range(1 if asked.stream else 2):  # the first compiles
             began = time.perf_counter()
-            scores = score(model, text, column.precision, given, batch=asked.windows)
+            scores = score(
+                model, text, column.precision, given.get(column.rule), batch=asked.windows
+            )
             seconds[name] = (time.perf_counter() - began) / asked.windows
         overflowed[name] = sum(site.overflowed for site in scores.sites.values())
         print(name, scores.perplexity, seconds[name], held() - before, flush=True)
@@ -119,6 +130,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--windows", type=int, default=1, help="scored together")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
     parser.add_argument("--stream", action="store_true", help="layers from disk, one at a time")
     parser.add_argument("--divide", type=int, default=1, help="width, hidden and heads, by this")
     parser.add_argument("--out", type=Path, help="a JSON file")

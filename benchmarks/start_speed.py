@@ -40,6 +40,7 @@ def called(checkout: Path, python: Path, words: list[str], cache: Path) -> dict[
         subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True)
         wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{checkout.name}: {words[0]}: {wall:.1f} s, of the processor {cpu:.1f}", flush=True)
     return {"wall": wall, "cpu": cpu}
 
 

@@ -1,5 +1,6 @@
 """The decoder: embedding, blocks, head."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -118,8 +119,8 @@ class Transformer(TokenModel):
             yield block if self.read_block is None else self.read_block(i)
 
     def ends(self) -> "Transformer":
-        """The same without its blocks; no weight is copied."""
-        model: Transformer = nnx.merge(*nnx.split(self))
+        """The same without its blocks, whose other parts it shares."""
+        model = copy.copy(self)
         model.blocks, model.read_block = nnx.List([]), None
         return model
 
