@@ -9,6 +9,9 @@ from normlab.registry import Registry
 from normlab.results import Record
 from normlab.runs.run import Run
 
+LEARNED = 0.5
+"""Nats below the loss of the text's token frequencies at which a model counts as having learned."""
+
 metrics: Registry[type["Metric"]] = Registry("metric")
 """Every metric by name."""
 
@@ -91,8 +94,8 @@ class StreamGrowth(Metric):
 class LargestStableRate(Metric):
     """The largest learning rate at which a model still learns, in doublings.
 
-    It learns that ends with a validation loss below that of the text's token frequencies. The grid
-    grows while its largest stable rate is at its edge.
+    It learns that ends with a validation loss half a nat below that of the text's token
+    frequencies. The grid grows while its largest stable rate is at its edge.
     """
 
     unit = "doublings"
@@ -102,7 +105,7 @@ class LargestStableRate(Metric):
     def of(run: Run) -> float:
         """1 where the model has learned, else 0."""
         ends = [row["valid_loss"] for row in run.metrics if "valid_loss" in row]
-        return float(ends[-1] < run.record["unigram_valid_loss"])
+        return float(ends[-1] < run.record["unigram_valid_loss"] - LEARNED)
 
     @staticmethod
     def score(rate: float, losses: Sequence[float], values: Sequence[float | None]) -> float:

@@ -97,10 +97,10 @@ def short(number: int) -> str:
 
 def _measured(claim: Claim, outcome: Outcome, found: Verdict) -> str:
     arms = ", ".join(f"{arm} {_arm(claim, arm, found)}" for arm in claim.arms)
-    many = f"{len(outcome.trials)} runs, " if claim.trains else ""
+    many = f"{len(outcome.trials)} runs on " if claim.trains else ""
     return _item(
         f"`{claim.name}` ({claim.source}), {claim.metric}, `{claim.expects}`: {arms}. {many}"
-        f"{outcome.made['seconds'] / 60:.0f} min, {outcome.text}. {claim.limits}"
+        f"{outcome.text}. {claim.limits}"
     )
 
 
