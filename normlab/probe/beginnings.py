@@ -24,7 +24,6 @@ from normlab.probe.stages import (
     means,
     rooted,
     roots,
-    statistic,
     sums,
     wide_means,
     wide_sums,
@@ -78,8 +77,7 @@ def two_terms(x: np.ndarray, input: str | None) -> dict[Total, np.ndarray]:
             given = Sum(square, f"{form}:pairwise")
             if tree != form:
                 given = Sum(square, f"{form}:lanes2", tree)
-            made = statistic(two, input, given, means(8)[0], False)
-            found[square, form, tree] = np.asarray(made[1])
+            found[square, form, tree] = given.statistic(two, input, means(8)[0], False)[1]
     return found
 
 

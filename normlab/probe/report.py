@@ -54,7 +54,7 @@ def stages(found: Finding) -> dict[str, list[str]]:
             "input": path.input,
             "square": path.square or ("as the sum" if a.sum.format != "fp32" else None),
             "sum": a.sum.told,
-            "mean": mean(path.mean),
+            "mean": mean(path.mean) if path.variance is None else "by the updates",
             "ε": f"{path.eps or 'float32'}, {WORDS[a.front.form]}"
             + (", by a fused multiply-add of Σ" if a.front.fused else ""),
             "root": root(path.root),

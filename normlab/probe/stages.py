@@ -63,11 +63,11 @@ class Sum(NamedTuple):
 
         The mean in place of Σ, where it is `averaged`.
         """
+        z = np.asarray(held(x, input))
         if self.format == WIDE:
-            z = np.asarray(held(x, input))
             squares = np.asarray(held(np.square(z), self.square), float)
             return z, wide_mean(wide_sum(squares, self.text.partition(":")[2]), mean, z), None
-        z, total, mean_square, middle = statistic(x, input, self, mean, center)
+        z, total, mean_square, middle = statistic(z, self, mean, center)
         total = total if self.variance is None else mean_square
         return np.asarray(z), np.asarray(total), None if middle is None else np.asarray(middle)
 
@@ -215,11 +215,13 @@ def held(x: Numbers, to: str | None) -> Array:
     return jnp.asarray(x, jnp.float32) if to is None else round_to(x, to)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def statistic(x: Numbers, input: str | None, sum: Sum, mean: Mean, center: bool) -> Any:
-    """What is normalized, Σ, its mean, and the mean that was taken off; `mean` is how."""
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def statistic(x: Numbers, sum: Sum, mean: Mean, center: bool) -> Any:
+    """What is normalized, Σ, its mean, and the mean that was taken off; `mean` is how.
+
+    Rows are held in the input's format already: one program for all of those.
+    """
     path = Datapath(
-        input=input,
         square=sum.square,
         sum=sum.text,
         tree=sum.tree,

@@ -51,7 +51,7 @@ STAGES = {
     "product": {"product": "bf16"},
     "cut off": {"product": "bf16.truncate", "output": "fp16.truncate"},
     "weight": {"weight": "bf16"},
-    "mirrored": {"sum": "fp16:pairwise", "mirrored": True},
+    "mirrored": {"sum": "fp16:lanes16", "mirrored": True},
     "row moments": {"variance": "welford8x2", "fused": True},
     "row moments in lanes": {"variance": "welford4", "product": "fp16"},
     "stored": {"stored": "bf16"},
