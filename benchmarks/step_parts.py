@@ -1,22 +1,23 @@
 """Where a training step's time goes: its matrix products and its attention alone, beside all of it.
 
     pip install torch==2.13.0
-    git clone https://github.com/karpathy/nanoGPT
-    python benchmarks/step_parts.py --nanogpt nanoGPT --out benchmarks/results/step_parts_cpu.json
+    python benchmarks/step_parts.py --out benchmarks/results/step_parts_cpu.json
 
-The model, the step and the peers are those of train_speed.py. "products" takes the step's 37 maps
-of rows (four square ones and the MLP's two in each layer, and the head) forward and back, x W, g Wᵀ
-and xᵀ g, on matrices that lie ready in the step's dtype. "attention" is causal attention and its
-gradient in each layer, "gelu" that of each MLP, "loss" the cross entropy of float32 logits and its
-gradient, "update" clipping and AdamW. "rest" is what is left of a step: norms, casts, sums, calls,
-and what the parts cost more or less for standing alone. PyTorch's GELU and loss are compiled. All
-take turns; given is the median over rounds, in milliseconds.
+The model, the step and the peers are train_speed.py's `nanogpt`, here all in one process.
+"products" takes the step's 37 maps of rows (four square ones and the MLP's two in each layer, and
+the head) forward and back, x W, g Wᵀ and xᵀ g, on matrices that lie ready in the step's dtype.
+"attention" is causal attention and its gradient in each layer, "gelu" that of each MLP, "loss" the
+cross entropy of float32 logits and its gradient, "update" clipping and AdamW. "rest" is what is
+left of a step: norms, casts, sums, calls, and what the parts cost more or less for standing alone.
+PyTorch's GELU and loss are compiled. All take turns; given is the median over rounds, in
+milliseconds.
 """
 
 import argparse
 import os
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from outcome import keep
-from train_speed import RATE, STEPS, nanogpt, ours
+from train_ours import RATE, STEPS, training
+from train_side import SHAPES, Shape
 from turns import in_turns
 
 from normlab.loss import token_nll
@@ -37,57 +39,51 @@ from normlab.training.optimizers.adamw import AdamWConfig
 Call = Callable[[], Any]
 
 
-def maps(asked: argparse.Namespace) -> list[tuple[int, int]]:
-    """Inputs and outputs of each map of rows in one pass."""
-    d = asked.width
-    return [*[(d, d)] * 4, (d, 4 * d), (4 * d, d)] * asked.layers + [(d, asked.vocabulary)]
-
-
-def matrices(asked: argparse.Namespace) -> list[tuple[np.ndarray, ...]]:
+def matrices(shape: Shape) -> list[tuple[np.ndarray, ...]]:
     """Rows, weights and the gradient of what comes out, for each map."""
-    rng, rows = np.random.default_rng(0), asked.batch * asked.context
+    rng, rows = np.random.default_rng(0), shape.batch * shape.context
     return [
         tuple(rng.standard_normal(s, np.float32) for s in ((rows, i), (i, o), (rows, o)))
-        for i, o in maps(asked)
+        for i, o in shape.maps
     ]
 
 
-def heads(asked: argparse.Namespace) -> list[np.ndarray]:
+def heads(shape: Shape) -> list[np.ndarray]:
     """Queries, keys, values and the gradient of what comes out, [b, l, h, k]."""
-    shape = (asked.batch, asked.context, asked.heads, asked.width // asked.heads)
+    sizes = (shape.batch, shape.context, shape.heads, shape.width // shape.heads)
     rng = np.random.default_rng(1)
-    return [rng.standard_normal(shape, np.float32) for _ in range(4)]
+    return [rng.standard_normal(sizes, np.float32) for _ in range(4)]
 
 
-def activations(asked: argparse.Namespace) -> list[np.ndarray]:
+def activations(shape: Shape) -> list[np.ndarray]:
     """The hidden rows of each MLP."""
-    shape = (asked.batch * asked.context, 4 * asked.width)
+    sizes = (shape.batch * shape.context, 4 * shape.width)
     rng = np.random.default_rng(2)
-    return [rng.standard_normal(shape, np.float32) for _ in range(asked.layers)]
+    return [rng.standard_normal(sizes, np.float32) for _ in range(shape.layers)]
 
 
-def scores(asked: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def scores(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Logits [rows, v] and their targets."""
-    rng, rows = np.random.default_rng(3), asked.batch * asked.context
-    targets = rng.integers(0, asked.vocabulary, rows, dtype=np.int32)
-    return rng.standard_normal((rows, asked.vocabulary), np.float32), targets
+    rng, rows = np.random.default_rng(3), shape.batch * shape.context
+    targets = rng.integers(0, shape.vocabulary, rows, dtype=np.int32)
+    return rng.standard_normal((rows, shape.vocabulary), np.float32), targets
 
 
-def jax_weights(asked: argparse.Namespace) -> dict[str, jax.Array]:
+def jax_weights(shape: Shape) -> dict[str, jax.Array]:
     """Matrices of the step's shapes, or their gradients, by names that weight decay knows."""
     rng = np.random.default_rng(4)
     return {
-        f"{n}.kernel": jnp.asarray(rng.standard_normal(shape, np.float32))
-        for n, shape in enumerate(maps(asked))
+        f"{n}.kernel": jnp.asarray(rng.standard_normal(sizes, np.float32))
+        for n, sizes in enumerate(shape.maps)
     }
 
 
-def jax_parts(asked: argparse.Namespace, dtype: str, products: str) -> dict[str, Call]:
+def jax_parts(shape: Shape, dtype: str, products: str) -> dict[str, Call]:
     """The parts as XLA takes them."""
     options = ComputeConfig(dtype=dtype, products=products).compiler_options()
     compiled = partial(jax.jit, compiler_options=options)
-    given = [tuple(jnp.asarray(a, dtype) for a in three) for three in matrices(asked)]
-    q, k, v, g = (jnp.asarray(a, dtype) for a in heads(asked))
+    given = [tuple(jnp.asarray(a, dtype) for a in three) for three in matrices(shape)]
+    q, k, v, g = (jnp.asarray(a, dtype) for a in heads(shape))
 
     @compiled
     def linear(given: Any) -> Any:
@@ -97,14 +93,14 @@ def jax_parts(asked: argparse.Namespace, dtype: str, products: str) -> dict[str,
     def attention(q: Any, k: Any, v: Any, g: Any) -> Any:
         call = partial(jax.nn.dot_product_attention, is_causal=True)
         found = []
-        for _ in range(asked.layers):
+        for _ in range(shape.layers):
             out, back = jax.vjp(call, q, k, v)
             q = q + back(g)[0]  # so that no layer is the one before
             found.append(out)
         return found, q
 
-    hidden = [jnp.asarray(x, dtype) for x in activations(asked)]
-    logits, targets = jnp.asarray(scores(asked)[0]), jnp.asarray(scores(asked)[1])
+    hidden = [jnp.asarray(x, dtype) for x in activations(shape)]
+    logits, targets = jnp.asarray(scores(shape)[0]), jnp.asarray(scores(shape)[1])
 
     @compiled
     def gelu(hidden: Any) -> Any:
@@ -114,9 +110,9 @@ def jax_parts(asked: argparse.Namespace, dtype: str, products: str) -> dict[str,
     def loss(logits: Any) -> Any:
         return jax.value_and_grad(lambda x: token_nll(x, targets).mean())(logits)
 
-    gradients = jax_weights(asked)
+    gradients = jax_weights(shape)
     optimizer = make_optimizer(AdamWConfig(**RATE), STEPS, gradients)
-    held = [jax_weights(asked), optimizer.init(gradients)]
+    held = [jax_weights(shape), optimizer.init(gradients)]
 
     @partial(compiled, donate_argnums=(0, 1))
     def update(weights: Any, state: Any, gradients: Any) -> Any:
@@ -140,31 +136,31 @@ def _with_gradient(f: Callable[[Any], Any], x: Any) -> Any:
     return out, back(x)
 
 
-def torch_parts(asked: argparse.Namespace, dtype: str) -> dict[str, Call]:
+def torch_parts(shape: Shape, dtype: str) -> dict[str, Call]:
     """The parts as PyTorch takes them."""
     import torch
 
     def tensor(a: np.ndarray) -> "torch.Tensor":
         return torch.as_tensor(a).to(getattr(torch, dtype))
 
-    given = [tuple(map(tensor, three)) for three in matrices(asked)]
-    q, k, v, g = (tensor(a).transpose(1, 2).contiguous() for a in heads(asked))
+    given = [tuple(map(tensor, three)) for three in matrices(shape)]
+    q, k, v, g = (tensor(a).transpose(1, 2).contiguous() for a in heads(shape))
     q, k, v = (t.requires_grad_() for t in (q, k, v))
 
     def linear() -> Any:
         return [(x @ w, g @ w.T, x.T @ g) for x, w, g in given]
 
     def attention() -> Any:
-        for _ in range(asked.layers):
+        for _ in range(shape.layers):
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             torch.autograd.grad(out, (q, k, v), g)
 
-    hidden = [tensor(x).requires_grad_() for x in activations(asked)]
-    logits = torch.as_tensor(scores(asked)[0]).requires_grad_()
-    targets = torch.as_tensor(scores(asked)[1], dtype=torch.long)
+    hidden = [tensor(x).requires_grad_() for x in activations(shape)]
+    logits = torch.as_tensor(scores(shape)[0]).requires_grad_()
+    targets = torch.as_tensor(scores(shape)[1], dtype=torch.long)
     gelu = torch.compile(torch.nn.functional.gelu)
     cross_entropy = torch.compile(torch.nn.functional.cross_entropy)
-    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in maps(asked)]
+    weights = [torch.nn.Parameter(torch.randn(sizes)) for sizes in shape.maps]
     for w in weights:
         w.grad = torch.randn_like(w)
     optimizer = torch.optim.AdamW(weights, 1e-3, (0.9, 0.95), weight_decay=0.1)
@@ -184,20 +180,21 @@ def torch_parts(asked: argparse.Namespace, dtype: str) -> dict[str, Call]:
     }  # fmt: skip
 
 
-def calls(asked: argparse.Namespace) -> dict[str, Call]:
+def calls(shape: Shape) -> dict[str, Call]:
     """Every part and every step, by library, dtype and part."""
     import torch
+    import train_peer
 
     torch.set_num_threads(os.cpu_count() or 1)
     found: dict[str, Call] = {}
     for dtype in ("float32", "bfloat16"):
-        parts = {f"normlab {p} {dtype}": jax_parts(asked, dtype, p) for p in ("xla", "onednn")}
-        parts[f"nanoGPT compiled {dtype}"] = torch_parts(asked, dtype)
+        parts = {f"normlab {p} {dtype}": jax_parts(shape, dtype, p) for p in ("xla", "onednn")}
+        parts[f"PyTorch compiled {dtype}"] = torch_parts(shape, dtype)
         for products in ("xla", "onednn"):
-            step = partial(ours(asked, dtype, products), 0)
+            step = partial(training(shape, dtype, products), 0)
             parts[f"normlab {products} {dtype}"]["step"] = step
-        peer = partial(nanogpt(asked, dtype, compiled=True), 0)
-        parts[f"nanoGPT compiled {dtype}"]["step"] = peer
+        peer = partial(train_peer.training(shape, dtype, compiled=True), 0)
+        parts[f"PyTorch compiled {dtype}"]["step"] = peer
         found |= {f"{who}: {part}": call for who, of in parts.items() for part, call in of.items()}
     return found
 
@@ -205,13 +202,13 @@ def calls(asked: argparse.Namespace) -> dict[str, Call]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
-    shape = {"layers": 6, "width": 384, "heads": 6, "context": 256, "vocabulary": 8192, "batch": 8}
-    for name, value in (shape | {"rounds": 7}).items():
+    sizes = {name: size for name, size in asdict(SHAPES["nanogpt"]).items() if name != "llama"}
+    for name, value in (sizes | {"rounds": 7}).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    seconds = in_turns(calls(asked), asked.rounds)
+    shape = Shape(**{name: getattr(asked, name) for name in sizes})
+    seconds = in_turns(calls(shape), asked.rounds)
     rows: dict[str, dict[str, float]] = {}
     for name, times in seconds.items():
         who, part = name.split(": ")
@@ -221,7 +218,7 @@ def main() -> None:
         print(f"{who}: " + ", ".join(f"{part} {ms:.0f} ms" for part, ms in row.items()))
     result = {
         "milliseconds": rows,
-        "shape": {name: getattr(asked, name) for name in shape},
+        "shape": asdict(shape),
         "rounds": asked.rounds,
     }
     keep(result, asked.out)

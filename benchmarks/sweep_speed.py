@@ -6,14 +6,14 @@
 OLD is a checkout with a virtual environment in `.venv` (or `--python`). Both checkouts run the same
 sweep in a process of their own, by turns, in an empty directory and without JAX's persistent cache:
 what one run of a sweep finds compiled, an earlier run of the same process has compiled. Tokens are
-made before the first turn. Besides the seconds (of the wall, and of the processor) it says how far
-the losses lie apart: the two compute the same but for rounding.
+made before the first turn. Besides the seconds (of the wall, and of the processor) and the most
+memory that was resident it says how far the losses lie apart: the two compute the same but for
+rounding.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,11 +35,17 @@ def swept(checkout: Path, python: Path, sweep: list[str], cache: Path) -> dict[s
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     with tempfile.TemporaryDirectory() as out:
         command = [str(python), "-m", "train", "-m", *sweep, f"runs={out}"]
-        began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True)
-        wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return {"wall": wall, "cpu": cpu, "losses": dict(map(losses, Path(out).glob("*/*.jsonl")))}
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=checkout, env=environment, stdout=subprocess.DEVNULL
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: failed in {checkout}, see above")
+        found = {"wall": time.monotonic() - began, "cpu": used.ru_utime + used.ru_stime}
+        found |= {"peak MiB": used.ru_maxrss / 1024}
+        return found | {"losses": dict(map(losses, Path(out).glob("*/*.jsonl")))}
 
 
 def losses(metrics: Path) -> tuple[str, list[float]]:

@@ -102,6 +102,8 @@ def scaled_attention(
 
     On a CPU the gradient that JAX derives takes twice as long. It sums over the scores where
     Σ dP·P = Σ dO·O is a sum over the head, and turns the scores around for two of the products.
+    The softmax's division is of the head's rows here, not of the scores (as in FlashAttention, Dao
+    et al. 2022, arXiv:2205.14135).
     """
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
 
@@ -114,21 +116,25 @@ def _attend(q: Array, k: Array, v: Array, mask: Array, scale: float) -> tuple[Ar
     """`scaled_attention`, and what its gradient takes."""
     heads, groups, wide = q.shape[2], k.shape[2], jnp.promote_types(q.dtype, jnp.float32)
     q, k, v = (_heads_first(t, heads) for t in (q, k, v))
-    scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=wide) * scale
-    p = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(q.dtype)
-    out = p @ v
-    return out.swapaxes(1, 2), (q, k, v, p, out, groups)
+    products = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=wide)
+    scores = jnp.where(mask, products * scale, -jnp.inf)
+    e = jnp.exp(scores - scores.max(-1, keepdims=True))
+    over, e = 1 / e.sum(-1, keepdims=True), e.astype(q.dtype)
+    out = (jnp.matmul(e, v, preferred_element_type=wide) * over).astype(q.dtype)
+    return out.swapaxes(1, 2), (q, k, v, e, over, out, groups)
 
 
 def _attend_back(scale: float, kept: Any, d_out: Float[Array, "b l h k"]) -> tuple[Any, ...]:
-    q, k, v, p, out, groups = kept
-    d_out, wide = d_out.swapaxes(1, 2), jnp.promote_types(q.dtype, jnp.float32)
-    inner = jnp.sum(d_out.astype(wide) * out, axis=-1, keepdims=True)
-    d_p = jnp.matmul(d_out, v.swapaxes(2, 3), preferred_element_type=wide)
-    d_scores = (p * (d_p - inner) * scale).astype(q.dtype)
+    q, k, v, e, over, out, groups = kept
+    d_rows = d_out.swapaxes(1, 2) * over
+    inner, d_rows = jnp.sum(d_rows * out, axis=-1, keepdims=True), d_rows.astype(q.dtype)
+    d_e = jnp.matmul(d_rows, v.swapaxes(2, 3), preferred_element_type=over.dtype)
+    d_scores = (e * (d_e - inner) * scale).astype(q.dtype)
     d_q = d_scores @ k
     # Kept apart from what turns them, or XLA would turn the larger factor, the scores.
-    d_k, d_v = jax.lax.optimization_barrier((q.swapaxes(2, 3) @ d_scores, d_out.swapaxes(2, 3) @ p))
+    d_k, d_v = jax.lax.optimization_barrier(
+        (q.swapaxes(2, 3) @ d_scores, d_rows.swapaxes(2, 3) @ e)
+    )
 
     def summed(t: Float[Array, "b h s k"]) -> Float[Array, "b s g k"]:
         b, h, s, width = t.shape

@@ -141,6 +141,11 @@ class Context:
             self._store(f"{self.path}{name}" if name.startswith(".") else name, x)
         return x
 
+    @property
+    def stores_nothing(self) -> bool:
+        """Whether `stores` is the identity."""
+        return self.activations is None and self.edge is None
+
     def holds(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """`x` in the format of the activations; itself without one."""
         return x if self.activations is None else round_to(x, self.activations)

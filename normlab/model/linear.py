@@ -6,6 +6,25 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
+@jax.custom_vjp
+def product(x: Float[Array, "n i"], w: Float[Array, "i o"]) -> Float[Array, "n o"]:
+    """xW, in whose gradient xᵀ is laid out anew before it is multiplied.
+
+    XLA's products on a CPU are up to 1.4 times as fast then as with x turned as they read it, and
+    maps of the same rows share one xᵀ.
+    """
+    return x @ w
+
+
+def _product_back(kept: tuple[Array, Array], d: Float[Array, "n o"]) -> tuple[Array, Array]:
+    x, w = kept
+    turned = jax.lax.optimization_barrier(x.T) if jax.default_backend() == "cpu" else x.T
+    return d @ w.T, turned @ d
+
+
+product.defvjp(lambda x, w: (x @ w, (x, w)), _product_back)
+
+
 class Linear(nnx.Module):
     """x ↦ xW + b over the last axis, with W of shape [i, o], as one product of two matrices.
 
@@ -22,7 +41,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """The mapped rows."""
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        y = product(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype))
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])
