@@ -177,6 +177,8 @@ def page(found: list[dict]) -> str:
             said.append(f"- {f['kernel']}, {f['dtype']}: {batch}.\n")
         if subnormal != "subnormal numbers: kept at the input, kept at the output":
             said.append(f"- {f['kernel']}, {f['dtype']}: {subnormal}.\n")
+        if f["instructions"] != found[0]["instructions"]:
+            said.append(f"- {f['kernel']}, {f['dtype']}: on another CPU, {f['instructions']}.\n")
     exact = [f for f in found if f["exact"]]
     trees = sum("tree:" in f["stages"]["sum"][0] for f in exact)
     versions = ", ".join(dict.fromkeys(v for f in found for v in f["version"].split(", ")))
