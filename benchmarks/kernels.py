@@ -162,13 +162,13 @@ def page(found: list[dict]) -> str:
     for f in found:
         stages = f["stages"]
         shares = [f[kind].replace(" of ", "/") for kind in ("random", "adversarial")]
-        sums = len(stages["sum"])
+        sums, (_, _, way) = len(stages["sum"]), stages["product"][0].partition(", ")
         rows.append((
             f["kernel"],
             f["dtype"],
             cell(stages["sum"]) + (f", or {sums - 1} others" if sums > 1 else ""),
             f"{cell(stages['mean'])}; {cell(stages['root'])}",
-            f"{cell(stages['weight'])}; {cell(stages['output'])}",
+            "; ".join([*filter(None, [way]), cell(stages["weight"]), cell(stages["output"])]),
             str(f["left"]),
             ", ".join(shares),
         ))  # fmt: skip
