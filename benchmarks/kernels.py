@@ -162,13 +162,13 @@ def page(found: list[dict]) -> str:
     for f in found:
         stages = f["stages"]
         shares = [f[kind].replace(" of ", "/") for kind in ("random", "adversarial")]
-        sums = len(stages["sum"])
+        sums, (_, _, way) = len(stages["sum"]), stages["product"][0].partition(", ")
         rows.append((
             f["kernel"],
             f["dtype"],
             cell(stages["sum"]) + (f", or {sums - 1} others" if sums > 1 else ""),
             f"{cell(stages['mean'])}; {cell(stages['root'])}",
-            f"{cell(stages['weight'])}; {cell(stages['output'])}",
+            "; ".join([*filter(None, [way]), cell(stages["weight"]), cell(stages["output"])]),
             str(f["left"]),
             ", ".join(shares),
         ))  # fmt: skip
@@ -177,6 +177,8 @@ def page(found: list[dict]) -> str:
             said.append(f"- {f['kernel']}, {f['dtype']}: {batch}.\n")
         if subnormal != "subnormal numbers: kept at the input, kept at the output":
             said.append(f"- {f['kernel']}, {f['dtype']}: {subnormal}.\n")
+        if f["instructions"] != found[0]["instructions"]:
+            said.append(f"- {f['kernel']}, {f['dtype']}: on another CPU, {f['instructions']}.\n")
     exact = [f for f in found if f["exact"]]
     trees = sum("tree:" in f["stages"]["sum"][0] for f in exact)
     versions = ", ".join(dict.fromkeys(v for f in found for v in f["version"].split(", ")))

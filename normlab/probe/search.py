@@ -32,8 +32,8 @@ from normlab.probe.stepped import stepped
 from normlab.probe.tree import learned
 
 EPS = (1e-5, 1e-2, 0.3, 2.0)
-SPIKES, DENSE = 64, 384
-"""Rows without an order for each ε; rows with one."""
+SPIKES, DENSE, FEW = 64, 384, 24
+"""Rows without an order for each ε; rows with one, and those that are looked at first."""
 BOUNDS = {"fp16": (2, 7), "bf16": (-3, 7), "fp32": (-3, 7)}
 """Exponents of a large element beside which a negligible one is no subnormal number."""
 DENSE_BOUNDS = (-3, 3)
@@ -83,7 +83,9 @@ class Search:
         found = finding(self, self.ended(left))
         if found.exact or not (own := self.with_tree(starts)):
             return found
-        best = Rows(self.observed, self.asked(self.dense())).best(own)
+        dense = self.asked(self.dense())
+        few = Rows(self.observed, dense[:FEW]).best(own)  # of thousands
+        best = Rows(self.observed, dense).best(few)
         return max(found, finding(self, self.ended(best)), key=lambda found: found.share)
 
     def with_tree(self, starts: list[Arithmetic]) -> list[Arithmetic]:
