@@ -62,10 +62,7 @@ def parts(shape: Shape) -> int:
 
 
 def products_alone(shape: Shape, dtype: str, products: str = "xla") -> Step:
-    """The step's products, x W, g Wᵀ and xᵀ g of each map and six of attention, in its parts.
-
-    All else that happens is that gradients of weights are added up over the parts, as in a step.
-    """
+    """The step's products, x W, g Wᵀ and xᵀ g of each map and six of attention, in its parts."""
     rng, k = np.random.default_rng(0), parts(shape)
 
     def made(*sizes: int) -> jax.Array:
@@ -78,27 +75,26 @@ def products_alone(shape: Shape, dtype: str, products: str = "xla") -> Step:
     scores = [[made(*heads, shape.context) for _ in range(2)] for _ in range(shape.layers)]
     options = ComputeConfig(dtype=dtype, products=products).compiler_options()
 
-    @partial(jax.jit, compiler_options=options or None)
-    def take(given: Any) -> Any:
-        def part(total: Any, _: Any) -> Any:
-            maps, heads, scores = jax.lax.optimization_barrier((given, total[1]))[0]
-            found = [(x @ w, g @ w.T) for x, w, g in maps]
-            attention = [
-                (
-                    *(q @ k.swapaxes(2, 3), g @ v.swapaxes(2, 3), p @ v, d @ k),
-                    *(p.swapaxes(2, 3) @ g, d.swapaxes(2, 3) @ q),
-                )
-                for (q, k, v, g), (p, d) in zip(heads, scores, strict=True)
-            ]
-            weights = [t + x.T @ g for t, (x, _, g) in zip(total[0], maps, strict=True)]
-            made = jax.lax.optimization_barrier((found, attention))
-            return (weights, sum(a.ravel()[0] for a in jax.tree.leaves(made))), None
+    @partial(jax.jit, donate_argnums=1, keep_unused=True, compiler_options=options or None)
+    def take(given: Any, room: Any) -> Any:
+        maps, heads, scores = given
+        attention = [
+            (
+                *(q @ k.swapaxes(2, 3), g @ v.swapaxes(2, 3), p @ v, d @ k),
+                *(p.swapaxes(2, 3) @ g, d.swapaxes(2, 3) @ q),
+            )
+            for (q, k, v, g), (p, d) in zip(heads, scores, strict=True)
+        ]
+        return [(x @ w, g @ w.T, x.T @ g) for x, w, g in maps], attention
 
-        none = [jnp.zeros_like(w, jnp.float32) for _, w, _ in maps], jnp.zeros((), dtype)
-        return jax.lax.scan(part, none, length=k)[0]
+    given = maps, of_heads, scores
+    shapes = jax.eval_shape(take, given, None)
+    room = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)]  # no page is new
 
     def run(_: int) -> float:
-        return float(take((maps, of_heads, scores))[1])
+        for _ in range(k):  # XLA would take a loop of its own only once
+            room[0] = jax.block_until_ready(take(given, room[0]))
+        return 0.0
 
     return run
 

@@ -23,7 +23,7 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 
 @partial(jax.checkpoint, static_argnums=0)
 def gated(activation: str, gate: Array, up: Array) -> Array:
-    """F(gate) ⊙ up, of which no step is kept for the way back: memory takes longer than F."""
+    """F(gate) ⊙ up, whose steps are not kept for the way back: fewer passes over memory."""
     return FUNCTIONS[activation](gate) * up
 
 
