@@ -74,6 +74,8 @@ def small(command: tuple[str, ...]) -> tuple[str, ...]:
         if "init" in given:  # which brings the shape
             given = {k: v for k, v in given.items() if not k.startswith("model.")}
             given["init"] = "hf:HOME/hf"
+            if "norm_at" in given:  # sites of a deep model
+                given["norm_at"] = "[{sites: norm_final, norm: dyt}]"
         given |= text
         if given.get("norm") == "rmsnorm,mediannorm":  # the one that the page adds
             given |= {"norm": "rmsnorm,layernorm", "seed": "0,1"}
