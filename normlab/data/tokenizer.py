@@ -318,9 +318,11 @@ class PretrainedTokenizer(Tokenizer):
     ):
         from tokenizers import Tokenizer as HFTokenizer
 
-        said = isinstance(definition, str)
-        self.definition: str = definition if said else definition.to_str()
-        self._tokenizer = HFTokenizer.from_str(definition) if said else definition
+        if isinstance(definition, str):
+            self.definition = definition
+            self._tokenizer: HFTokenizer = HFTokenizer.from_str(definition)
+        else:
+            self.definition, self._tokenizer = definition.to_str(), definition
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.name = name

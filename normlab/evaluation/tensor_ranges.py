@@ -168,8 +168,9 @@ def _pass(
 ) -> Pass:
     """In float32; with a cure in the format."""
     kept, overflowed, nll = dict[str, list[Any]](), dict[str, int](), 0.0
-    by_layer = isinstance(model, Transformer)
-    run = _by_layer(model, to, cure) if by_layer else partial(_called, model, to, cure)
+    run: Callable[..., tuple[dict[str, Seen], Any]] = partial(_called, model, to, cure)
+    if isinstance(model, Transformer):
+        run = _by_layer(model, to, cure)
     with Progress(f"{lm.name} ranges", len(windows)) as progress:
         for i, length in enumerate(windows.lengths):
             seen, total = run(*_read(windows, i))

@@ -176,9 +176,10 @@ class GGUF:
     @property
     def quantized(self) -> bool:
         """Whether a tensor is stored in blocks, and not in plain numbers."""
-        from gguf import GGML_QUANT_SIZES
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        return any(GGML_QUANT_SIZES[t.kind][0] > 1 for t in self.tensors.values())
+        kinds = {GGMLQuantizationType(tensor.kind) for tensor in self.tensors.values()}
+        return any(GGML_QUANT_SIZES[kind][0] > 1 for kind in kinds)
 
     def check(self, name: str) -> None:
         """Refuse, by its type alone, a tensor that can't be read.
