@@ -47,9 +47,9 @@ def page(told: Sequence[Told]) -> str:
 def answer(told: Sequence[Told]) -> str:
     """How many claims hold, fail, and so on."""
     counts = Counter(verdict.word for _, _, verdict in told)
-    said = [f"{counts[word]} {word}" for word in (HOLDS, FAILS, UNCLEAR, NOT_RUN) if counts[word]]
+    said = [f"{word}: {counts[word]}" for word in (HOLDS, FAILS, UNCLEAR, NOT_RUN) if counts[word]]
     return (
-        f"Of {len(told)} claims: {'; '.join(said)}. Every verdict is one of the regime beside it; "
+        f"{len(told)} claims ({'; '.join(said)}). Every verdict is one of the regime beside it; "
         "models trained here are thousands of times smaller than the papers', and it can't say "
         "what happens at theirs."
     )
