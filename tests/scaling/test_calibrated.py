@@ -3,11 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from normlab.norms import Site, norms
 from normlab.scaling import scales
-from normlab.scaling.calibrated import _norm, _sizes, recorded
+from normlab.scaling.calibrated import _layer, _norm, recorded
 from normlab.scaling.moments import headroom
 from tests.conftest import tiny_model
 from tests.support.scaling_models import GATED, random_tokens, sizes
@@ -29,10 +28,17 @@ def test_recorded_norms_are_those_of_the_rows_that_are_summed():
         np.testing.assert_allclose(found[site], x, rtol=1e-4)
 
 
-def test_norms_are_recorded_in_float32_on_every_device():
+def test_norms_are_recorded_in_float32_on_every_device(monkeypatch):
     """On a GPU, products of float32 are TF32 where nothing else is asked for."""
-    graphdef, params = nnx.split(shallow())
-    traced = str(jax.make_jaxpr(lambda p: _sizes(graphdef, p, TOKENS[:1]))(params))
+    traced = ""
+
+    def spy(*layer):
+        nonlocal traced
+        traced += str(jax.make_jaxpr(_layer, static_argnums=(0, 1))(*layer))
+        return _layer(*layer)
+
+    monkeypatch.setattr("normlab.scaling.calibrated._layer", spy)
+    recorded(shallow(), TOKENS[:1])
     assert traced.count("dot_general[") * 2 == traced.count("Precision.HIGHEST") > 0
 
 
