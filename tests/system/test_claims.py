@@ -25,7 +25,7 @@ def test_a_claim_is_run_interrupted_continued_and_read_again(tmp_path, monkeypat
     own = {"arms": {"a": "", "b": ""}, "seeds": [0, 1], "expects": "a = b"}
     own["common"] = f"{TINY} steps=4 log_every=1"
     file = written(MINE, **own, margin=0.5)
-    assert "1 defined, not run" in called(capsys, file)
+    assert "defined, not run: 1" in called(capsys, file)
     with monkeypatch.context() as patch:
         signalled(patch, 2, signal.SIGTERM)
         with pytest.raises(SystemExit) as left:
@@ -46,7 +46,7 @@ def test_a_claim_is_run_interrupted_continued_and_read_again(tmp_path, monkeypat
     assert "written to page.md" in called(capsys, file, "--page", "page.md")
     assert Path("page.md").read_text() == page.removesuffix("\n")
     file = written(MINE, **own, margin=0.4)
-    assert "1 defined, not run" in called(capsys, file)  # another margin was not asked for before
+    assert "defined, not run: 1" in called(capsys, file)  # another margin was not asked for before
     assert Path("results/claims/mine.json").exists()
 
 

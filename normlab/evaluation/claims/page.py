@@ -49,7 +49,7 @@ def answer(told: Sequence[Told]) -> str:
     counts = Counter(verdict.word for _, _, verdict in told)
     said = [f"{word}: {counts[word]}" for word in (HOLDS, FAILS, UNCLEAR, NOT_RUN) if counts[word]]
     return (
-        f"{len(told)} claims ({'; '.join(said)}). Every verdict is one of the regime beside it; "
+        f"Claims: {len(told)} ({'; '.join(said)}). Every verdict is one of the regime beside it; "
         "models trained here are thousands of times smaller than the papers', and it can't say "
         "what happens at theirs."
     )
