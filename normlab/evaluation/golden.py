@@ -28,6 +28,7 @@ from normlab.model import Context
 from normlab.model.by_layer import ByLayer
 from normlab.norms import Norm, all_norms
 from normlab.numerics import Accumulator, Datapath, DoesNotFit, datapaths
+from normlab.numerics.accumulate import repeated
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.exact import no_contract
 from normlab.numerics.formats import FloatFormat, as_format, rounded, rounded_sum
@@ -168,19 +169,20 @@ def with_corners(x: np.ndarray, path: Datapath) -> tuple[np.ndarray, list[str]]:
 
 
 class _Trace(Accumulator):
-    """An accumulator that keeps every stage."""
+    """An accumulator that keeps every stage; of a row that is mirrored both halves' squares."""
 
-    def __init__(self, path: Datapath):
+    def __init__(self, path: Datapath, mirrors: bool):
         super().__init__(path)
+        self.mirrors = mirrors
         self.values: dict[str, Array] = {}
 
     def noted(self, stage: str, x: Array) -> Array:
         path = self.datapath
         if stage == "square":
-            square = self._held(x * x, path.square)
+            square = repeated(self._held(x * x, path.square), 1 + self.mirrors)
             self.values[stage] = terms = rounded(square, path.format)
             if path.precision.mean:
-                terms = rounded(no_contract(terms * (1.0 / x.shape[-1])), path.format)
+                terms = rounded(no_contract(terms * (1.0 / terms.shape[-1])), path.format)
             if path.summation.has_lanes:
                 self.values |= _adds(terms, path)
         elif stage != "eps" or x.ndim:
@@ -230,7 +232,7 @@ def vectors(path: Datapath, norm: Norm, x: np.ndarray) -> tuple[dict[str, Any], 
 
     @jax.jit
     def run(x: Array) -> dict[str, Array]:
-        acc = _Trace(path)
+        acc = _Trace(path, path.mirrored and not norm.config.center)
         y = acc.normalize(x, norm.config.eps, center=norm.config.center)
         gamma = None if norm.weight is None else norm.gamma_in(acc)
         return acc.values | {"output": acc.affine(y, gamma, norm.beta(), jnp.float32)}
