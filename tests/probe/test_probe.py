@@ -1,12 +1,11 @@
 """The probe: planted datapaths are found, and what is no datapath of ours is never called exact."""
 
-import dataclasses
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from normlab.numerics import Datapath, Mean, Precision, Root, exact
+from normlab.numerics import Mean, Precision, Root, exact
 from normlab.numerics.eps import EpsForm
 from normlab.probe import probe
 from normlab.probe.adapters import load
@@ -19,8 +18,6 @@ from normlab.probe.report import report
 from normlab.probe.rows import Design
 from normlab.probe.search import Search
 from normlab.probe.stages import (
-    FUSED,
-    WRITTEN,
     Front,
     Sum,
     Tail,
@@ -33,7 +30,7 @@ from normlab.probe.stages import (
 )
 from normlab.probe.tree import learned
 from tests.support.numerics_reference import summed
-from tests.support.planted_kernels import Planted, planted
+from tests.support.planted_kernels import planted
 
 D = 48
 PLANTED = 60
@@ -227,23 +224,3 @@ def test_planted_datapaths(first):
         found = probe(kernel, D, kernel.dtype, seed=1000 + seed)
         missed += [] if kernel.among(found) and found.exact else [seed]
     assert missed == []
-
-
-LAYERNORMS = {
-    "two sums": Datapath(sum="fp32:lanes8", mean=Mean("divide"), root=Root("sqrt")),
-    "row moments": Datapath(sum=WRITTEN, variance="welford8", root=Root("sqrt")),
-    "fused": Datapath(sum=WRITTEN, variance="welford4x2", fused=True, root=Root("sqrt")),
-}
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", LAYERNORMS)
-def test_a_planted_layernorm_is_found(name, dtype):
-    narrow = None if dtype == "fp32" else dtype
-    path = dataclasses.replace(LAYERNORMS[name], input=narrow, output=narrow)
-    kernel = Planted(path, dtype, center=True, way=FUSED if path.fused else "")
-    found = probe(kernel, D, dtype)
-    assert found.exact
-    assert found.observed.center
-    assert kernel.among(found)
