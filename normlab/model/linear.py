@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def product(x: Float[Array, "n i"], w: Float[Array, "i o"]) -> Float[Array, "n o"]:
-    """xW, in whose gradient xᵀ is laid out anew before it is multiplied.
+    """xW, in whose gradient xᵀ is laid out by itself before it is multiplied.
 
     XLA's products on a CPU are up to 1.4 times as fast then as with x turned as they read it, and
     maps of the same rows share one xᵀ.

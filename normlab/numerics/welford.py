@@ -78,7 +78,7 @@ def _chunks(whole: Array, vectors: int, turns: int) -> list[list[_Moments]]:
 
 
 def _updates(pieces: Array) -> tuple[Array, Array]:
-    """Welford's updates over the first axis; each join that follows would make them anew."""
+    """Welford's updates over the first axis; each join that follows would compute them again."""
     mean = squares = jnp.zeros_like(pieces[0])
     for j, x in enumerate(pieces):
         away = x - mean
