@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from normlab.config import require
 from normlab.registry import Registry
 from normlab.results import Record
-from normlab.runs.run import Run
+
+if TYPE_CHECKING:
+    from normlab.runs.run import Run
 
 LEARNED = 0.5
 """Nats below the loss of the text's token frequencies at which a model counts as having learned."""
@@ -29,7 +31,7 @@ class Metric:
     """A field of the runs' config that mustn't be null."""
 
     @staticmethod
-    def of(run: Run) -> float:
+    def of(run: "Run") -> float:
         """The number of a run that has ended well."""
         raise NotImplementedError
 
@@ -62,7 +64,7 @@ class ValidLoss(Metric):
     unit = "nats"
 
     @staticmethod
-    def of(run: Run) -> float:
+    def of(run: "Run") -> float:
         """As its record has it."""
         return float(run.record["best_valid_loss"])
 
@@ -79,7 +81,7 @@ class StreamGrowth(Metric):
     needs = "diagnostics_every"
 
     @staticmethod
-    def of(run: Run) -> float:
+    def of(run: "Run") -> float:
         """log₂ of the ratio."""
         require(
             bool(run.diagnostics),
@@ -102,7 +104,7 @@ class LargestStableRate(Metric):
     over_rates = True
 
     @staticmethod
-    def of(run: Run) -> float:
+    def of(run: "Run") -> float:
         """1 where the model has learned, else 0."""
         ends = [row["valid_loss"] for row in run.metrics if "valid_loss" in row]
         return float(ends[-1] < run.record["unigram_valid_loss"] - LEARNED)
