@@ -11,16 +11,13 @@ interpreter where it has none in `.venv`.
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from outcome import keep
+from process import measured
 
 from normlab import pretrained
 from normlab.pretrained.packages import cache_folder
@@ -30,18 +27,13 @@ MODELS = ["gemma3-270m", "smollm2-135m"]
 
 
 def called(checkout: Path, python: Path, words: list[str], cache: Path) -> dict[str, float]:
-    """Seconds of one call, in an empty directory."""
+    """Seconds and memory of one call, in an empty directory."""
     told = {"NORMLAB_CACHE": str(cache), "NORMLAB_XLA_CACHE": "on", "PYTHONPATH": str(checkout)}
-    environment = os.environ | told
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     with tempfile.TemporaryDirectory() as empty:
         command = [str(python), "-m", "evaluate", *words, "out=results"]
-        began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True)
-        wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"{checkout.name}: {words[0]}: {wall:.1f} s, of the processor {cpu:.1f}", flush=True)
-    return {"wall": wall, "cpu": cpu}
+        made = measured(command, Path(empty), **told)
+    print(f"{checkout.name}: {words[0]}: {made}", flush=True)
+    return made
 
 
 def cold_and_warm(checkout: Path, python: Path, words: list[str]) -> dict[str, dict[str, float]]:

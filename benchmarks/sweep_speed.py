@@ -13,16 +13,14 @@ rounding.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from outcome import keep
+from process import measured
 
 HERE = Path(__file__).parent.parent
 SWEEP = ["experiment=dyt-alpha", "norm=dyt", "norm.alpha=0.25,1.0,4.0", "seed=0,1"]
@@ -31,20 +29,10 @@ SWEEP = ["experiment=dyt-alpha", "norm=dyt", "norm.alpha=0.25,1.0,4.0", "seed=0,
 
 def swept(checkout: Path, python: Path, sweep: list[str], cache: Path) -> dict[str, Any]:
     """Seconds of one process, and each run's losses by what was asked."""
-    environment = os.environ | {"NORMLAB_CACHE": str(cache), "NORMLAB_XLA_CACHE": "off"}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    told = {"NORMLAB_CACHE": str(cache), "NORMLAB_XLA_CACHE": "off"}
     with tempfile.TemporaryDirectory() as out:
         command = [str(python), "-m", "train", "-m", *sweep, f"runs={out}"]
-        began = time.monotonic()
-        process = subprocess.Popen(
-            command, cwd=checkout, env=environment, stdout=subprocess.DEVNULL
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)}: failed in {checkout}, see above")
-        found = {"wall": time.monotonic() - began, "cpu": used.ru_utime + used.ru_stime}
-        found |= {"peak MiB": used.ru_maxrss / 1024}
+        found = measured(command, checkout, **told)
         return found | {"losses": dict(map(losses, Path(out).glob("*/*.jsonl")))}
 
 

@@ -183,7 +183,7 @@ def round_to(x: Float[Array, "*shape"], to: str | FloatFormat) -> Float[Array, "
         x: any float array; taken to float32 first.
         to: a format or its string, `fp16`, `fp8_e4m3.saturate`, `e5m7.flush.stochastic0`.
     """
-    return _round_to(jnp.asarray(x, jnp.float32), as_format(to))
+    return _whole(jnp.asarray(x, jnp.float32), as_format(to))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -194,6 +194,10 @@ def _round_to(x: Array, to: FloatFormat) -> Array:
 @_round_to.defjvp
 def _straight_through(to, primals, tangents):
     return _round_to(primals[0], to), tangents[0]
+
+
+_whole = jax.jit(_round_to, static_argnums=1, inline=True)
+"""Outside of any other program one program of its own, not one for each of its operations."""
 
 
 def rounded(x: Array, to: FloatFormat, place: Place = 0) -> Array:

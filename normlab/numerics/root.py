@@ -1,7 +1,9 @@
 """How a norm unit makes 1/√v: the stage of a datapath between ε and the product."""
 
+import functools
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -94,7 +96,7 @@ class Root:
         place = (2.0 * fraction - 1.0) * half  # exact
         cell = jnp.floor(place).astype(jnp.int32)
         index = jnp.where(odd == 1, 0, half) + cell
-        low, high, middle = self._cells()
+        low, high, middle = map(jnp.asarray, cells(self.entries, self.format))
         if self.interpolate:
             share = place - cell
             value = low[index] + no_contract((high[index] - low[index]) * share)
@@ -102,14 +104,16 @@ class Root:
             value = middle[index]
         return jnp.ldexp(value, -(exponent - jnp.where(odd == 1, 1, 2)) // 2)
 
-    def _cells(self) -> tuple[Array, Array, Array]:
-        """1/√ at the lower and upper end and in the middle of each cell, rounded once."""
-        half = self.entries // 2
-        starts = np.concatenate([1 + np.arange(half) / half, 2 + 2 * np.arange(half) / half])
-        widths = np.repeat([1 / half, 2 / half], half)
-        ends = (starts, starts + widths, starts + widths / 2)
-        low, high, middle = (round_to(jnp.float32(x**-0.5), self.format or "fp32") for x in ends)
-        return low, high, middle
+
+@functools.cache
+def cells(entries: int, format: str | None) -> tuple[np.ndarray, ...]:
+    """1/√ at the lower and upper end and in the middle of each of a table's cells, rounded once."""
+    half = entries // 2
+    starts = np.concatenate([1 + np.arange(half) / half, 2 + 2 * np.arange(half) / half])
+    widths = np.repeat([1 / half, 2 / half], half)
+    ends = (starts, starts + widths, starts + widths / 2)
+    with jax.ensure_compile_time_eval():
+        return tuple(np.asarray(round_to(np.float32(x**-0.5), format or "fp32")) for x in ends)
 
 
 NATIVE = Root()

@@ -19,6 +19,7 @@ from normlab.probe.stages import (
     Front,
     Sum,
     Tail,
+    averaged,
     held,
     joined,
     means,
@@ -62,7 +63,7 @@ def beginnings(observed: Observed, seen: Seen, ends: list[Tail], d: int) -> list
 
 def held_input(observed: Observed, x: np.ndarray) -> np.ndarray:
     """Rows as the kernel takes them."""
-    return np.asarray(held(x, observed.inputs[0]))
+    return held(x, observed.inputs[0])
 
 
 def two_terms(x: np.ndarray, input: str | None) -> dict[Total, np.ndarray]:
@@ -94,10 +95,10 @@ def averages(x: np.ndarray, observed: Observed, eps: np.ndarray, d: int) -> Mean
     """Those of rows [n, READ + 2]."""
     input = observed.inputs[0]
     found = two_terms(x, input)
-    stacked: Any = np.stack(list(found.values()))
+    stacked = np.stack(list(found.values()))
     made, names = [], list[tuple[Total, Mean]]()
     for mean in means(d):
-        made.append(np.asarray(held(mean.of(stacked, d), mean.format)))
+        made.append(averaged(stacked, mean, d))
         names += [(total, mean) for total in found]
     wide = () if observed.center else product([*means(d), *wide_means()], FORMATS)
     full = np.concatenate([x, np.zeros((len(x), d - x.shape[-1]), np.float32)], -1)
@@ -105,7 +106,7 @@ def averages(x: np.ndarray, observed: Observed, eps: np.ndarray, d: int) -> Mean
         made.append(wide_sums(square, d)[0].statistic(full, input, mean, False)[1][None])
         names.append(((square, WIDE, WIDE), mean))
     single = [total for total in found if total[1] == "fp32"]
-    fused = np.asarray(with_eps(np.stack([found[total] for total in single]), eps, d))
+    fused = with_eps(np.stack([found[total] for total in single]), eps, d)
     return Means(np.concatenate(made), names, fused, single)
 
 
@@ -113,14 +114,14 @@ def numbers(
     average: Means, eps: np.ndarray
 ) -> Iterator[tuple[np.ndarray, list[list[tuple[Total, Front]]]]]:
     """What the fronts make of the means, and of each row of it what makes it."""
-    beside = [np.asarray(joined(average.values, eps, to)) for to in FORMATS]
+    beside = [joined(average.values, eps, to) for to in FORMATS]
     under = [(total, mean, to, False) for to in FORMATS for total, mean in average.names]
     under += [(total, Mean(), None, True) for total in average.totals]
     alike, names = grouped(np.concatenate([*beside, average.fused]), under)
     for root in roots():
         made = rooted(alike, Front(Mean(), None, EpsForm.UNDER, root), np.float32(0))
         yield (
-            np.asarray(made)[..., 0],
+            made[..., 0],
             [
                 [
                     (total, Front(mean, to, EpsForm.UNDER, root, fused))
@@ -134,16 +135,14 @@ def numbers(
     for form, to, root in product((EpsForm.ADDED, EpsForm.FLOOR), FORMATS, exact):
         made = rooted(alike, Front(Mean(), to, form, root), eps)
         yield (
-            np.asarray(made)[..., 0],
+            made[..., 0],
             [[(total, Front(mean, to, form, root)) for total, mean in group] for group in pairs],
         )
 
 
 def grouped(rows: np.ndarray, names: Sequence[Any]) -> tuple[np.ndarray, list[list[Any]]]:
-    """The rows [m, n, 1] that differ, then NaN, and of each the names that it has."""
+    """The rows [m, n, 1] that differ, and of each the names that it has."""
     alike, where = np.unique(rows, axis=0, return_inverse=True)
-    size = 1 << (len(alike) - 1).bit_length()  # few shapes: each is compiled
-    alike = np.concatenate([alike, np.full((size - len(alike), *alike.shape[1:]), np.nan, "f")])
     groups = list[list[Any]]([] for _ in alike)
     for name, place in zip(names, where.ravel(), strict=True):
         groups[place].append(name)

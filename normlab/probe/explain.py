@@ -79,7 +79,7 @@ class Rows:
         if key not in self._numbers:
             total, eps = self.statistic(a)[1], self.seen.eps
             if a.sum.averaged:
-                self._numbers[key] = np.asarray(rooted(total, a.front, eps))
+                self._numbers[key] = rooted(total, a.front, eps)
             else:
                 self._numbers[key] = scalars(total, a.front, eps, self.seen.x.shape[-1])
         return self._numbers[key]
@@ -108,9 +108,9 @@ class Rows:
         z, _, middle = self.statistic(a)
         number, weight = self.numbers(a), self.seen.weight
         if a.tail.way not in (FUSED, APART):
-            return np.asarray(leaving(z, number, weight, a.tail, a.front.divides))
+            return leaving(z, number, weight, a.tail, a.front.divides)
         whole = held(self.seen.x, a.input)
-        return np.asarray(leaving(whole, number, weight, a.tail, False, middle))
+        return leaving(whole, number, weight, a.tail, False, middle)
 
     def best(self, left: list[Arithmetic]) -> list[Arithmetic]:
         """Those that explain most of the rows."""

@@ -28,7 +28,7 @@ def interval(
 
     def made(bits: np.ndarray) -> np.ndarray:
         scalar = bits.astype(np.int32).view(np.float32)[:, None]
-        return np.asarray(leaving(z, scalar, weight, tail, divides)) * sign
+        return leaving(z, scalar, weight, tail, divides) * sign
 
     def enough(bits: np.ndarray) -> np.ndarray:
         got = made(bits)

@@ -91,7 +91,7 @@ def between(
     for arithmetic in (one, other):
         number = np.tile(rows.numbers(arithmetic)[at], (VARIANTS, 1))
         ends.append(leaving(flat, number, weight, arithmetic.tail, arithmetic.front.divides))
-    differs = (np.asarray(ends[0]) != np.asarray(ends[1])).reshape(tried.shape)
+    differs = (ends[0] != ends[1]).reshape(tried.shape)
     made = np.take_along_axis(tried, np.argmax(differs, axis=0)[None], 0)[0]
     if rows.observed.center:  # pairs ±t, so that the mean stays 0
         even, odd = made[:, : made.shape[1] // 2 * 2 : 2], made[:, 1::2]

@@ -129,7 +129,7 @@ class Search:
         if self.observed.center:
             welford = [Sum(None, WRITTEN, None, text) for text in WELFORD]
             wide += [a._replace(sum=sum) for sum in welford for a in self.compiled([Mean()])]
-        wide = [a for a in wide if a.possible]
+        wide = [a for a in dict.fromkeys(wide) if a.possible]
         return Rows(self.observed, self.asked(self.dense())).best(wide)
 
     def sums(self, found: list[Sum]) -> list[Sum]:

@@ -5,7 +5,7 @@ The arithmetic is that of `normlab.numerics`, called one stage at a time.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, product
 from typing import Any, NamedTuple
 
@@ -25,12 +25,42 @@ LANES, BLOCKS, CASCADES = (2, 4, 8, 16, 32, 64, 128), (2, 4, 8, 16, 32, 64), (4,
 ENTRIES, MOST_NEWTON = (16, 32, 64, 128, 256), 2
 Numbers = Any
 """An array of JAX's or NumPy's."""
+SIZE, ROWS = 1024, 384
+"""The fewest elements of a call, and a call's rows."""
 WRITTEN = "fp32:pairwise"
 """A sum of which nothing is asked; `fp32` alone would be XLA's own arithmetic."""
 WIDE = "fp64"
 WELFORD = tuple(f"welford{k}{turns}" for k in (4, 8, 16) for turns in ("", "x2"))
 JOINED, FUSED, APART = "joined", "fused", "apart"
 """How a row meets γ and 1/rms, if not one by one: x·(γ/rms), fma(x, r, −μr), x·r − μ·r."""
+
+
+def in_few_sizes(stage: Callable[..., Numbers]) -> Callable[..., np.ndarray]:
+    """A stage of elements alone, called with arrays of few sizes: each size is compiled.
+
+    Its arrays are broadcast against each other; what it makes has their shape.
+    """
+
+    @functools.wraps(stage)
+    def sized(*given: Any) -> np.ndarray:
+        is_array = [isinstance(a, np.ndarray | np.generic | Array) for a in given]
+        arrays = np.broadcast_arrays(
+            *(a for a, is_one in zip(given, is_array, strict=True) if is_one)
+        )
+        shape, size = arrays[0].shape, arrays[0].size
+        full = max(SIZE, 4 ** -(-(size - 1).bit_length() // 2))
+        flat = iter([np.concatenate([a.ravel(), np.ones(full - size, a.dtype)]) for a in arrays])
+        made = stage(
+            *(next(flat) if is_one else a for a, is_one in zip(given, is_array, strict=True))
+        )
+        return np.asarray(made)[:size].reshape(shape)
+
+    return sized
+
+
+def in_whole_rows(x: np.ndarray) -> np.ndarray:
+    """The same rows [n, d], then ones, up to a multiple of ROWS: one size is compiled, or two."""
+    return np.concatenate([x, np.ones((-len(x) % ROWS, x.shape[-1]), x.dtype)])
 
 
 class Sum(NamedTuple):
@@ -63,13 +93,14 @@ class Sum(NamedTuple):
 
         The mean in place of Σ, where it is `averaged`.
         """
-        z = np.asarray(held(x, input))
+        z = held(x, input)
         if self.format == WIDE:
             squares = np.asarray(held(np.square(z), self.square), float)
             return z, wide_mean(wide_sum(squares, self.text.partition(":")[2]), mean, z), None
-        z, total, mean_square, middle = statistic(z, self, mean, center)
+        z, total, mean_square, middle = statistic(in_whole_rows(z), self, mean, center)
         total = total if self.variance is None else mean_square
-        return np.asarray(z), np.asarray(total), None if middle is None else np.asarray(middle)
+        made = (None if part is None else np.asarray(part)[: len(x)] for part in (z, total, middle))
+        return tuple(made)
 
 
 class Front(NamedTuple):
@@ -146,7 +177,7 @@ def wide_mean(total: np.ndarray, mean: Mean, z: np.ndarray) -> np.ndarray:
     """Of a sum in float64, [n, 1]: made in float64 and rounded, or of the rounded sum."""
     d = z.shape[-1]
     if not mean.wide:
-        return np.asarray(held(mean.of(jnp.asarray(np.float32(total)), d), mean.format))
+        return averaged(np.float32(total), mean, d)
     made = total / d if mean.kind == "divide" else total * (1 / d)
     return made.astype(np.float32)
 
@@ -210,9 +241,18 @@ def _in_turn(*formats: str | None) -> tuple[str | None, ...]:
     return tuple(form for form, _ in groupby(form for form in formats if form))
 
 
-def held(x: Numbers, to: str | None) -> Array:
+def held(x: Numbers, to: str | None) -> np.ndarray:
     """A stage's result in its format."""
-    return jnp.asarray(x, jnp.float32) if to is None else round_to(x, to)
+    return np.asarray(x, np.float32) if to is None else rounded(x, to)
+
+
+rounded = in_few_sizes(jax.jit(round_to, static_argnums=1))
+
+
+@in_few_sizes
+def averaged(total: Numbers, mean: Mean, d: int) -> Numbers:
+    """The mean of a sum, in its format."""
+    return held(mean.of(jnp.asarray(total), d), mean.format)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -232,41 +272,46 @@ def statistic(x: Numbers, sum: Sum, mean: Mean, center: bool) -> Any:
     return found.z, found.total, found.mean, found.middle
 
 
-def scalars(total: Numbers, front: Front, eps: Numbers, d: int) -> np.ndarray:
+@in_few_sizes
+def scalars(total: Numbers, front: Front, eps: Numbers, d: int) -> Numbers:
     """1/rms, or the rms that divides, of sums [n, 1]; one operation at a time."""
     if front.fused:
-        square, root = with_eps(total, eps, d), front.root
-        return np.asarray(root.whole(square) if front.divides else root.inverse(square))
-    mean = held(front.mean.of(total, d), front.mean.format)
-    return np.asarray(rooted(mean, front, eps))
+        square, root = jnp.asarray(with_eps(total, eps, d)), front.root
+        return root.whole(square) if front.divides else root.inverse(square)
+    return rooted(averaged(total, front.mean, d), front, eps)
 
 
-def with_eps(total: Numbers, eps: Numbers, d: int) -> Array:
+@in_few_sizes
+def with_eps(total: Numbers, eps: Numbers, d: int) -> Numbers:
     """Σ · round(1/d) + ε in a fused multiply-add."""
     return fma(total, np.float32(1 / d), eps)
 
 
-def joined(mean: Numbers, eps: Numbers, to: str | None) -> Array:
+@in_few_sizes
+def joined(mean: Numbers, eps: Numbers, to: str | None) -> Numbers:
     """Mean + ε, in the format."""
     return Accumulator(Datapath(sum=WRITTEN, eps=to)).with_eps(mean, eps)
 
 
-def rooted(mean: Numbers, front: Front, eps: Numbers) -> Array:
+@in_few_sizes
+def rooted(mean: Numbers, front: Front, eps: Numbers) -> Numbers:
     """The same of means."""
-    step = functools.partial(held, to=front.eps)
-    one = jnp.float32(1)
-    return front.form.inverse(mean, eps, one, step, front.root, front.divides)
+
+    def step(x: Array) -> Array:
+        return jnp.asarray(held(x, front.eps))
+
+    made = jnp.asarray(mean)
+    return front.form.inverse(made, eps, jnp.float32(1), step, front.root, front.divides)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
 def leaving(
-    z: Numbers,
-    scalar: Numbers,
-    weight: Numbers,
+    z: np.ndarray,
+    scalar: np.ndarray,
+    weight: np.ndarray,
     tail: Tail,
     divides: bool,
-    middle: Numbers = 0.0,
-) -> Array:
+    middle: np.ndarray | None = None,
+) -> np.ndarray:
     """The rows that leave [n, d], of rows and their scalars [n, 1].
 
     Args:
@@ -277,6 +322,15 @@ def leaving(
         divides: the scalar divides.
         middle: μ, [n, 1], for those ways.
     """
+    middle = np.zeros_like(scalar) if middle is None else middle
+    parts = [in_whole_rows(part) for part in (z, scalar, weight, middle)]
+    return np.asarray(_leaving(*parts, tail, divides))[: len(z)]
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _leaving(
+    z: Numbers, scalar: Numbers, weight: Numbers, middle: Numbers, tail: Tail, divides: bool
+) -> Array:
     acc = Accumulator(tail.path)
     match tail.way:
         case "joined":

@@ -113,7 +113,7 @@ def gauged(search: "Search", a: Arithmetic) -> Gauge | None:
     read = kernel.cast(8 * NEGLIGIBLE * rng.uniform(1, 2, (TRIED, 1024)))
     plus = np.float32(search.observed.one_plus)
     weight = kernel.cast(rng.uniform(0, 1, (TRIED, 1024)) + 1 - plus) + plus
-    made = [np.asarray(leaving(read, end, weight, a.tail, a.front.divides)) for end in ends]
+    made = [leaving(read, end, weight, a.tail, a.front.divides) for end in ends]
     seen = np.argwhere(made[0] != made[1])
     if not len(seen):
         return None

@@ -147,11 +147,11 @@ def test_a_checkpoint_that_was_set_aside_counts_no_more(tmp_path):
 
 
 def test_what_a_failed_save_still_writes_is_swept_away_too(tmp_path, monkeypatch):
-    part = tmp_path / "2.orbax-checkpoint-tmp" / "optimizer.orbax-checkpoint-tmp"
-    came = threading.Timer(0.3, part.mkdir, kwargs={"parents": True})
+    part = tmp_path / "2.orbax-checkpoint-tmp"
+    came = threading.Timer(0.3, part.mkdir, kwargs={"exist_ok": True})
 
     def failing(*args, **kwargs):
-        part.mkdir(parents=True)
+        part.mkdir()
         came.start()
         raise OSError(errno.ENOSPC, "No space left on device")
 
