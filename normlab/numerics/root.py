@@ -113,7 +113,8 @@ def cells(entries: int, format: str | None) -> tuple[np.ndarray, ...]:
     widths = np.repeat([1 / half, 2 / half], half)
     ends = (starts, starts + widths, starts + widths / 2)
     with jax.ensure_compile_time_eval():
-        return tuple(np.asarray(round_to(np.float32(x**-0.5), format or "fp32")) for x in ends)
+        found = (round_to(jnp.float32(x**-0.5), format or "fp32") for x in ends)
+        return tuple(np.asarray(one) for one in found)
 
 
 NATIVE = Root()

@@ -99,8 +99,8 @@ class Sum(NamedTuple):
             return z, wide_mean(wide_sum(squares, self.text.partition(":")[2]), mean, z), None
         z, total, mean_square, middle = statistic(in_whole_rows(z), self, mean, center)
         total = total if self.variance is None else mean_square
-        made = (None if part is None else np.asarray(part)[: len(x)] for part in (z, total, middle))
-        return tuple(made)
+        z, total = np.asarray(z)[: len(x)], np.asarray(total)[: len(x)]
+        return z, total, None if middle is None else np.asarray(middle)[: len(x)]
 
 
 class Front(NamedTuple):

@@ -49,6 +49,7 @@ NEEDED = {"text": ["data.path=FILE"], "hf": ["data.name=NAME"]}
 """By a file's name what has to be said beside it."""
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("files", TOGETHER, ids=lambda files: " ".join(f.stem for f in files))
 def test_every_file_composes_to_what_it_says(files):
     beside = [field for file in files for field in NEEDED.get(file.stem, [])]
@@ -60,6 +61,7 @@ def test_every_file_composes_to_what_it_says(files):
         assert chosen == {key: getattr(part, key) for key in chosen}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
 def test_every_experiment_composes_to_what_it_says(file):
     chosen = OmegaConf.to_container(OmegaConf.load(CONFIGS / file))  # 1e-3 is a number to it

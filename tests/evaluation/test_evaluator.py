@@ -45,6 +45,7 @@ def check_record(record, out, windows, nll, wide, kl):
         assert (comparison.kl_mean, comparison.kl_max) == (close(kl.mean()), close(kl.max()))
 
 
+@pytest.mark.system
 def test_three_columns_are_those_of_float64(tmp_path, monkeypatch, capsys):
     """A word-level run of the tests' model, as loud as FP16 can't bear it."""
     run, out = made_run(tmp_path / "w", tokenizer="word"), tmp_path / "out"
@@ -136,6 +137,7 @@ def test_a_file_where_results_should_go_is_told_before_anything_is_computed(
     assert not made_up.calls
 
 
+@pytest.mark.system
 def test_whatever_a_result_depends_on_makes_another_record(run, tmp_path, monkeypatch):
     def key(**fields):
         return evaluate(ask(run, tmp_path / "out", **fields))[0].key

@@ -8,6 +8,8 @@ from normlab.evaluation.partial_results import PartialResults
 from tests.conftest import same_trees, tiny_model
 from tests.support.scored_windows import BATCH, SPANS, scored, windows
 
+pytestmark = pytest.mark.system
+
 COLUMNS = ("fp32", "fp16:pairwise", "fp16:sequential")
 READ = windows(SPANS * 2)  # six batches
 

@@ -39,6 +39,7 @@ def assert_same(model, tokens):
         jax.tree.map(close, counts, told.observed.get(site))
 
 
+@pytest.mark.system
 def test_blocks_that_are_alike_share_a_program_however_many_there_are(tokens):
     """Local and global ones are of two kinds."""
     layer.clear_cache()

@@ -137,6 +137,7 @@ def assert_agree(wide, narrow):
     assert cosine > 0.995  # bfloat16 keeps 8 bits; a wrong term would be far below
 
 
+@pytest.mark.system
 def test_gradients_in_bfloat16_agree_with_those_of_float32(each):
     assert_agree(each["plain"], each["narrow"])
 

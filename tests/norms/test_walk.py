@@ -167,6 +167,7 @@ def others(config, name):
             continue
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", EXACT)
 def test_every_field_of_a_config_changes_something(name):
     """The output, the parameters, the state, or what the type asks of the model around it."""

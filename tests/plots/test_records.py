@@ -71,6 +71,7 @@ def test_the_command_draws_a_directory_of_records(tmp_path, capsys):
     assert BASE in capsys.readouterr().out
 
 
+@pytest.mark.system
 def test_a_figure_is_written_twice_alike_as_svg_and_png(delta, tmp_path):
     svg, png = save(delta, tmp_path / "new" / "a")
     again, _ = save(delta_figure(RECORDS[1:]), tmp_path / "b")

@@ -29,6 +29,8 @@ from normlab.plots.style import logarithmic
 from normlab.plots.vectors import _ends, _vectors, vector_kinds
 from tests.support.figures import eight, line, make
 
+pytestmark = pytest.mark.system
+
 pytest.importorskip("matplotlib")
 DRAWN = {
     "loss-lr": loss_figure, "depth": depth_figure, "training": training_figure,

@@ -45,6 +45,7 @@ def write(family, folder, **changes):
     return write_folder(folder, config, tensors(family))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("family", ALL)
 def test_each_family_is_its_reference_in_float64_from_either_format(family, tmp_path):
     """A GGUF file's model is the folder's: one program, the same bits."""

@@ -19,6 +19,8 @@ from tests.support.report_sources import (
     write_watch,
 )
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -136,6 +136,7 @@ def test_centring_takes_the_common_mean_away():
     np.testing.assert_allclose(left, 0, atol=1e-6)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("placement", placements)
 def test_rows_of_uneven_models_keep_their_precision(placement):
     """No sum overflows; of 100 rows at most 1 is so small, ε added, that its squares are lost.

@@ -125,6 +125,7 @@ def out_of_memory(*_):
     raise RuntimeError("out of memory\nallocating 12 GB")
 
 
+@pytest.mark.system
 def test_a_run_that_raised_says_so_and_is_tried_again(tmp_path, monkeypatch):
     scripted(monkeypatch)
     config = loop_config(tmp_path)
@@ -159,6 +160,7 @@ def test_what_failed_and_what_was_refused_are_rows(tmp_path, monkeypatch):
     assert row[head.index("fp32")] == f"2 {failed}"
 
 
+@pytest.mark.system
 def test_a_refused_config_does_not_hold_its_directory(tmp_path, monkeypatch):
     scripted(monkeypatch)
     config = loop_config(tmp_path, run=str(tmp_path / "mine"))

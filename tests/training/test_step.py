@@ -110,6 +110,7 @@ def test_parts_have_dropout_keys_of_their_own_and_hand_on_what_norms_keep():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.system
 def test_a_z_loss_is_added_to_the_loss_and_its_weight_is_data():
     model, compiled = small(), set()
     logits = np.float64(forward(model, texts(0)[0]))
@@ -171,6 +172,7 @@ def two_steps(alpha, seed, count, **fields):
     return step.func, validate, (params, state, metrics, validate(params, *texts(2)))
 
 
+@pytest.mark.system
 def test_runs_that_differ_in_numbers_share_their_programs_and_have_the_bits_of_one_alone():
     program, validate, first = two_steps(0.5, 0, 20)
     same, too, second = two_steps(2.0, 7, 9, **ALL)

@@ -12,6 +12,8 @@ from normlab.training.tracking import known_as, scalars, tracked, trackers
 from normlab.training.trainer import train
 from tests.support.runs import loop_config, scripted, tiny_config
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def fake():

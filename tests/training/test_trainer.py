@@ -26,6 +26,8 @@ from normlab.training.tracking import PACKAGES
 from normlab.training.trainer import train, validation_windows
 from tests.support.runs import logged, loop_config, same_ends, scripted, signalled, tiny_config
 
+pytestmark = pytest.mark.system
+
 # --- one run, from its beginning to its end
 
 

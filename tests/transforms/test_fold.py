@@ -51,6 +51,7 @@ def folds(model, limit):
         assert left is None or (left.gamma() is None and left.beta() is None) or left.gamma() == 1
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("placement", placements)
 def test_folding_is_exact_in_every_placement(placement):
     with jax.enable_x64(True):

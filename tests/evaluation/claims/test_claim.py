@@ -9,6 +9,7 @@ from normlab.evaluation.claims.outcome import read
 from tests.support.claims import claim
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", names())
 def test_every_committed_claim_composes_to_configs_that_there_are(name):
     found = load(CLAIMS / f"{name}.yaml")

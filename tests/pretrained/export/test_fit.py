@@ -9,6 +9,8 @@ from normlab.transforms import apply
 from tests.conftest import forward, tiny_model
 from tests.support.export_models import MADE_HERE
 
+pytestmark = pytest.mark.system
+
 GATED = {"activation": "silu", "gated": True}
 
 

@@ -26,6 +26,7 @@ def same_ids(a, b, text=TEXT):
     return [*a.encode(text).ids] == [*b.encode(text).ids]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_is_read_as_the_model_that_was_written(case, tmp_path):
     """And its tensors are those of llama.cpp's converter, by its own names."""

@@ -23,6 +23,8 @@ from tests.support.export_models import MADE_HERE
 from tests.support.family_golden import TOKENS, golden, write
 from tests.support.reference_forward import log_softmax
 
+pytestmark = pytest.mark.system
+
 GOLDEN = golden()
 CHAINS = ("none", "rescale:0.25", "rescale:0.25+fold")
 
