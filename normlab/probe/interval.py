@@ -4,7 +4,8 @@ import numpy as np
 
 from normlab.probe.stages import Tail, leaving
 
-LARGEST = int(np.float32(np.finfo(np.float32).max).view(np.int32))
+LARGEST = int(np.float32(np.inf).view(np.int32))
+"""Bits of infinity, by which a row is divided whose sum has overflowed."""
 
 
 def interval(
