@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from normlab.config import require
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.half import stored_attention
@@ -33,20 +34,23 @@ def rotate(
     divisors: Sequence[float] = (),
     turned: int | None = None,
     holds: Callable[[Array], Array] = lambda step: step,
+    factor: float = 1.0,
 ) -> Float[Array, "b l h k"]:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), element i paired with i + k/2.
 
     This is the pairing of GPT-NeoX and of Llama's published weights in Hugging Face's layout.
     `divisors` stretch the frequencies one by one, as models for long contexts have it. With
     `turned` only so many elements turn, the first ones, in pairs among themselves. Cosines, sines
-    and their products are what `holds` makes of them.
+    and their products are what `holds` makes of them. What turns is `factor` times as long (YaRN,
+    arXiv:2309.00071, section 3.4).
     """
     size = x.shape[-1] if turned is None else turned
     half = size // 2
     # In float64, once: an error of a frequency is multiplied by the position.
     frequency = theta ** (-np.arange(half) / half) / np.array(divisors or 1.0)
     angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequency.astype(np.float32)
-    cos, sin = holds(jnp.cos(angle)[:, None, :]), holds(jnp.sin(angle)[:, None, :])
+    both = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    cos, sin = (holds(part if factor == 1.0 else part * factor) for part in both)
     a, b, rest = x[..., :half], x[..., half:size], x[..., size:]
     turns = [holds(a * cos) - holds(b * sin), holds(b * cos) + holds(a * sin), rest]
     return jnp.concatenate(turns, axis=-1).astype(x.dtype)
@@ -177,6 +181,11 @@ class Attention(nnx.Module):
         self.norm_q = make_norm("norm_qk", k * (c.heads if residual.full_qk else 1), "query")
         self.norm_k = make_norm("norm_qk", k * (c.kv if residual.full_qk else 1), "key")
         self.norm_v = make_norm("norm_v", k, "value")
+        require(
+            not residual.rotated_qk or c.rope_factor == 1.0,
+            f"model.rope_factor = {c.rope_factor:g}: the norm behind rotary positions takes it off "
+            "again (placement.norm_qk_rotated); expected 1",
+        )
         self.rotated_qk = residual.rotated_qk
         self.head_scale = nnx.Param(jnp.ones(c.heads)) if residual.head_scales else None
         self.sub_norm = make_norm("sub_norm", c.heads * k)
@@ -215,7 +224,8 @@ class Attention(nnx.Module):
         c = self.config
         if self.window is not None and c.local_rope_theta is not None:
             return rotate(x, c.local_rope_theta, turned=c.rope_dim, holds=context.holds)
-        return rotate(x, c.rope_theta, c.rope_divisors, c.rope_dim, context.holds)
+        given = c.rope_theta, c.rope_divisors, c.rope_dim
+        return rotate(x, *given, context.holds, c.rope_factor)
 
     def _attend(
         self,

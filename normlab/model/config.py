@@ -28,6 +28,7 @@ class ModelConfig:
     max_length: int = field(1024, "longest sequence (rows of the learned table; a bound otherwise)")
     rope_theta: float = field(10000.0, "base of the rotary frequencies")
     rope_divisors: tuple[float, ...] = field((), "one divisor per rotary frequency (long contexts)")
+    rope_factor: float = field(1.0, "constant factor on what has turned, in global blocks (YaRN)")
     rope_dim: int | None = field(None, "elements of a head that turn, the first ones; null: all")
     causal: bool = field(True, "attend to earlier tokens only; false: an encoder")
     window: int | None = field(None, "tokens that a local block attends to; null: no local blocks")
@@ -116,7 +117,7 @@ class ModelConfig:
                 value is None or self.window is not None,
                 f"model.{name} = {value} means nothing without model.window",
             )
-        for name in ("rope_theta", "rope_divisors", "rope_dim", "local_rope_theta"):
+        for name in ("rope_theta", "rope_divisors", "rope_factor", "rope_dim", "local_rope_theta"):
             value = getattr(self, name)
             require(
                 self.positions == "rotary" or value == getattr(ModelConfig, name),

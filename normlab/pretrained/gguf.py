@@ -346,7 +346,9 @@ def _gguf_scaling(file: Described, arch: str) -> dict[str, Any] | None:
     factor = said.number(f"{rope}.scaling.factor", older, zero=True)
     unscaled = kind == "none" or (kind == "linear" and factor in (0.0, 1.0))
     if "rope_freqs.weight" not in file.shapes:
-        return None if unscaled else {"rope_type": kind, "factor": factor}
+        length = said.get(f"{rope}.scaling.original_context_length")
+        original = {} if length is None else {"original_max_position_embeddings": length}
+        return None if unscaled else {"rope_type": kind, "factor": factor, **original}
     if not unscaled:
         raise CheckpointError(
             f"{file.path} has rope_freqs.weight and {kind} rope scaling by {factor}: expected one "

@@ -30,6 +30,7 @@ OPTIONS = [
         "attention_softcap": 0.3,
         "local_rope_theta": 10.0,
         "rope_divisors": (2.0,) * 4,
+        "rope_factor": 1.5,
     },
 ]  # of two layers, the second is global
 

@@ -31,6 +31,7 @@ CONFIGS = {
     },
     "long": {
         "window": 4, "global_every": 2, "local_rope_theta": 100.0, "rope_divisors": (2.0,) * 8,
+        "rope_factor": 1.5,
         "attention_softcap": 0.1, "qkv_bias": True, "embed_length": 3.0,
         "activation": "gelu_tanh",
     },

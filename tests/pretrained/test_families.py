@@ -196,6 +196,7 @@ def test_linear_scaling_and_what_means_nothing():
 
 # --- every value has its type and its bounds
 
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 SOME = {  # of each family, a config in which every key is there that is read
     "llama": {
         "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
@@ -276,7 +277,17 @@ def local_rope(**fields):
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq: expected"),
         ("llama", {"model_type": "llava", "text_config": {"a": 1}}, "multimodal .*gemma3_text"),
-        ("llama", {"rope_scaling": {"type": "yarn"}}, "unknown rope_type 'yarn'"),
+        ("llama", {"rope_scaling": {"type": "dynamic"}}, "unknown rope_type 'dynamic'"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "the yarn rope scaling of .* has no 'original_max_position_embeddings'",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {**YARN, "mscale": 0.7}},
+            "mscale = 0.7, which is not supported",
+        ),
         (
             "llama",
             {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}},
@@ -380,7 +391,7 @@ def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
         ({"llama.rope.freq_base": math.inf}, "rope_theta = inf: expected a number > 0, at most"),
         ({"llama.rope.scaling.factor": -1.0}, "scaling.factor = -1.0: expected a number ≥ 0"),
         ({"split.count": "2"}, "is one of split.count = '2' parts: expected one file"),
-        ({"llama.rope.scaling.type": "yarn"}, "unknown rope_type 'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "unknown rope_type 'longrope'"),
         ({"llama.rope.scaling.attn_factor": 1.19}, "attn_factor = 1.19, which is not supported"),
         ({"llama.rope.dimension_count": 4}, "rotary positions on 4 of 8 elements"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "has no 'rms_norm_eps'"),

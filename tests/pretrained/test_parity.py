@@ -57,7 +57,8 @@ def test_what_is_kept_is_what_transformers_compute(case: str) -> None:
     kept, found = golden()[case], made(*CASES[case])
     assert found["shapes"] == kept["shapes"]
     assert found["config"].keys() - {"transformers_version"} <= kept["config"].keys()
-    np.testing.assert_allclose(found["log_probs"], kept["log_probs"], rtol=0, atol=1e-6)
+    # Cosines of positions are float32 there, and another processor's differ: seen up to 1.2e-6.
+    np.testing.assert_allclose(found["log_probs"], kept["log_probs"], rtol=0, atol=1e-5)
 
 
 def test_a_gemma3_that_sees_reads_text_as_transformers_do(tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
 }
+OLMO3_ROPE = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 4.0,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 
 CASES = {
     "llama": ("Llama", SMALL),
@@ -81,6 +91,10 @@ CASES = {
     "olmo": ("Olmo", SMALL),
     "olmo2": ("Olmo2", SMALL),
     "olmo3": ("Olmo3", {**SMALL, "num_hidden_layers": 4, "sliding_window": 5}),
+    "olmo3-yarn": (
+        "Olmo3",
+        {**SMALL, "num_hidden_layers": 4, "sliding_window": 5, "rope_parameters": OLMO3_ROPE},
+    ),
     "phi": ("Phi", {**PLAIN, "partial_rotary_factor": 0.5}),
     "phi3": ("Phi3", {**SMALL, "sliding_window": 5}),
     "phi3-partial": ("Phi3", {**SMALL, "partial_rotary_factor": 0.5, "tie_word_embeddings": True}),

@@ -33,7 +33,7 @@ def soft_cap(x, cap):
     return x if cap is None else cap * np.tanh(x / cap)
 
 
-def rotated(x, theta, divisors=(), turned=None):
+def rotated(x, theta, divisors=(), factor=1.0, turned=None):
     """Rotary positions of [b, l, h, k]: element i turns with element i + k/2; k = `turned`."""
     size = turned or x.shape[-1]
     half = size // 2
@@ -41,7 +41,7 @@ def rotated(x, theta, divisors=(), turned=None):
     for i in range(half):
         angle = np.arange(x.shape[1]) * theta ** (-2 * i / size)
         angle = (angle / (divisors[i] if divisors else 1.0))[:, None]
-        a, b = x[..., i], x[..., i + half]
+        a, b = factor * x[..., i], factor * x[..., i + half]
         out[..., i] = a * np.cos(angle) - b * np.sin(angle)
         out[..., i + half] = b * np.cos(angle) + a * np.sin(angle)
     return out
@@ -137,7 +137,7 @@ class Reference:
         )
         v = self.optional(f"{name}.norm_v", f"{outer}.value.norm_v", v)
         own = local and c.local_rope_theta is not None
-        turn = (c.local_rope_theta,) if own else (c.rope_theta, c.rope_divisors)
+        turn = (c.local_rope_theta,) if own else (c.rope_theta, c.rope_divisors, c.rope_factor)
 
         def normed(q, k):
             q = self.optional(f"{name}.norm_q", f"{outer}.query.norm_qk", q)

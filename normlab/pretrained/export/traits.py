@@ -134,11 +134,11 @@ def _of_config(c: ModelConfig) -> Traits:
 
 
 def _rotary(c: ModelConfig, layer: int) -> tuple[Any, ...]:
-    """Base, divisors and turned elements of one layer."""
+    """Base, divisors, factor and turned elements of one layer."""
     turned = c.head_size if c.rope_dim is None else c.rope_dim
     if c.local(layer) and c.local_rope_theta is not None:
-        return c.local_rope_theta, (), turned
-    return c.rope_theta, c.rope_divisors, turned
+        return c.local_rope_theta, (), 1.0, turned
+    return c.rope_theta, c.rope_divisors, c.rope_factor, turned
 
 
 def _kind(config: NormConfig, norm: Any = None) -> str:

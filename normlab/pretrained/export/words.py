@@ -126,10 +126,13 @@ def _rope(c: ModelConfig) -> dict[str, Any]:
 
 def _scaling(c: ModelConfig) -> dict[str, Any] | None:
     """What stretches the frequencies, by the type that gives these divisors; else themselves."""
+    turned = c.head_size if c.rope_dim is None else c.rope_dim
+    if c.rope_factor != 1.0:
+        given = c.rope_divisors or (1.0,) * (turned // 2)
+        return {"rope_type": "listed", "divisors": [*given], "attention_factor": c.rope_factor}
     given = c.rope_divisors
     if not given:
         return None
-    turned = c.head_size if c.rope_dim is None else c.rope_dim
     largest = max(given)
     for said in ({"rope_type": "linear"}, {"rope_type": "llama3", **LLAMA3}):
         said = {**said, "factor": largest}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from normlab.config import build
 from normlab.model import ModelConfig, PlacementConfig
 from normlab.norms import NormConfig
-from normlab.pretrained.families.rope import FULL, SLIDING, divisors, rope
+from normlab.pretrained.families.rope import FULL, SLIDING, divisors, factor, rope
 from normlab.pretrained.keys import Keys
 from normlab.pretrained.names import Names
 from normlab.pretrained.source import CheckpointError
@@ -101,6 +101,7 @@ def model_of(
         "max_length": c.count("max_position_embeddings"),
         "rope_theta": turning.number("rope_theta"),
         "rope_divisors": divisors(turning, turned),
+        "rope_factor": factor(turning),
         "rope_dim": None if share == 1.0 else turned,
         "tied": c.flag("tie_word_embeddings", False),
     }

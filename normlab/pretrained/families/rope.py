@@ -56,7 +56,8 @@ def _agreed(where: str, spellings: Mapping[str, Mapping[str, Any]], theta: float
 
 
 def divisors(rope: Keys, head_size: int) -> tuple[float, ...]:
-    kind = rope.word("rope_type", ("default", "linear", "llama3", "listed"), "default")
+    """By which the frequencies of a head that turns whole are divided; empty: by nothing."""
+    kind = rope.word("rope_type", ("default", "linear", "llama3", "yarn", "listed"), "default")
     if kind == "default":
         rope.require("factor", 1)  # it scales nothing, but somebody meant it to
         return ()
@@ -66,7 +67,38 @@ def divisors(rope: Keys, head_size: int) -> tuple[float, ...]:
         return tuple(Keys({"divisor": d}, rope.where).number("divisor") for d in listed)
     if kind == "linear":
         return (rope.number("factor"),) * (head_size // 2)
-    return _llama3_divisors(rope, head_size)
+    return (_yarn_divisors if kind == "yarn" else _llama3_divisors)(rope, head_size)
+
+
+def factor(rope: Keys) -> float:
+    """What turned queries and keys are multiplied by (YaRN, arXiv:2309.00071, equation 22)."""
+    kind = rope.get("rope_type")
+    if kind != "yarn":
+        return rope.number("attention_factor", 1.0) if kind == "listed" else 1.0
+    for key in ("mscale", "mscale_all_dim"):
+        rope.require(key, None)
+    stretched = max(rope.number("factor"), 1.0)
+    return rope.number("attention_factor", 0.1 * math.log(stretched) + 1.0)
+
+
+def _yarn_divisors(rope: Keys, head_size: int) -> tuple[float, ...]:
+    """Slow turns are stretched, fast ones kept, those between interpolated by their index.
+
+    YaRN, arXiv:2309.00071, section 3.2: the borders are the indices, rounded outwards unless
+    `truncate` is false, of which `beta_fast` and `beta_slow` turns fit the original length.
+    """
+    length, theta = rope.count("original_max_position_embeddings"), rope.number("rope_theta")
+
+    def index(turns: float) -> float:
+        return head_size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = index(rope.number("beta_fast", 32.0)), index(rope.number("beta_slow", 1.0))
+    if rope.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_size - 1)
+    ramp = (np.arange(head_size // 2) - low) / max(high - low, 0.001)
+    kept = 1.0 - np.clip(ramp, 0.0, 1.0)
+    return tuple(float(d) for d in 1.0 / ((1.0 - kept) / rope.number("factor") + kept))
 
 
 def _llama3_divisors(rope: Keys, head_size: int) -> tuple[float, ...]:
