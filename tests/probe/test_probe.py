@@ -1,11 +1,12 @@
 """The probe: planted datapaths are found, and what is no datapath of ours is never called exact."""
 
+import dataclasses
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from normlab.numerics import Mean, Precision, Root, exact
+from normlab.numerics import Datapath, Mean, Precision, Root, exact
 from normlab.numerics.eps import EpsForm
 from normlab.probe import probe
 from normlab.probe.adapters import load
@@ -18,6 +19,9 @@ from normlab.probe.report import report
 from normlab.probe.rows import Design
 from normlab.probe.search import Search
 from normlab.probe.stages import (
+    FUSED,
+    JOINED,
+    WRITTEN,
     Front,
     Sum,
     Tail,
@@ -29,8 +33,9 @@ from normlab.probe.stages import (
     wide_sums,
 )
 from normlab.probe.tree import learned
+from tests.support import datapath_reference as reference
 from tests.support.numerics_reference import summed
-from tests.support.planted_kernels import planted
+from tests.support.planted_kernels import Planted, planted
 
 D = 48
 PLANTED = 60
@@ -194,15 +199,15 @@ def test_a_tree_is_described_by_its_chains():
     )
 
 
-@pytest.mark.extended
+@pytest.mark.system
 def test_a_planted_datapath_is_found():
-    kernel = planted(4, D)
+    kernel = planted(11, D)
     found = probe(kernel, D, kernel.dtype)
     assert found.exact
     assert kernel.among(found)
 
 
-@pytest.mark.extended
+@pytest.mark.system
 def test_a_strange_kernel_is_never_called_exact():
     """The wider one has a row in which it differs, and which is as short as it can be."""
     strange = probe(double, D, "fp32")
@@ -224,3 +229,53 @@ def test_planted_datapaths(first):
         found = probe(kernel, D, kernel.dtype, seed=1000 + seed)
         missed += [] if kernel.among(found) and found.exact else [seed]
     assert missed == []
+
+
+LAYERNORMS = {
+    "two sums": Datapath(sum="fp32:lanes8", mean=Mean("divide"), root=Root("sqrt")),
+    "row moments": Datapath(sum=WRITTEN, variance="welford8", root=Root("sqrt")),
+    "fused": Datapath(sum=WRITTEN, variance="welford4x2", fused=True, root=Root("sqrt")),
+}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", LAYERNORMS)
+def test_a_planted_layernorm_is_found(name, dtype):
+    narrow = None if dtype == "fp32" else dtype
+    path = dataclasses.replace(LAYERNORMS[name], input=narrow, output=narrow)
+    kernel = Planted(path, dtype, center=True, way=FUSED if path.fused else "")
+    found = probe(kernel, D, dtype)
+    assert found.exact
+    assert found.observed.center
+    assert kernel.among(found)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("variance", ["means", "fused"])
+def test_a_layernorm_in_one_pass_over_an_unknown_tree_is_found(variance):
+    """Squares enter the adder unrounded, and γ joins 1/rms, as XLA compiles Flax's."""
+    d, f = 24, np.float32
+    merges = random_tree(np.random.default_rng(9), d)
+
+    def squared(x):
+        values = list(x.T)
+        for one, other in merges:
+            leaf = max(one, other) if max(one, other) < d else min(one, other)
+            rest = values[one + other - leaf]
+            if leaf >= d:
+                values.append(rest + values[leaf])
+                continue
+            rest = rest * rest if one + other - leaf < d else rest
+            values.append(reference.fma(values[leaf], values[leaf], rest))
+        return values[-1][:, None]
+
+    def kernel(x, weight, eps):
+        mean, square = tree_sum(x, merges) / f(d), squared(x) / f(d)
+        made = reference.fma(-mean, mean, square) if variance == "fused" else square - mean * mean
+        return (x - mean) * (f(1) / np.sqrt(np.maximum(made, f(0)) + f(eps)) * weight)
+
+    found = probe(kernel, d, "fp32")
+    assert found.exact
+    kinds = [(a.sum.fused, a.sum.variance, a.tail.way) for a in found.left]
+    assert ("later", f"{variance}.clipped", JOINED) in kinds
