@@ -277,6 +277,7 @@ def test_a_stream_that_fp16_cannot_hold_is_nan_where_activations_are_fp16():
     assert near[1].perplexity != near[0].perplexity
 
 
+@pytest.mark.system
 def test_kept_sites_are_in_float32_and_every_choice_shares_a_program():
     model, read = loud(tiny_model(), 60.0), windows()
     sites, half = with_statistic(model), Precision.parse("fp16:pairwise")

@@ -84,6 +84,7 @@ def test_a_stream_that_leaves_fp16_is_found_and_cured_by_the_least_rescaling():
     assert f"transform=rescale:{found.rescale!r}" in report(found)
 
 
+@pytest.mark.system
 def test_what_no_cure_reaches_is_named():
     lm = language_model()
     mlp = lm.model.blocks[1].mlp.branch

@@ -142,6 +142,7 @@ def test_gradients_in_bfloat16_agree_with_those_of_float32(each):
     assert_agree(each["plain"], each["narrow"])
 
 
+@pytest.mark.system
 def test_the_derivative_of_a_low_precision_statistic_is_that_of_the_float32_sum(each):
     exact, low = (by_name(each[name][1]) for name in ("plain", "low"))
     for name, g in exact.items():

@@ -178,6 +178,7 @@ def test_the_gradient_of_a_transposed_table_is_its_transpose():
     np.testing.assert_array_equal(found, gradient.T)
 
 
+@pytest.mark.system
 def test_norms_of_single_sites_are_those_of_a_model_of_their_type():
     """A pattern for all sites is the model of that type, bit for bit; others are left."""
     config, pre = ModelConfig(**TINY), PlacementConfig()

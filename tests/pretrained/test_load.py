@@ -67,10 +67,8 @@ def test_each_family_is_its_reference_in_float64_from_either_format(family, tmp_
         assert same_trees(weights, in_gguf)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=[pytest.mark.system] if f != "llama" else []) for f in CONFIGS],
-)
+@pytest.mark.system
+@pytest.mark.parametrize("family", CONFIGS)
 def test_layers_that_are_read_one_at_a_time_are_the_model_bit_for_bit(family, tmp_path):
     """Scores, what norms saw, a rule's scales, the weights' hash; and nothing stays."""
     checkpoint = pretrained.describe(write(family, tmp_path / "m"))

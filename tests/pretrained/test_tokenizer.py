@@ -78,6 +78,7 @@ def test_sentencepiece_joins_by_score(text):
     assert tokens == slow_sentencepiece(text)
 
 
+@pytest.mark.system
 @given(st.text())
 def test_sentencepiece_brings_any_text_back(text):
     ids = spm().encode(text).ids

@@ -39,6 +39,7 @@ def test_what_is_not_at_its_default_and_may_change_a_result_is_told():
     assert not_default() == {}
 
 
+@pytest.mark.system
 def test_the_defaults_are_those_of_an_empty_environment(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     monkeypatch.setenv("EAGER_CONSTANT_FOLDING", "1")

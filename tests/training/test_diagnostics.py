@@ -56,7 +56,6 @@ def seen(model):
     return gradients, *activations
 
 
-@pytest.mark.system
 def test_sizes_of_activations_are_those_of_numpy(model, line, seen):
     _, inputs, streams = seen
     sites = {name for name, module in nnx.iter_graph(model) if hasattr(module, "site")}

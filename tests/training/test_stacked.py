@@ -41,6 +41,7 @@ def test_a_stack_has_the_gradients_of_its_layers(norm, placement, fields, remat)
             np.testing.assert_allclose(names[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.system
 def test_dropout_differs_from_layer_to_layer(tokens):
     """The sameness above covers it; here is that it can be seen at all."""
     graphdef, params = nnx.split(stacked(tiny_model(dropout=0.5)))
@@ -88,6 +89,7 @@ def test_what_is_compiled_does_not_grow_with_depth():
     assert size(8, scan=False) > 2.5 * size(2, scan=False)
 
 
+@pytest.mark.system
 def test_stacking_and_taking_apart_gives_the_same_bits(tokens):
     model = tiny_model(layers=3)
     state = nnx.state(model)
