@@ -43,7 +43,7 @@ class Told(NamedTuple):
 PROGRAMS = 64
 """So many of each kind are kept in a process, the ones used last."""
 
-PARTS, PART = 8, 128
+PARTS, PART = 4, 128
 """A CPU takes a batch by itself in so many parts at most, each of so many tokens at least."""
 
 

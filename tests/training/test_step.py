@@ -128,7 +128,7 @@ def test_a_z_loss_is_added_to_the_loss_and_its_weight_is_data():
     assert len(compiled) == 2
 
 
-SHAPES = [(16, 128, 128, 8), (8, 64, 64, 4), (8, 256, 384, 4), (6, 100, 9, 3), (7, 64, 9, 1)]
+SHAPES = [(16, 128, 128, 4), (8, 64, 64, 4), (4, 256, 384, 2), (6, 100, 9, 3), (7, 64, 9, 1)]
 
 
 @pytest.mark.parametrize(("batch", "window", "width", "parts"), SHAPES)
@@ -138,7 +138,7 @@ def test_parts_of_a_batch_are_equal_and_neither_many_nor_short(batch, window, wi
 
 def test_a_cpu_takes_parts_unless_norms_keep_something_of_a_batch():
     plain, keeps = small(), small("batchnorm")
-    assert parts_of(plain, 16, 128) == parts_in_cache(16, 128, plain.config.width) == 8
+    assert parts_of(plain, 16, 128) == parts_in_cache(16, 128, plain.config.width) == 4
     assert parts_of(plain, 16, 128, kept=2) == 2
     assert parts_of(keeps, 16, 128) == parts_of(keeps, 16, 128, kept=2) == 1
 
