@@ -1,12 +1,12 @@
 """From the command to the end of a short table, beside another checkout's code.
 
     git worktree add ../old 8e88a28
-    python benchmarks/start_speed.py ../old --out benchmarks/results/start_speed_cpu.json
+    python benchmarks/start_speed.py ../old --key model --out start_speed.json
 
 Both evaluate two windows of 128 tokens in three columns, by turns, each in a process of its own:
 first with an empty cache (cold), then with what the first call has left in it (warm). Only the
 model's file is there before. Seconds are of the wall, and of the processor; `--python` is OLD's
-interpreter where it has none in `.venv`.
+interpreter where it has none in `.venv`, and `--key` what it calls `pretrained=` (8e88a28: model).
 """
 
 import argparse
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=Path, help="the other checkout")
     parser.add_argument("--python", type=Path, help="its interpreter; else OLD/.venv/bin/python")
+    parser.add_argument("--key", default="pretrained", help="OLD's word for it")
     parser.add_argument("--models", nargs="+", default=MODELS, help="as pretrained= names them")
     parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)
@@ -55,14 +56,20 @@ def main() -> None:
     asked = parser.parse_args()
     old = asked.old.absolute()
     python = (asked.python or old / ".venv" / "bin" / "python").absolute()
-    sides = {"old": (old, python), "new": (HERE.absolute(), Path(sys.executable))}
+    sides = {
+        "old": (old, python, asked.key),
+        "new": (HERE.absolute(), Path(sys.executable), "pretrained"),
+    }
     rounds = []
     for model in asked.models:
         pretrained.describe(model)  # fetches its file
-        words = [f"pretrained={model}", "max_windows=2", f"window={asked.window}"]
+        words = ["max_windows=2", f"window={asked.window}"]
         for turn in range(asked.rounds):
             names = list(sides)[:: 1 if turn % 2 else -1]
-            seconds = {name: cold_and_warm(*sides[name], words) for name in names}
+            seconds = {}
+            for name in names:
+                checkout, own, key = sides[name]
+                seconds[name] = cold_and_warm(checkout, own, [f"{key}={model}", *words])
             rounds.append({"model": model, **seconds})
             print(json.dumps(rounds[-1]), flush=True)
     ratios = {
