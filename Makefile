@@ -30,7 +30,7 @@ test: $(VENV)/.test
 	$(PYTEST)
 
 test-system: $(VENV)/.test
-	$(PYTEST) -m system
+	$(PYTEST) -m "system and not extended"
 
 test-all: $(VENV)/.test
 	$(PYTEST) -m "not documents"
