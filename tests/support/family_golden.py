@@ -106,6 +106,8 @@ CASES = {
     "gpt2": ("GPT2", {**IDS, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
 }
 """The classes of `transformers` and their settings."""
+PUBLISHED = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
+"""Names in checkpoints on the hub, by those that `transformers` 5.24 has in memory."""
 
 
 def weight(name, shape, family):
@@ -149,13 +151,14 @@ def made(name, settings):
     config._attn_implementation = "eager"  # sdpa leaves soft caps out
     model = getattr(transformers, f"{name}{kind}")(config).eval()
     tied = {*(getattr(model, "all_tied_weights_keys", None) or ())}
-    shapes = {k: list(v.shape) for k, v in model.named_parameters() if k not in tied}
     said = json.loads(config.to_json_string(use_diff=False))
+    renamed = PUBLISHED.get(said["model_type"], {})
+    named = {renamed.get(k, k): v for k, v in model.named_parameters() if k not in tied}
+    shapes = {k: list(v.shape) for k, v in named.items()}
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key in shapes:
-                values = weight(key, shapes[key], said["model_type"])
-                parameter.copy_(torch.from_numpy(values))
+        for key, parameter in named.items():
+            values = weight(key, shapes[key], said["model_type"])
+            parameter.copy_(torch.from_numpy(values))
         logits = model.double()(torch.tensor(TOKENS)).logits
     picked = torch.log_softmax(logits, -1).numpy()[..., ::STEP]
     return {"config": said, "shapes": shapes, "log_probs": picked.round(7).tolist()}
