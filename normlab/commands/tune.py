@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         found = list[Tuned]()
         for method in itertools.product(*([f"{k}={v}" for v in vs] for k, vs in swept.items())):
             said = " ".join(o for o in method if len(swept[o.partition("=")[0]]) > 1)
-            found.append(Tuned(said or "the method", _losses(method, rates, seeds)))
+            found.append(Tuned(said or "the method", _losses(said, method, rates, seeds)))
             console.print(_line(found[-1]))
         print(report(found))
 
@@ -55,19 +55,27 @@ def values(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _losses(
-    method: Sequence[str], rates: Sequence[float], seeds: Sequence[str]
+    said: str, method: Sequence[str], rates: Sequence[float], seeds: Sequence[str]
 ) -> dict[float, float]:
+    """By rate the mean over seeds of the best validation loss, inf where a run ended badly.
+
+    Args:
+        said: of the method what sets it apart, for the line of its progress.
+        method: its overrides.
+        rates: the grid to begin with.
+        seeds: of each rate's runs.
+    """
+
     def loss(rate: float) -> float:
-        own = [*method, f"{RATE}={rate!r}"]
-        return sum(_trained([*own, f"{SEED}={seed}"]) for seed in seeds) / len(seeds)
+        return sum(trained(rate, seed) for seed in seeds) / len(seeds)
+
+    def trained(rate: float, seed: str) -> float:
+        own = [f"{RATE}={rate!r}", f"{SEED}={seed}"]
+        sweep.begin(1, 1, f"{said} lr={rate:g} seed={seed}".strip())
+        overrides = [*method, *own]
+        return final_loss(train(composed("train", TrainConfig, overrides), overrides).record)
 
     return grown(loss, rates)
-
-
-def _trained(overrides: list[str]) -> float:
-    """The best validation loss of one run; inf where it did not end well."""
-    sweep.begin(1, 1, " ".join(overrides))
-    return final_loss(train(composed("train", TrainConfig, overrides), overrides).record)
 
 
 def _line(tuned: Tuned) -> str:
