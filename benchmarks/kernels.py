@@ -127,8 +127,8 @@ FOOT = """
 ## What the columns say
 
 - Rows exact: of 192 random and of 192 adversarial rows that the search had not used.
-- A narrow output hides orders: PyTorch's compiled rms_norm adds in a tree, as fp32 shows; behind bf16 every row is also
-  that of an exact sum.
+- A narrow output hides orders: PyTorch's compiled rms_norm adds in a tree, as fp32 shows; behind
+  bf16 every row is also that of an exact sum.
 - Left: datapaths that no row told apart; of these the plainest is shown.
 - d = {d}; {instructions}. Stages: [datapaths](../datapath.md). Method: [probe](../probe.md).
 {notes}
