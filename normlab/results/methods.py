@@ -113,12 +113,19 @@ def _line(m: Methods, i: int) -> list[str]:
     group, versus = m.groups[i], m.versus[i]
     cells = ["baseline" if i == m.base else "", "", ""]
     if versus is not None:
-        cells = [_difference(versus), f"{versus.corrected:.2g}", f"{100 * versus.visible:.2g} %"]
+        cells = [_difference(versus), f"{versus.corrected:.2g}", f"{_percent(versus.visible)} %"]
     return [m.names[i], group.setting(RATE), str(len(group.logs)), m.shown(i), *cells]
 
 
 def _difference(v: Versus) -> str:
-    return f"{100 * v.share:+.2g} % ({100 * v.low:+.2g} to {100 * v.high:+.2g})"
+    share, low, high = (_percent(x, "+") for x in (v.share, v.low, v.high))
+    return f"{share} % ({low} to {high})"
+
+
+def _percent(share: float, sign: str = "") -> str:
+    """With two digits, or as a whole number."""
+    value = 100 * share
+    return f"{value:{sign}.2g}" if abs(value) < 99.5 else f"{value:{sign}.0f}"
 
 
 def sentences(m: Methods) -> str:
@@ -141,7 +148,7 @@ def _said(m: Methods, i: int, v: Versus, base: str) -> str:
     way = "above" if v.share > 0 else "below"
     test = f"paired over {v.seeds} seeds" if v.seeds else "Welch's test"
     clear = v.corrected < 0.05
-    found = f"{100 * abs(v.share):.2g} % {way} {base}" if clear else f"not told apart from {base}"
+    found = f"{_percent(abs(v.share))} % {way} {base}" if clear else f"not told apart from {base}"
     return (
         f"{m.names[i]} reaches {m.shown(i)} on the {m.split} split, {found} (difference "
         f"{_difference(v)}, {test}, Holm-corrected p = {v.corrected:.2g})."

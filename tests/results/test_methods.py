@@ -26,6 +26,13 @@ def test_the_sentence_says_how_far_and_how_sure():
     assert "not told apart from" in sentences(found(n=2)[0])
 
 
+def test_a_difference_of_more_than_all_has_no_exponent():
+    more = runs("dyt", [2.5 * x for x in BASE], range(4))
+    said = sentences(methods([*runs("rmsnorm", BASE, range(4)), *more], "rmsnorm-pre")[0])
+    assert "(difference +150 % (" in said
+    assert "e+02" not in said
+
+
 def test_the_best_is_bold_and_one_line_is_one_method():
     made = booktabs(found())
     assert r"\toprule" in made
