@@ -338,6 +338,10 @@ def _gguf_heads(file: Described, arch: str, config: dict[str, Any]) -> dict[str,
     return share | {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
 
 
+YARN = {"attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+"""What llama.cpp takes where a file says nothing; another value is refused."""
+
+
 def _gguf_scaling(file: Described, arch: str) -> dict[str, Any] | None:
     """As llama.cpp reads it: linear where no type is given, by a factor that has two names."""
     said, rope = Keys(file.metadata, str(file.path)), f"{arch}.rope"
@@ -346,6 +350,9 @@ def _gguf_scaling(file: Described, arch: str) -> dict[str, Any] | None:
     factor = said.number(f"{rope}.scaling.factor", older, zero=True)
     unscaled = kind == "none" or (kind == "linear" and factor in (0.0, 1.0))
     if "rope_freqs.weight" not in file.shapes:
+        if kind == "yarn":
+            for key, usual in YARN.items():
+                said.require(f"{rope}.scaling.{key}", usual)
         length = said.get(f"{rope}.scaling.original_context_length")
         original = {} if length is None else {"original_max_position_embeddings": length}
         return None if unscaled else {"rope_type": kind, "factor": factor, **original}

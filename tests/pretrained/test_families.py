@@ -392,6 +392,10 @@ def test_gguf_gemma_27b_shares_the_width_over_its_heads(tmp_path):
         ({"llama.rope.scaling.factor": -1.0}, "scaling.factor = -1.0: expected a number ≥ 0"),
         ({"split.count": "2"}, "is one of split.count = '2' parts: expected one file"),
         ({"llama.rope.scaling.type": "longrope"}, "unknown rope_type 'longrope'"),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 0.5},
+            "attn_factor = 0.5, which is not supported",
+        ),
         ({"llama.rope.scaling.attn_factor": 1.19}, "attn_factor = 1.19, which is not supported"),
         ({"llama.rope.dimension_count": 4}, "rotary positions on 4 of 8 elements"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "has no 'rms_norm_eps'"),
