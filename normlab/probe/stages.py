@@ -246,7 +246,7 @@ def held(x: Numbers, to: str | None) -> np.ndarray:
     return np.asarray(x, np.float32) if to is None else rounded(x, to)
 
 
-rounded = in_few_sizes(jax.jit(round_to, static_argnums=1))
+rounded = in_few_sizes(round_to)
 
 
 @in_few_sizes
