@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -42,7 +43,8 @@ def training(shape: Shape, dtype: str, products: str = "xla") -> Step:
     graphdef, params = nnx.split(decoder(shape))
     optimizer = make_optimizer(AdamWConfig(**RATE), STEPS, learned(params))
     compute = ComputeConfig(dtype=dtype, products=products)
-    step = make_step(graphdef, optimizer, 0, STEPS, compute, parts(shape))
+    told = {} if (k := parts(shape)) == 1 else {"parts": k}
+    step = make_step(graphdef, optimizer, 0, STEPS, compute, **told)
     held, data = [params, optimizer.init(learned(params))], shape.batches()
 
     def run(i: int) -> float:
@@ -55,7 +57,7 @@ def training(shape: Shape, dtype: str, products: str = "xla") -> Step:
 def parts(shape: Shape) -> int:
     """In how many parts the step takes the batch."""
     try:
-        from normlab.training.step import parts_in_cache
+        from normlab.training.parts import parts_in_cache
     except ImportError:  # 8e88a28
         return 1
     return parts_in_cache(shape.batch, shape.context, shape.width)
@@ -88,12 +90,16 @@ def products_alone(shape: Shape, dtype: str, products: str = "xla") -> Step:
         return [(x @ w, g @ w.T, x.T @ g) for x, w, g in maps], attention
 
     given = maps, of_heads, scores
-    shapes = jax.eval_shape(take, given, None)
-    room = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)]  # no page is new
+    shapes, threads = jax.eval_shape(take, given, None), 2 - k % 2
+    room = [jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes) for _ in range(threads)]
+    pool = ThreadPoolExecutor(threads)  # as the step has
+
+    def some(thread: int) -> None:
+        for _ in range(k // threads):  # XLA would take a loop of its own only once
+            room[thread] = jax.block_until_ready(take(given, room[thread]))  # no page is new
 
     def run(_: int) -> float:
-        for _ in range(k):  # XLA would take a loop of its own only once
-            room[0] = jax.block_until_ready(take(given, room[0]))
+        list(pool.map(some, range(threads)))
         return 0.0
 
     return run

@@ -13,7 +13,7 @@ over rounds, a ratio is the median over rounds of the ratio within one round, so
 slows both. Beside the wall's time stands the processor time of all threads of that side.
 
 "products" are the step's matrix products alone, x W, g Wᵀ and xᵀ g of each map of rows and the six
-of attention, on arrays that lie ready, in the parts of the batch that the step takes; "beside
+of attention, on arrays that lie ready, in the step's parts and by as many threads; "beside
 products" is the share of the step that is not theirs. Model FLOPs are counted as in PaLM
 (`train_side.Shape.flops`).
 """

@@ -27,7 +27,8 @@ from normlab.runs.run import Run
 from normlab.training.diagnostics import Diagnostics
 from normlab.training.optimizers import make_optimizer
 from normlab.training.optimizers.adamw import AdamWConfig
-from normlab.training.step import learned, make_step, parts_of
+from normlab.training.parts import parts_of
+from normlab.training.step import learned, make_step
 
 
 def calls(asked: argparse.Namespace, directory: Path) -> dict[str, Callable[[], Any]]:
@@ -40,7 +41,7 @@ def calls(asked: argparse.Namespace, directory: Path) -> dict[str, Callable[[], 
     graphdef, params = nnx.split(model)
     optimizer = make_optimizer(AdamWConfig(), 1000, learned(params))
     parts = parts_of(model, asked.batch, asked.context)
-    step = make_step(graphdef, optimizer, 0, 1000, accumulate=parts)
+    step = make_step(graphdef, optimizer, 0, 1000, parts=parts)
     shape = (asked.batch, asked.context + 1)
     ids = np.random.default_rng(0).integers(0, asked.vocabulary, shape, dtype=np.int32)
     texts = ids[:, :-1], ids[:, 1:]

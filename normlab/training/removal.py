@@ -23,8 +23,9 @@ from normlab.runs import sources
 from normlab.runs.run import Run, load
 from normlab.training.config import TrainConfig
 from normlab.training.optimizers import make_optimizer
+from normlab.training.parts import parts_of
 from normlab.training.start import resolved
-from normlab.training.step import learned, make_step, make_validate, parts_of
+from normlab.training.step import learned, make_step, make_validate
 from normlab.training.trainer import validation_windows
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import average_factors, freeze, removable
@@ -201,8 +202,8 @@ class Tuner:
         """One stretch of training, the `stretch`-th; the validation perplexity after it."""
         run = self.run
         parts = parts_of(self.model, run.batch, run.window)
-        make = make_step(self.graphdef, self.optimizer, run.seed, self.steps, run.compute, parts)
-        step = announced(make)
+        fixed = self.graphdef, self.optimizer, run.seed, self.steps, run.compute
+        step = announced(make_step(*fixed, parts=parts))
         for i in range(stretch * self.config.steps, (stretch + 1) * self.config.steps):
             inputs, targets = shard_batch(*self.batches.at(i))
             self.params, self.state, _ = step(self.params, self.state, np.int32(i), inputs, targets)

@@ -1,7 +1,6 @@
 """A step of training: gradient accumulation, and what runs that differ in numbers share."""
 
 import dataclasses
-import functools
 import logging
 
 import jax
@@ -22,34 +21,12 @@ from normlab.training.step import (
     learned,
     make_step,
     make_validate,
-    parts_in_cache,
-    parts_of,
 )
 from normlab.training.trainer import train
 from tests.conftest import VOCAB, forward, same_trees, tiny_model
 from tests.support.norm_walk import started
 from tests.support.runs import tiny_config
-from tests.support.steps import STEPS, texts
-
-
-@functools.cache
-def small(norm="rmsnorm", **fields):
-    """A model whose step compiles in a second; stepping donates copies of its arrays."""
-    return tiny_model(norm, layers=1, gated=False, **fields)
-
-
-def trained(model, steps=3, compute=None, accumulate=1, batch=texts):
-    """(parameters, losses) after a few steps on the batches of their numbers."""
-    graphdef, params = nnx.split(model)
-    params = jax.tree.map(jnp.copy, params)
-    weights = learned(params)
-    optimizer = make_optimizer(AdamWConfig(warmup=1), STEPS, weights, model.stacked)
-    step = make_step(graphdef, optimizer, 0, STEPS, compute, accumulate)
-    state, losses = optimizer.init(weights), []
-    for i in range(steps):
-        params, state, metrics = step(params, state, np.int32(i), *batch(i))
-        losses.append(float(metrics["loss"]))
-    return params, losses
+from tests.support.steps import STEPS, small, texts, trained
 
 
 @pytest.mark.system
@@ -126,21 +103,6 @@ def test_a_z_loss_is_added_to_the_loss_and_its_weight_is_data():
         assert float(loss) == pytest.approx(plain + z * squared.mean(), rel=1e-5)
         compiled |= {step.func, step.func._cache_size()}
     assert len(compiled) == 2
-
-
-SHAPES = [(16, 128, 128, 4), (8, 64, 64, 4), (4, 256, 384, 2), (6, 100, 9, 3), (7, 64, 9, 1)]
-
-
-@pytest.mark.parametrize(("batch", "window", "width", "parts"), SHAPES)
-def test_parts_of_a_batch_are_equal_and_neither_many_nor_short(batch, window, width, parts):
-    assert parts_in_cache(batch, window, width) == parts
-
-
-def test_a_cpu_takes_parts_unless_norms_keep_something_of_a_batch():
-    plain, keeps = small(), small("batchnorm")
-    assert parts_of(plain, 16, 128) == parts_in_cache(16, 128, plain.config.width) == 4
-    assert parts_of(plain, 16, 128, kept=2) == 2
-    assert parts_of(keeps, 16, 128) == parts_of(keeps, 16, 128, kept=2) == 1
 
 
 def test_unequal_parts_are_refused(tmp_path):
