@@ -15,6 +15,7 @@ from normlab.config import require
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
 from normlab.model.half import stored_attention
+from normlab.model.keys import Keys
 from normlab.model.linear import Linear
 from normlab.model.placement import ResidualConfig
 from normlab.model.residual import MakeNorm
@@ -165,7 +166,7 @@ class Attention(nnx.Module):
         residual: ResidualConfig,
         make_norm: MakeNorm,
         local: bool,
-        rngs: nnx.Rngs,
+        rngs: Keys,
     ):
         c, k = config, config.head_size
         bias = c.bias if c.qkv_bias is None else c.qkv_bias

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from normlab.model.attention import Attention
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
+from normlab.model.keys import Keys
 from normlab.model.mlp import MLP
 from normlab.model.placement import PlacementConfig, ResidualConfig
 from normlab.model.residual import MakeNorm, MakeNorms, Residual
@@ -27,7 +28,7 @@ class Block(nnx.Module):
         make_norms: MakeNorms,
         layer: int,
         gain: float | None,
-        rngs: nnx.Rngs,
+        rngs: Keys,
     ):
         def wrap(
             sublayer: str, build: Callable[[ResidualConfig, MakeNorm], nnx.Module]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from normlab.model.keys import Keys
+
 
 @jax.custom_vjp
 def product(x: Float[Array, "n i"], w: Float[Array, "i o"]) -> Float[Array, "n o"]:
@@ -34,7 +36,7 @@ class Linear(nnx.Module):
     Weights are rounded to the dtype of x, in which the product is taken (see `ComputeConfig`).
     """
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float, rngs: Keys):
         kernel = jax.nn.initializers.normal(std)(rngs.params(), (n_in, n_out), jnp.float32)
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros(n_out)) if bias else None

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
+from normlab.model.keys import Keys
 from normlab.model.linear import Linear
 from normlab.model.placement import ResidualConfig
 from normlab.model.residual import MakeNorm
@@ -35,7 +36,7 @@ class MLP(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, residual: ResidualConfig, make_norm: MakeNorm, rngs: nnx.Rngs
+        self, config: ModelConfig, residual: ResidualConfig, make_norm: MakeNorm, rngs: Keys
     ):
         c, m = config, config.hidden_size
         bias = c.bias if c.mlp_bias is None else c.mlp_bias

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from normlab.model.attention import soft_cap
 from normlab.model.block import Block, rematerialized, scanned
 from normlab.model.config import ModelConfig
 from normlab.model.context import Context
-from normlab.model.keys import key, pinned
+from normlab.model.keys import Keys, pinned
 from normlab.model.linear import Linear
 from normlab.model.placement import PlacementConfig, ResidualConfig
 from normlab.model.residual import learned, norm_maker, times
@@ -60,7 +60,7 @@ class Transformer(TokenModel):
                 f"norm = {one}: expected the config of its type, norms[{one.type!r}].Config(…)",
             )
             placement.check_norm(one, config.layers)
-        rngs = nnx.Rngs(key(seed))
+        rngs = Keys(seed)
         normal = jax.nn.initializers.normal(config.std)
         make_norms = partial(norm_maker, norm, tuple(norm_at))
         make_norm = make_norms(placement.around(config.layers), "")
@@ -72,7 +72,7 @@ class Transformer(TokenModel):
         )
 
         def table(rows: int, width: int) -> nnx.Embed:
-            return nnx.Embed(rows, width, embedding_init=normal, rngs=rngs)
+            return nnx.Embed(rows, width, embedding_init=normal, rngs=cast(nnx.Rngs, rngs))
 
         def linear(n_in: int, n_out: int, bias: bool = False) -> Linear:
             return Linear(n_in, n_out, bias=bias, std=config.std, rngs=rngs)
@@ -101,11 +101,16 @@ class Transformer(TokenModel):
 
     def _scale_weights(self, start: Around) -> None:
         """Multiply the initial weights by the factors that the norm type asks for."""
-        self.embed.embedding[...] *= start.factor("embed")
-        for path, linear in nnx.iter_graph(self):
-            if isinstance(linear, Linear):
-                residual = self._wiring(*map(str, path))
-                linear.kernel[...] *= start.factor(str(path[-1]), shrunk=residual.gain is None)
+        for path, part in nnx.iter_graph(self):
+            if part is self.embed:
+                weights, factor = part.embedding, start.factor("embed")
+            elif isinstance(part, Linear):
+                shrunk = self._wiring(*map(str, path)).gain is None
+                weights, factor = part.kernel, start.factor(str(path[-1]), shrunk)
+            else:
+                continue
+            if factor != 1.0:
+                weights[...] *= factor
 
     def _wiring(self, *path: str) -> ResidualConfig:
         """How the block sits in the stream that `path` leads into; the plain one for the head."""

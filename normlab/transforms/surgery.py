@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from normlab.model import Transformer
 from normlab.model.attention import Attention
+from normlab.model.keys import Keys
 from normlab.model.linear import Linear
 from normlab.model.residual import Residual
 from normlab.norms import Norm
@@ -150,7 +151,7 @@ def untie(model: Transformer) -> None:
     if model.head is not None:
         return
     rows = model.embed.embedding[...]
-    head = Linear(rows.shape[1], 1, bias=False, std=0.0, rngs=nnx.Rngs(0))
+    head = Linear(rows.shape[1], 1, bias=False, std=0.0, rngs=Keys(0))
     head.kernel = nnx.Param(rows.T)
     model.head = nnx.data(head)
     model.config = dataclasses.replace(model.config, tied=False)
