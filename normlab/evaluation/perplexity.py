@@ -21,7 +21,7 @@ from normlab.model import Context, TokenModel, Transformer
 from normlab.model.attention import Attention, normed_maps
 from normlab.model.by_layer import ByLayer
 from normlab.model.half import half_weights
-from normlab.norms import Norm, all_norms
+from normlab.norms import Norm, all_norms, nothing_summed
 from normlab.norms.sites import with_statistic
 from normlab.numerics import Arithmetic, FloatFormat, RangeCounts, arithmetic
 from normlab.parallel.sharding import padded_rows, replicate, shard_batch
@@ -190,15 +190,11 @@ def score_columns(
     run = announced(partial(_side_by_side, passes))
     batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
-    types = {norm.site.name: norm.config.type for norm in all_norms(model)}
+    norms = {norm.site.name: norm for norm in all_norms(model)}
     for scores in found:
         for site, rows in scores.sites.items():
             if rows.rows <= 0:
-                raise ValueError(
-                    f"norm {types[site]!r} accumulated nothing through `context.acc` at "
-                    f"{site}, so no precision applies to it: set has_statistic = False in its "
-                    "class, or use it"
-                )
+                raise nothing_summed(norms[site])
     return found
 
 

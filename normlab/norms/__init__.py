@@ -6,7 +6,9 @@ from normlab.norms.base import (
     NormState,
     Site,
     all_norms,
+    check_sums,
     norms,
+    nothing_summed,
     observe,
     penalties,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "NormState",
     "Site",
     "all_norms",
+    "check_sums",
     "norms",
+    "nothing_summed",
     "observe",
     "penalties",
 ]

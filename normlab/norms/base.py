@@ -213,6 +213,28 @@ def observe(
     return y, norm.counted(recorder.counts())
 
 
+def check_sums(norm: Norm) -> None:
+    """Refuse a norm that has a statistic, as its class says, and accumulates none.
+
+    Raises:
+        ValueError: no precision would apply to it.
+    """
+    if norm.has_statistic:
+        rows = jnp.ones((1, norm.width), jnp.float32)
+        _, seen = observe(norm, rows, PLAIN)
+        if int(seen.rows) <= 0:
+            raise nothing_summed(norm)
+
+
+def nothing_summed(norm: Norm) -> ValueError:
+    """The error for a norm whose statistic no accumulator has seen."""
+    return ValueError(
+        f"norm {norm.config.type!r} accumulated nothing through `context.acc` at "
+        f"{norm.site.name}, so no precision applies to it: set has_statistic = False in its "
+        "class, or use it"
+    )
+
+
 def all_norms(model: nnx.Module) -> list[Norm]:
     """Every norm of a model."""
     return [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]

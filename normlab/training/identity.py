@@ -35,13 +35,14 @@ def sign(run: Run, config: TrainConfig, tokens: Tokenized, asked: Sequence[str])
     """Write down what is about to happen, or check that it is what happened here before.
 
     record.json comes last: a directory without one was left while it was being made, and is made
-    again. So is one that was refused: what was wrong has been mended.
+    again. So is one that was refused, or failed before its first checkpoint: what was wrong (a
+    norm's own file, perhaps) has been mended, and nothing that was trained is lost.
 
     Raises:
         ValueError: the directory holds a run of another config, text or tokenizer.
     """
     text = {"text": tokens.corpus.sha256("train"), "tokenizer": tokens.tokenizer.hash}
-    if run.record.get("state", REFUSED) != REFUSED:
+    if _holds_something(run):
         require(
             not run.is_older or run.ended,
             f"{run.directory} was saved by an earlier version: it can be evaluated, but not "
@@ -120,6 +121,11 @@ def reason(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     line = f"{type(error).__name__}: {first}"
     return line if len(line) <= LINE else f"{line[: LINE // 2]} … {line[-LINE // 2 :]}"
+
+
+def _holds_something(run: Run) -> bool:
+    state = run.record.get("state", REFUSED)
+    return state != REFUSED and (state != "failed" or any(run["checkpoints"].glob("[0-9]*")))
 
 
 def _strange_file(run: Run) -> str | None:

@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from normlab.config import to_dict
-from normlab.data import Batches, PretrainedTokenizer, Tokenized, load_tokens
+from normlab.data import Batches, DataConfig, PretrainedTokenizer, Tokenized, load_tokens
 from normlab.data.unigram import unigram_loss
 from normlab.model import ModelConfig, PlacementConfig, Transformer
-from normlab.norms import NormConfig
+from normlab.norms import NormConfig, Site, check_sums, norms
 from normlab.norms.sites import NormAt
 from normlab.parallel.distributed import (
     agreed_maximum,
@@ -28,7 +28,7 @@ from normlab.parallel.distributed import (
 )
 from normlab.parallel.sharding import shard_batch, shard_params
 from normlab.progress import Progress, announced, console, sweep
-from normlab.runs import sources
+from normlab.runs import sources, user_files
 from normlab.runs.checkpoint import Checkpoints
 from normlab.runs.checkpoint_errors import CorruptCheckpointError
 from normlab.runs.provenance import provenance, source_hash
@@ -39,8 +39,9 @@ from normlab.training.diagnostics import Diagnostics
 from normlab.training.identity import noting_failure, noting_refusal, run_name, sign
 from normlab.training.metrics import MetricsLog
 from normlab.training.optimizers import groups, make_optimizer
+from normlab.training.parts import parts_of
 from normlab.training.stacked import Layers
-from normlab.training.step import PROGRAMS, learned, make_step, make_validate, parts_of
+from normlab.training.step import PROGRAMS, learned, make_step, make_validate
 from normlab.training.stop import StopRequest
 from normlab.training.tracking import check_installed, tracked
 
@@ -91,7 +92,7 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
     """
     c = config
     _try_to_build(c.model, c.norm, c.placement, c.norm_at)
-    tokens = load_tokens(c.data, _opened) if c.init is None else start.tokens(c.init, c.data)
+    tokens = _tokens(c.data) if c.init is None else start.tokens(c.init, c.data)
     run = Run(c.run or Path(c.runs) / run_name(to_dict(c), tokens.corpus.name))
 
     def check_here() -> None:
@@ -101,6 +102,18 @@ def ready(config: TrainConfig) -> tuple[Run, Tokenized]:
 
     on_main_process(check_here)
     return run, tokens
+
+
+def _tokens(data: DataConfig) -> Tokenized:
+    """The text of a config; a sweep's later runs take what its first one has read."""
+    if sweep.run == 1:
+        _kept_tokens.cache_clear()
+    return _kept_tokens(data, data.root_folder(), data.cache_folder())
+
+
+@lru_cache(1)
+def _kept_tokens(data: DataConfig, root: Path | None, cache: Path) -> Tokenized:
+    return load_tokens(data, _opened)
 
 
 def _opened(tokenizer: str) -> PretrainedTokenizer:
@@ -118,6 +131,10 @@ def _try_to_build(
     An initial value that a constructor refuses is met where the trainer builds the model.
     """
     nnx.eval_shape(lambda: Transformer(model, norm, placement, 2, norm_at=norm_at))
+    for config in {norm, *(at.norm for at in norm_at)}:
+        kind = norms[config.type]
+        if user_files.defining(kind):  # nobody else has asked it yet
+            check_sums(kind(model.width, Site("norm_final", "norm_final"), config))
 
 
 @contextmanager
@@ -153,7 +170,8 @@ class Trainer:
         scan, width = c.compute.scan_layers, c.model.width
         optimizer = make_optimizer(c.optimizer, c.steps, weights, scan, width)
         self.state = shard_params(optimizer.init(weights))
-        step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, self._parts(model))
+        split = c.accumulate, self._parts(model)
+        step = make_step(graphdef, optimizer, c.seed, c.steps, c.compute, *split)
         self.step = announced(step)
         self.validate_batch = announced(make_validate(graphdef, c.compute.precision))
         self.size = parameters(model)
@@ -167,7 +185,7 @@ class Trainer:
         """In how many parts a step takes its batch: chosen once, where the config says nothing."""
         c, saved = self.config, self.run.read("config.yaml")
         if c.accumulate > 1:
-            return c.accumulate
+            return 1
         kept = c.parts or saved.get("parts")
         parts = parts_of(model, c.batch, c.window, kept)
         if saved.get("parts") != (kept or parts):
@@ -254,7 +272,8 @@ class Trainer:
         with Progress(self._title(), c.steps, start) as progress:
             if checkpoints.latest() is None:
                 self._stand_still(checkpoints, 0)
-                checkpoints.read_back(0, **self._saved())
+                if sweep.run == 1:  # those of the others are written in the same way
+                    checkpoints.read_back(0, **self._saved())
             if start < c.steps and self._enough():  # killed after the last validation
                 return "stopped early"
             for step in range(start, stop):

@@ -5,9 +5,11 @@ import sys
 import pytest
 
 from normlab.commands.launch import imports
+from normlab.model import ModelConfig, PlacementConfig
 from normlab.norms import norms
 from normlab.runs import sources, user_files
 from normlab.runs.run import Run
+from normlab.training.trainer import _try_to_build
 from tests.support.own_norm import OWN
 
 
@@ -108,6 +110,16 @@ def test_a_file_that_changes_under_a_process_is_refused(own):
     own.write_text(OWN + "\n")
     with pytest.raises(ValueError, match="changed since this process imported it"):
         user_files.load([str(own)])
+
+
+def test_a_norm_that_sums_nothing_is_told_before_it_is_trained(tmp_path):
+    (tmp_path / "own.py").write_text(OWN.replace("    has_statistic = False\n", ""))
+    user_files.load([str(tmp_path / "own.py")])
+    try:
+        with pytest.raises(ValueError, match=r"accumulated nothing .* set has_statistic = False"):
+            _try_to_build(ModelConfig(), norms["own"].Config(), PlacementConfig("pre"), ())
+    finally:
+        forget()
 
 
 def test_imports_are_read_off_the_command_line_before_it_is_composed():

@@ -176,6 +176,25 @@ def test_a_refused_config_does_not_hold_its_directory(tmp_path, monkeypatch):
     assert run.record["state"] == "finished"
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_begins_with_what_was_mended(
+    tmp_path, monkeypatch
+):
+    scripted(monkeypatch)
+    config = loop_config(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("normlab.training.trainer.make_step", lambda *_: {}["a norm's mistake"])
+        with pytest.raises(KeyError):
+            train(config)
+    (run,) = map(Run, tmp_path.iterdir())
+    assert run.record["state"] == "failed"
+    monkeypatch.setattr("normlab.runs.sources.source_hash", lambda _: "mended")
+    train(config, stop_after=4)
+    assert run.read("provenance.json")["norm_source"] == "mended"
+    monkeypatch.setattr("normlab.runs.sources.source_hash", lambda _: "another")
+    with pytest.raises(ValueError, match="source of norm=rmsnorm: not what"):
+        train(config)
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("corpus", ["embedded", "auto"])
 def test_what_keeps_a_run_from_beginning_is_a_row_until_it_begins(tmp_path, monkeypatch, corpus):
