@@ -96,8 +96,8 @@ class EvaluateConfig:
     hosts: HostsConfig = field(HostsConfig, "processes that evaluate together")
     compare_to: str | None = field(
         None,
-        "with runs=DIR: the method that all others are compared with, NORM-PLACEMENT, such as "
-        "rmsnorm-pre: differences paired by seed, intervals, p after Holm",
+        "with runs=DIR: what all others are compared with, rmsnorm-pre, or at each placement its "
+        "own, rmsnorm: differences paired by seed, intervals, p after Holm",
     )
     out: str = field("results", "directory for table.md, table.csv, table.tex and records.jsonl")
 

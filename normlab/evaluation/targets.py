@@ -20,7 +20,8 @@ from normlab.parallel.distributed import HostsConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
 from normlab.results.record import GOOD, OK
-from normlab.results.settings import flattened, method_name
+from normlab.results.settings import flattened
+from normlab.results.versus import baseline_names
 from normlab.runs import sources
 from normlab.runs.run import Run, is_run, load, open_run, steps
 from normlab.transforms import NOTHING, Chain, parse
@@ -96,7 +97,7 @@ def targets(config: EvaluateConfig) -> list[EvalTarget]:
         found = [row for run in _runs(Path(str(config.runs))) for row in _rows(run, config)]
         _refuse_unless_one_is_readable(found, config)
         if config.compare_to is not None:
-            methods = {method_name(flattened(t.config)) for t in found if t.config}
+            methods = baseline_names(flattened(t.config) for t in found if t.config)
             choice("method to compare with: compare_to", config.compare_to, methods)
     else:
         found = [_pretrained(str(config.pretrained), config)]

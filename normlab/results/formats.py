@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ _LATEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "Δ": r"$\Delta$",
 }  # fmt: skip
+
+
+_MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -91,8 +95,8 @@ def _latex_table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` with what LaTeX reads as its own made into itself."""
-    return "".join(_LATEX.get(c, c) for c in text)
+    """`text` with what LaTeX reads as its own made into itself, and a number's minus as one."""
+    return _MINUS.sub("$-$", "".join(_LATEX.get(c, c) for c in text))
 
 
 def terminal(tables: Sequence[Table]) -> Group:

@@ -15,7 +15,7 @@ from normlab.results.record import OK, Record, latest
 from normlab.results.settings import RATE
 from normlab.results.spread import Group, best_rates, groups
 from normlab.results.table import by_text, tables, with_error
-from normlab.results.versus import FEW, Versus, baseline, compared
+from normlab.results.versus import FEW, Versus, baselines, compared
 
 LEGEND = (
     "Mean ± standard deviation over seeds of perplexity in fp32, each method at the learning rate "
@@ -36,7 +36,7 @@ class Methods:
         split: of it.
         names: of the methods.
         groups: their runs, each at its best rate.
-        base: which of them is the baseline; None without one.
+        bases: by method which of them is its baseline, itself of one; empty without one.
         versus: by method its difference to that.
     """
 
@@ -44,7 +44,7 @@ class Methods:
     split: str
     names: list[str]
     groups: list[Group]
-    base: int | None
+    bases: list[int]
     versus: list[Versus | None]
 
     @property
@@ -87,14 +87,14 @@ def methods(records: Iterable[Record], compare_to: str | None = None) -> list[Me
 
 def _methods(rows: Sequence[Record], found: list[Group], compare_to: str | None) -> Methods:
     labels = Labels.of_records(rows)
-    base = None if compare_to is None else baseline(found, compare_to)
+    bases = [] if compare_to is None else baselines(found, compare_to)
     return Methods(
         tables(rows)[0].title,
         rows[0].text.split or "",
         [labels.method(group.config) for group in found],
         found,
-        None if base is None else found.index(base),
-        [None] * len(found) if base is None else compared(found, base),
+        [found.index(base) for base in bases],
+        compared(found, bases) if bases else [None] * len(found),
     )
 
 
@@ -111,7 +111,7 @@ def lines(m: Methods) -> list[list[str]]:
 
 def _line(m: Methods, i: int) -> list[str]:
     group, versus = m.groups[i], m.versus[i]
-    cells = ["baseline" if i == m.base else "", "", ""]
+    cells = ["baseline" if i in m.bases else "", "", ""]
     if versus is not None:
         cells = [_difference(versus), f"{versus.corrected:.2g}", f"{_percent(versus.visible)} %"]
     return [m.names[i], group.setting(RATE), str(len(group.logs)), m.shown(i), *cells]
@@ -132,19 +132,19 @@ def sentences(m: Methods) -> str:
     """For a paper: each method beside the baseline, or else which one is best."""
     if m.best is None:
         return "No method has two seeds that ended well: nothing is compared."
-    if m.base is None:
+    if not m.bases:
         best = f"{m.names[m.best]} has the lowest perplexity, {m.shown(m.best)}"
         seeds = len(m.groups[m.best].logs)
         return f"{best} ({seeds} seeds, {m.split} split). compare_to=NAME tests the others."
-    base = f"{m.names[m.base]}'s {m.shown(m.base)}"
-    said = [_said(m, i, v, base) for i, v in enumerate(m.versus) if v is not None]
+    said = [_said(m, i, v) for i, v in enumerate(m.versus) if v is not None]
     fewest = min((len(g.logs) for g in m.groups if g.ranked), default=0)
     if fewest < FEW:
         said.append(f"{fewest} seeds decide little: take the last column as the limit of sight.")
     return " ".join(said)
 
 
-def _said(m: Methods, i: int, v: Versus, base: str) -> str:
+def _said(m: Methods, i: int, v: Versus) -> str:
+    base = f"{m.names[m.bases[i]]}'s {m.shown(m.bases[i])}"
     way = "above" if v.share > 0 else "below"
     test = f"paired over {v.seeds} seeds" if v.seeds else "Welch's test"
     clear = v.corrected < 0.05
@@ -161,7 +161,7 @@ def booktabs(found: Sequence[Methods]) -> str:
 
 
 def _booktabs(m: Methods) -> str:
-    head = COLUMNS if m.base is not None else COLUMNS[:4]
+    head = COLUMNS if m.bases else COLUMNS[:4]
     rows = []
     for i in range(len(m.names)):
         cells = [escaped(cell) for cell in _line(m, i)[: len(head)]]
@@ -202,6 +202,6 @@ def as_csv(found: Sequence[Methods]) -> str:
             numbers: list[Any] = [None] * (len(NUMBERS) + 1)
             if v is not None:
                 numbers = [*(getattr(v, name) for name in NUMBERS), v.seeds]
-            told = [len(group.logs), m.mean(i), m.deviation(i), i == m.best, i == m.base]
+            told = [len(group.logs), m.mean(i), m.deviation(i), i == m.best, i in m.bases]
             writer.writerow([*own, *told, *numbers, m.split, m.text])
     return out.getvalue()

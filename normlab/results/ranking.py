@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from normlab.results.labels import Labels
 from normlab.results.record import GOOD
-from normlab.results.settings import RATE
+from normlab.results.settings import RATE, decides
 
 FLOPS = 6
 """Of training, for each parameter and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
@@ -22,11 +22,14 @@ class Point:
     """One method at one size, at the rate with the lowest mean loss.
 
     Args:
+        model: the fields of its config by which its size is told; methods differ in a few
+            parameters at the same size.
         parameters: of the model.
         flops: 6 · parameters · tokens seen.
         losses: best validation loss of each seed, in nats; inf of one that did not end well.
     """
 
+    model: str
     parameters: int
     flops: float
     losses: tuple[float, ...]
@@ -43,32 +46,42 @@ def by_size(runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict
     Args:
         runs: of each run its config, flat, and its record.
     """
-    found: dict[str, dict[int, dict[float, list[tuple[float, float]]]]] = {}
     kept = [(config, record) for config, record in runs if record.get("parameters")]
-    labels = Labels([_method(config) for config, _ in kept])
+    labels, found = Labels([_method(config) for config, _ in kept]), dict[str, _Sizes]()
     for config, record in kept:
-        rates = found.setdefault(labels.method(_method(config)), {})
-        at = rates.setdefault(record["parameters"], {}).setdefault(config[RATE], [])
+        sizes = found.setdefault(labels.method(_method(config)), {})
+        seeds = sizes.setdefault(_size(config), {}).setdefault(config[RATE], [])
         flops = FLOPS * record["parameters"] * record.get("tokens_seen", 0)
         loss = record.get("best_valid_loss") if record.get("state") in GOOD else None
-        at.append((float(flops), math.inf if loss is None else float(loss)))
+        loss = math.inf if loss is None else float(loss)
+        seeds.append(Point(_size(config), record["parameters"], float(flops), (loss,)))
     made = {
-        name: [_point(size, rates) for size, rates in sorted(sizes.items())]
+        name: sorted(map(_best, sizes.values()), key=lambda point: point.parameters)
         for name, sizes in found.items()
     }
-    several = len({point.parameters for points in made.values() for point in points}) > 1
+    several = len({point.model for points in made.values() for point in points}) > 1
     return made if several else {}
+
+
+_Sizes = dict[str, dict[float, list[Point]]]
+"""By size and rate a point for each seed."""
+
+
+def _size(config: Mapping[str, Any]) -> str:
+    return json.dumps({k: v for k, v in config.items() if k.startswith("model.")}, sort_keys=True)
 
 
 def _method(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a method is beside its size, rate and seed."""
-    own = {k: v for k, v in config.items() if not k.startswith("model.")}
+    own = {k: v for k, v in config.items() if decides(k) and not k.startswith("model.")}
     return json.loads(json.dumps({k: v for k, v in own.items() if k not in (RATE, "seed")}))
 
 
-def _point(size: int, rates: Mapping[float, Sequence[tuple[float, float]]]) -> Point:
-    best = min(rates.values(), key=lambda seeds: np.mean([loss for _, loss in seeds]))
-    return Point(size, max(flops for flops, _ in best), tuple(loss for _, loss in best))
+def _best(rates: Mapping[float, Sequence[Point]]) -> Point:
+    """The seeds of the best rate in one point."""
+    seeds = min(rates.values(), key=lambda seeds: np.mean([seed.mean for seed in seeds]))
+    losses = tuple(loss for seed in seeds for loss in seed.losses)
+    return replace(seeds[0], flops=max(seed.flops for seed in seeds), losses=losses)
 
 
 def flips(methods: Mapping[str, Sequence[Point]]) -> list[str]:
@@ -83,10 +96,8 @@ def flips(methods: Mapping[str, Sequence[Point]]) -> list[str]:
 
 
 def _flips(one: str, other: str, methods: Mapping[str, Sequence[Point]]) -> list[str]:
-    theirs = {point.parameters: point.mean for point in methods[other]}
-    both = [
-        (p.parameters, p.mean, theirs[p.parameters]) for p in methods[one] if p.parameters in theirs
-    ]
+    theirs = {point.model: point.mean for point in methods[other]}
+    both = [(p.parameters, p.mean, theirs[p.model]) for p in methods[one] if p.model in theirs]
     said = []
     for (small, a, b), (large, c, d) in pairwise(both):
         if (a - b) * (c - d) < 0:

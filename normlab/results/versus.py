@@ -4,8 +4,9 @@ All of it is of log-perplexity in fp32, told as a share of the baseline's perple
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from normlab.registry import choice
 from normlab.results.settings import method_name
 from normlab.results.spread import Group
 
-FIELD = "compare_to"
+FIELD, NORM = "compare_to", "norm.type"
 LEVEL = 0.05
 """Of a test; its interval covers 95 %."""
 POWER = 0.8
@@ -46,31 +47,47 @@ class Versus:
     seeds: int
 
 
-def baseline(found: Sequence[Group], asked: str) -> Group:
-    """The one method of that name.
+def baselines(found: Sequence[Group], asked: str) -> list[Group]:
+    """Of each method what it is compared with: the one named, or that norm at its placement.
+
+    Args:
+        found: the methods.
+        asked: NORM-PLACEMENT, or a NORM that is there at every placement.
 
     Raises:
-        UnknownNameError: none has it.
-        ValueError: several have, or the one has not two seeds that ended well.
+        UnknownNameError: none has the name.
+        ValueError: several have, or one has not two seeds that ended well.
     """
-    named = [group for group in found if method_name(group.config) == asked]
-    choice(f"method to compare with: {FIELD}", asked, {method_name(g.config) for g in found})
+    choice(f"method to compare with: {FIELD}", asked, baseline_names(g.config for g in found))
+    if asked in {method_name(group.config) for group in found}:
+        return [_named(found, asked, asked)] * len(found)
+    return [_named(found, method_name(g.config | {NORM: asked}), asked) for g in found]
+
+
+def baseline_names(configs: Iterable[Mapping[str, Any]]) -> set[str]:
+    """What `compare_to` may say: the methods, and their norms."""
+    return {name for config in configs for name in (method_name(config), str(config.get(NORM)))}
+
+
+def _named(found: Sequence[Group], name: str, asked: str) -> Group:
+    named = [group for group in found if method_name(group.config) == name]
     require(
         len(named) == 1,
-        f"compare_to = {asked}: {len(named)} methods have this norm and placement, and differ in "
-        "other fields: expected one; evaluate a folder of runs that holds one of them",
+        f"compare_to = {asked}: {len(named)} methods are {name}: expected one. Of several, "
+        "evaluate a folder of runs that holds one; of none, name another baseline",
     )
     require(
         named[0].ranked,
-        f"compare_to = {asked}: {len(named[0].logs)} of its seeds have a perplexity: expected two "
-        "or more, and that all ended well",
+        f"compare_to = {asked}: {len(named[0].logs)} of the seeds of {name} have a perplexity: "
+        "expected two or more, and that all ended well",
     )
     return named[0]
 
 
-def compared(found: Sequence[Group], base: Group) -> list[Versus | None]:
-    """Of each method its difference to the baseline; None of that and where seeds are missing."""
-    made = [_versus(g, base) if g is not base and g.ranked else None for g in found]
+def compared(found: Sequence[Group], bases: Sequence[Group]) -> list[Versus | None]:
+    """Of each method its difference to its baseline; None of that and where seeds are missing."""
+    pairs = zip(found, bases, strict=True)
+    made = [_versus(g, base) if g is not base and g.ranked else None for g, base in pairs]
     tested = [v for v in made if v is not None]
     corrected = iter(holm([v.p for v in tested]))
     return [v and replace(v, corrected=next(corrected)) for v in made]

@@ -81,6 +81,7 @@ def test_latex_escapes_what_it_would_read_itself():
     assert escaped(r"50% & $x_1^2$ {~} #\ ±") == (
         r"50\% \& \$x\_1\textasciicircum{}2\$ \{\textasciitilde{}\} \#\textbackslash{} $\pm$"
     )
+    assert escaped("gemma3-270m (-14 to -2.6)") == "gemma3-270m ($-$14 to $-$2.6)"
 
 
 def test_terminal():

@@ -8,10 +8,12 @@ from normlab.results.ranking import by_size, flips
 
 
 def run(norm, width, parameters, loss, lr=1e-3, seed=0, state="finished"):
+    """A size is a width: DyT has more parameters, and a wide model's batch fewer parts."""
     config = {
         "norm.type": norm, "placement.type": "pre", "model.width": width, "optimizer.lr": lr,
-        "seed": seed,
+        "seed": seed, "parts": 128 // width,
     }  # fmt: skip
+    parameters += 2 * (norm == "dyt")
     record = {"parameters": parameters, "tokens_seen": 1000, "best_valid_loss": loss}
     return config, record | {"state": state}
 

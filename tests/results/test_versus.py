@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from normlab.results.spread import groups
-from normlab.results.versus import baseline, compared, holm
+from normlab.results.versus import baselines, compared, holm
 from tests.support.seeds import BASE, OTHER, runs
 
 
 def against(*rows):
     found = groups([r for part in rows for r in part])
-    return compared(found, baseline(found, "rmsnorm-pre"))
+    return compared(found, baselines(found, "rmsnorm-pre"))
 
 
 def test_matching_seeds_are_paired():
@@ -26,6 +26,22 @@ def test_matching_seeds_are_paired():
     assert (v.p, v.corrected, v.seeds) == (pytest.approx(wanted.pvalue), v.p, 4)
     means = math.expm1(y.mean() - x.mean()), math.expm1(low), math.expm1(high)
     assert (v.share, v.low, v.high) == pytest.approx(means)
+
+
+def test_a_norm_is_the_baseline_of_each_placement():
+    four = range(4)
+    pre = [*runs("rmsnorm", BASE, four), *runs("dyt", OTHER, four)]
+    peri = [
+        runs("rmsnorm", OTHER, four, placement="peri"),
+        runs("dyt", BASE, four, placement="peri"),
+    ]
+    found = groups([*pre, *peri[0], *peri[1]])
+    first, above, second, below = compared(found, baselines(found, "rmsnorm"))
+    assert first is second is None
+    assert (1 + above.share) * (1 + below.share) == pytest.approx(1)
+    assert above.p == below.p == pytest.approx(above.corrected / 2)
+    others = compared(found, baselines(found, "rmsnorm-pre"))
+    assert [v is None for v in others] == [True, False, False, False]
 
 
 def test_others_are_compared_by_welch():
@@ -69,10 +85,13 @@ def test_holm_by_hand():
     ("asked", "says"),
     [
         ("rmsnorm-pr", "compare_to 'rmsnorm-pr'. Did you mean 'rmsnorm-pre'"),
-        ("dyt-pre", "compare_to = dyt-pre: 1 of its seeds have a perplexity: expected two"),
+        (
+            "dyt-pre",
+            "compare_to = dyt-pre: 1 of the seeds of dyt-pre have a perplexity: expected two",
+        ),
     ],
 )
 def test_a_baseline_that_is_none_is_refused(asked, says):
     found = groups([*runs("rmsnorm", BASE, range(4)), *runs("dyt", OTHER[:1], [0])])
     with pytest.raises(ValueError, match=says):
-        baseline(found, asked)
+        baselines(found, asked)
