@@ -57,6 +57,9 @@ def build(cls: type[C], values: Mapping[str, Any], path: str = "") -> C:
     return chosen(**built)
 
 
+EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -82,8 +85,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    expected = getattr(hint, "__name__", str(hint))
-    raise TypeError(f"{path} = {value!r}: expected {expected}, got {type(value).__name__}")
+    said = "a list" if origin is tuple else EXPECTED.get(hint, hint)
+    raise TypeError(f"{path} = {value!r}: expected {said}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -37,12 +37,12 @@ def test_an_unknown_key_names_the_nearest():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"inner": {"size": "3"}}, "inner.size = '3': expected int, got str"),
-        ({"inner": {"size": True}}, "inner.size = True: expected int, got bool"),
-        ({"inner": {"size": 1.5}}, "inner.size = 1.5: expected int, got float"),
-        ({"on": 1}, "on = 1: expected bool, got int"),
-        ({"names": 1}, "names = 1: expected"),
-        ({"names": ["x", 1]}, r"names\[1\] = 1: expected str"),
+        ({"inner": {"size": "3"}}, "inner.size = '3': expected a whole number"),
+        ({"inner": {"size": True}}, "inner.size = True: expected a whole number"),
+        ({"inner": {"size": 1.5}}, "inner.size = 1.5: expected a whole number"),
+        ({"on": 1}, "on = 1: expected true or false"),
+        ({"names": 1}, "names = 1: expected a list"),
+        ({"names": ["x", 1]}, r"names\[1\] = 1: expected text"),
         ({"inner": 3}, r"inner = 3: expected inner\.FIELD, a field of it: size, rate"),
     ],
 )

@@ -120,7 +120,8 @@ def explain(error: BaseException) -> str:
     """An error in one or two lines: what was given, what was expected, what is nearest."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return str(unknown(group or "config", name, error.options))
+        said = str(unknown(group or "config", name, error.options))
+        return said + " One of your own: imports=[FILE.py]." * (group in ("norm", "placement"))
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         told = "expected FIELD=VALUE without spaces, or a verb; --help says which there are"
         return f"{error.override!r}: {told}"

@@ -1,6 +1,7 @@
 """`--help`: examples, then every field with its default and its description."""
 
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from normlab.commands.groups import OWN_FIELDS, TYPED, groups, options
 from normlab.config import describe
 from normlab.registry import choice
 
-VERBS = {"remove": "train remove"} | {
+VERBS = {"remove": "train remove", "tune": "train tune"} | {
     verb: f"evaluate {verb}" for verb in ("golden", "export", "plan")
 }
 """How a verb with fields of its own is written."""
@@ -25,6 +26,14 @@ def print_help(app: str, schema: type, examples: str = "") -> None:
 
     The fields of a norm are those of the type that the command line names.
     """
+    try:
+        _print_help(app, schema, examples)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_help(app: str, schema: type, examples: str) -> None:
     command = as_typed(f"python -m {VERBS.get(app, app)}")
     print(f"{command} [FIELD=VALUE ...]")
     print(as_typed(textwrap.indent(examples.rstrip(), "  ")))

@@ -119,7 +119,8 @@ def launch(
             if several and (swept := swept_here()):
                 number = HydraConfig.get().job.num + 1
                 sweep.begin(number, runs_of(swept), label(asked, swept))
-            user_files.load(values.get("imports") or ())
+            files = values.get("imports") or ()
+            user_files.load([files] if isinstance(files, str) else files)
             try:
                 choices = HydraConfig.get().runtime.choices
                 refuse_misplaced(app, schema, choices, values)

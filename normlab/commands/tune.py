@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -31,15 +32,23 @@ def main(arguments: Sequence[str]) -> None:
     with explained():
         compile_cache.use()
         swept = values(arguments)
-        rates = [float(rate) for rate in swept.pop(RATE, ())]
+        rates = [_rate(text) for text in swept.pop(RATE, ())]
         check(rates)
         seeds = swept.pop(SEED, ["0"])
-        found = list[Tuned]()
-        for method in itertools.product(*([f"{k}={v}" for v in vs] for k, vs in swept.items())):
+        methods = list(itertools.product(*([f"{k}={v}" for v in vs] for k, vs in swept.items())))
+        runs, found = _Runs(len(methods) * len(rates) * len(seeds)), list[Tuned]()
+        for method in methods:
             said = " ".join(o for o in method if len(swept[o.partition("=")[0]]) > 1)
-            found.append(Tuned(said or "the method", _losses(said, method, rates, seeds)))
+            found.append(Tuned(said or "the method", _losses(said, method, rates, seeds, runs)))
             console.print(_line(found[-1]))
         print(report(found))
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{RATE} = {text!r}: expected a number") from None
 
 
 def values(arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -54,8 +63,16 @@ def values(arguments: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+@dataclass
+class _Runs:
+    """How many there will be, as far as it is known: a grid may grow."""
+
+    known: int
+    begun: int = 0
+
+
 def _losses(
-    said: str, method: Sequence[str], rates: Sequence[float], seeds: Sequence[str]
+    said: str, method: Sequence[str], rates: Sequence[float], seeds: Sequence[str], runs: _Runs
 ) -> dict[float, float]:
     """By rate the mean over seeds of the best validation loss, inf where a run ended badly.
 
@@ -64,14 +81,17 @@ def _losses(
         method: its overrides.
         rates: the grid to begin with.
         seeds: of each rate's runs.
+        runs: those of all methods.
     """
 
     def loss(rate: float) -> float:
+        runs.known += len(seeds) * (rate not in rates)
         return sum(trained(rate, seed) for seed in seeds) / len(seeds)
 
     def trained(rate: float, seed: str) -> float:
         own = [f"{RATE}={rate!r}", f"{SEED}={seed}"]
-        sweep.begin(1, 1, f"{said} lr={rate:g} seed={seed}".strip())
+        runs.begun += 1
+        sweep.begin(runs.begun, runs.known, f"{said} lr={rate:g} seed={seed}".strip())
         overrides = [*method, *own]
         return final_loss(train(composed("train", TrainConfig, overrides), overrides).record)
 
@@ -80,7 +100,7 @@ def _losses(
 
 def _line(tuned: Tuned) -> str:
     tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in sorted(tuned.losses.items()))
-    return f"{tuned.method}: {tried}"
+    return f"{tuned.method}: validation loss by rate {tried}"
 
 
 def report(found: Sequence[Tuned]) -> str:

@@ -113,7 +113,7 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("norm_at=[{site:norm_final}]", "unknown key of norm_at[0] 'site'. Did you mean 'sites'"),
         ("norm=rmsnorm,null", "norm=rmsnorm,null: expected a name; left out it is norm=rmsnorm"),
         ("experiment=null", "experiment=null: expected a name; left out there is none. Known: "),
-        ("optimizer.lr=fast", "optimizer.lr = 'fast': expected float, got str"),
+        ("optimizer.lr=fast", "optimizer.lr = 'fast': expected a number"),
         ("model.heads=3", "model.width = 128 is not divisible by model.heads = 3"),
         ("window=99999", "window = 99999 tokens is longer than model.max_length"),
         ("data=wikitex2", "unknown data 'wikitex2'. Did you mean 'wikitext2'"),
