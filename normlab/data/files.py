@@ -211,10 +211,16 @@ def column_name(names: Sequence[str], strings: Sequence[str], asked: str | None,
     """The column that holds the text: the one asked for, `text`, or the only one of strings.
 
     Raises:
-        UnknownNameError: no such column, or none was named and none is the obvious one.
+        UnknownNameError: no such column, or none was named and none holds text.
+        ValueError: several hold text, and none was named.
     """
     if asked is None and (TEXT in names or len(strings) == 1):
         return TEXT if TEXT in names else strings[0]
+    if asked is None and len(strings) > 1:
+        raise ValueError(
+            f"{where} has several columns of text: expected data.column=NAME, one of "
+            f"{', '.join(sorted(strings))}"
+        )
     if asked not in names:
         raise unknown(f"data.column of {where}", asked, names)
     return str(asked)

@@ -72,7 +72,7 @@ def test_the_only_column_of_strings_is_the_text(columns, names, tmp_path):
     if names:
         assert list(documents(tmp_path / "a.jsonl")) == ["x\n\n"]
     else:
-        with pytest.raises(UnknownNameError, match="Known: a, b"):
+        with pytest.raises(ValueError, match="several columns of text: .*NAME, one of a, b"):
             list(documents(tmp_path / "a.jsonl"))
 
 
