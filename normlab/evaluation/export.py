@@ -203,7 +203,9 @@ def _written(part: Path, source: Source, config: ExportConfig, command: str) -> 
     with in_place():
         chain, model = rewritten(lm, source.windows, config.transform)
     lm = replace(lm, model=model)  # a chain of norm types makes another
+    _let_go()
     fit = _fit(model, source)
+    _let_go()
     scaled = _scales(model, fit, source, config)
     if config.format == "gguf":
         spec = write_gguf(part, source.target.name, fit, source.metadata, config.dtype)
@@ -261,7 +263,7 @@ def _scales(
         return None
     kind, found = DTYPES[config.dtype][1], tensors(fit.model, fit.names)
     with np.errstate(over="ignore"):  # which is refused where it is written
-        weights = weights_hash(tensor.values().astype(kind) for tensor in found)
+        weights = weights_hash(tensor.values().astype(kind, copy=False) for tensor in found)
     names, sites = fit.names, matching(config.keep_fp32, with_statistic(model))
     keep = [site for site, kept in sites.items() if kept]
     return scales_file(model, fit.family, names, config.column, weights, keep, source.calibration)

@@ -259,7 +259,9 @@ def weights_hash(weights: Iterable[Float[np.ndarray, "..."]]) -> str:
         with np.errstate(over="ignore"):
             half = np.ascontiguousarray(weight, np.float16)
         shape = ",".join(map(str, half.shape))
-        digests.append(hashlib.sha256(f"{shape}:".encode() + half.tobytes()).hexdigest())
+        digest = hashlib.sha256(f"{shape}:".encode())
+        digest.update(half.data)
+        digests.append(digest.hexdigest())
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 

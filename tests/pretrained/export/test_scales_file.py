@@ -74,7 +74,7 @@ def test_it_comes_back_as_it_was(made, tmp_path):
         (lambda told: _norm(told).update(kind="dyt"), r"unknown modules.model.norm.kind 'dyt'"),
         (lambda told: _norm(told).update(inverse=-1.0), "norm.inverse = -1.0: expected a finite"),
         (lambda told: _norm(told).update(scale=[1.0, 2.0]), "inverse = .*: expected a finite numb"),
-        (lambda told: _norm(told).update(site=3), "norm.site = 3: expected str"),
+        (lambda told: _norm(told).update(site=3), "norm.site = 3: expected text"),
     ],
 )
 def test_a_file_that_was_changed_is_refused(change, message, made, tmp_path):
