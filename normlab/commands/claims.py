@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         for claim in found if asked.run else ():
             compile_cache.use()
             print(f"written to {run(claim, asked.out).write(asked.out)}")
-        _tell(verdicts(files, asked.out), asked.page)
+        _tell(verdicts(files, asked.out), commands(asked.claims, asked.out, asked.page), asked.page)
 
 
 def verdicts(files: Sequence[Path], *folders: Path) -> list[Told]:
@@ -82,16 +83,26 @@ def verdicts(files: Sequence[Path], *folders: Path) -> list[Told]:
     return told
 
 
-def _tell(told: Sequence[Told], to: Path | None) -> None:
+def commands(claims: Sequence[str], out: Path, to: Path | None = None) -> list[str]:
+    """What makes the page of some claims, and their records."""
+    where, page = f"--out {out}", [] if to is None else [f"--page {to}"]
+    claims = [quote(claim) for claim in claims]
+    return [
+        " ".join(["python -m evaluate claims", *claims, where, *page]),
+        " ".join(["python -m evaluate claims", *(claims or ["NAME"]), where, "--run"]),
+    ]
+
+
+def _tell(told: Sequence[Told], commands: Sequence[str], to: Path | None) -> None:
     """Write the page; or print it, on a terminal its table and what was measured."""
     if to is not None:
-        to.write_text(page(told), encoding="utf-8")
+        to.write_text(page(told, commands), encoding="utf-8")
         print(f"written to {to}")
     elif console.is_terminal:
         console.print(ruled(answer(told), lines(told), 2), soft_wrap=False)
         console.print(f"{measured(told)}\n", Text(LEGEND, "dim"))
     else:
-        print(page(told))
+        print(page(told, commands))
 
 
 def names() -> list[str]:
@@ -101,6 +112,7 @@ def names() -> list[str]:
 
 def _file(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
+        require(Path(name).is_file(), f"{name}: no such file; expected a claim's name or FILE.yaml")
         return Path(name)
     return CLAIMS / f"{choice('claim', name, names())}.yaml"
 

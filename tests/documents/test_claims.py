@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from normlab.commands.claims import CLAIMS, names, verdicts
+from normlab.commands.claims import CLAIMS, commands, names, verdicts
 from normlab.evaluation.claims.page import page
 
 pytestmark = pytest.mark.documents
 
-PAGE = Path(__file__).parent.parent.parent / "docs/results/verdicts.md"
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_page_of_verdicts_is_what_the_committed_records_say():
-    made = page(verdicts([CLAIMS / f"{name}.yaml" for name in names()]))
-    assert PAGE.read_text(encoding="utf-8") == made, "python -m evaluate claims --page FILE"
+    written = Path("docs/results/verdicts.md")
+    told = verdicts([CLAIMS / f"{name}.yaml" for name in names()])
+    made = page(told, commands([], Path("configs/claims"), written))
+    assert (ROOT / written).read_text(encoding="utf-8") == made, commands([], CLAIMS, written)[0]

@@ -23,22 +23,17 @@ LEGEND = (
     "while the best is at its edge. A rate of a grid is known to a step of it, by which the "
     "interval is wider. Intervals are not corrected for the number of claims."
 )
-COMMANDS = """\
-```
-python -m evaluate claims --page docs/results/verdicts.md
-python -m evaluate claims NAME --run --out configs/claims
-```"""
 
 
-def page(told: Sequence[Told]) -> str:
-    """In Markdown; the claims that were run first."""
+def page(told: Sequence[Told], commands: Sequence[str]) -> str:
+    """In Markdown; the claims that were run first. `commands` made it."""
     defined = [claim for claim, outcome, _ in told if outcome is None]
-    parts = ["# Claims of papers, tested in small", answer(told), grid(lines(told)), LEGEND]
+    parts = ["# Claims, tested in small", answer(told), grid(lines(told)), LEGEND]
     if len(defined) < len(told):
         parts += ["## What was measured, and what it can't say", measured(told)]
     if defined:
         parts += ["## Defined, not run", "\n".join(map(_defined, defined))]
-    parts += ["## Commands and provenance", COMMANDS]
+    parts += ["## Commands and provenance", "\n".join(["```", *commands, "```"])]
     if len(defined) < len(told):
         parts += [_made([outcome for _, outcome, _ in told if outcome is not None])]
     return "\n\n".join(_wrapped(part) for part in parts) + "\n"
@@ -49,9 +44,9 @@ def answer(told: Sequence[Told]) -> str:
     counts = Counter(verdict.word for _, _, verdict in told)
     said = [f"{word}: {counts[word]}" for word in (HOLDS, FAILS, UNCLEAR, NOT_RUN) if counts[word]]
     return (
-        f"Claims: {len(told)} ({'; '.join(said)}). Every verdict is one of the regime beside it; "
-        "models trained here are thousands of times smaller than the papers', and it can't say "
-        "what happens at theirs."
+        f"Claims: {len(told)} ({'; '.join(said)}). Every verdict is one of the regime beside it, and "
+        "can't say what happens with larger models and more text: a paper's may be thousands of "
+        "times as large."
     )
 
 
@@ -129,8 +124,8 @@ def _made(outcomes: Sequence[Outcome]) -> str:
     told = {k: sorted({str(o.made[k]) for o in outcomes}) for k in ("date", "jax", "device")}
     return (
         f"{', '.join(told['date'])}, jax {', '.join(told['jax'])}, {', '.join(told['device'])}. "
-        "The records, a line a run, are `NAME.json` beside each claim in `configs/claims/`; this "
-        "page is made from them. Claims with a common baseline share its runs."
+        "The records are `NAME.json`, a line a run; this page is made from them. Claims with a "
+        "common baseline share its runs."
     )
 
 
