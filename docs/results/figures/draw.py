@@ -160,16 +160,16 @@ def transforms() -> Any:
 
 
 def speed() -> Any:
-    """Training speed over nanoGPT in eager PyTorch."""
+    """Training speed over PyTorch's, at each shape."""
     made, ((ax,),) = figure(1, 1, (7, 3.2))
-    found = rows("speed.md", "| speed over nanoGPT")[::-1]
-    for i, name in enumerate(("jax 0.12.0", "jax 0.10.2")):
+    found = rows("speed.md", "| on the Xeon")[::-1]
+    for i, name in enumerate(("PyTorch eager", "compiled")):
         at = [n + 0.2 - 0.4 * i for n in range(len(found))]
-        ax.barh(at, [number(r[1 + i]) for r in found], 0.38, color=look(i)[0], label=name)
+        ax.barh(at, [number(r[2 + i]) for r in found], 0.38, color=look(i)[0], label=name)
     ax.axvline(1, color="k", lw=1, ls=":")
     ax.set_yticks(range(len(found)), [r[0] for r in found])
-    ax.set(xlabel="speed over nanoGPT, eager, float32")
-    title = "Training speed of each program, over nanoGPT's"
+    ax.set(xlabel="normlab's training speed over that of")
+    title = "Training on two cores of a Xeon with AMX"
     return captioned(made, *ax.get_legend_handles_labels(), title)
 
 
