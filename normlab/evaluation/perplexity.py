@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from normlab.model.half import half_weights
 from normlab.norms import Norm, all_norms, nothing_summed
 from normlab.norms.sites import with_statistic
 from normlab.numerics import Arithmetic, FloatFormat, RangeCounts, arithmetic
-from normlab.parallel.sharding import padded_rows, replicate, shard_batch
+from normlab.parallel.sharding import layout, padded_rows, replicate, shard_batch
 from normlab.progress import announced
 
 LOGITS_BYTES = {"cpu": 64 * 2**20}
@@ -186,9 +187,11 @@ def score_columns(
             where this one leaves its own.
     """
     size = padded_rows(batch or default_batch(windows, model.vocab_size))
-    passes = [_pass(column.model or model, column) for column in columns]
+    models = [column.model or model for column in columns]
+    passes = list(map(_pass, models, columns))
     run = announced(partial(_side_by_side, passes))
-    batches = _all_batches(run, windows, size, on_batch or (lambda done: None), unfinished)
+    told = on_batch or (lambda done: None)
+    batches = _all_batches(run, windows, size, _threads(models), told, unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
     norms = {norm.site.name: norm for norm in all_norms(model)}
     for scores in found:
@@ -196,6 +199,16 @@ def score_columns(
             if rows.rows <= 0:
                 raise nothing_summed(norms[site])
     return found
+
+
+def _threads(models: Sequence[TokenModel]) -> int:
+    """How many batches are under way at once. XLA runs the most of a small one on one core.
+
+    PyTorch's hooks take one at a time, several devices each in the same order, and a model whose
+    layers are read from disk would be read twice.
+    """
+    alone = all(isinstance(m, Transformer) and m.read_block is None for m in models)
+    return 2 if alone and layout()[0].empty else 1
 
 
 def _pass(model: TokenModel, column: Scaled) -> Callable[..., Passed]:
@@ -254,13 +267,14 @@ def _all_batches(
     run: Callable[..., list[Out]],
     windows: Windows,
     size: int,
+    threads: int,
     on_batch: Callable[[int], None],
     unfinished: PartialResults | None,
 ) -> list[list[Out]]:
     """Each batch's results: those that were kept, then those made now, among them the last one."""
     kept = [] if unfinished is None else list(unfinished.done)
     made: list[list[Out]] = []
-    for outs in _batches(run, windows, size, on_batch, len(kept) * size):
+    for outs in _batches(run, windows, size, threads, on_batch, len(kept) * size):
         if made and unfinished is not None:
             unfinished.add(made[-1])
         made.append(outs)
@@ -272,18 +286,26 @@ def _batches(
     run: Callable[..., list[Out]],
     windows: Windows,
     size: int,
+    threads: int,
     on_batch: Callable[[int], None],
     first: int,
 ) -> Iterator[list[Out]]:
-    """Each batch's results on the host, fetched when the next batch is under way."""
-    waiting = []
-    for start in range(first, len(windows), size):
-        waiting.append(run(*shard_batch(*_padded(windows[start : start + size], size))))
-        if start > first:
-            yield jax.device_get(waiting.pop(0))
-            on_batch(start)
-    yield jax.device_get(waiting.pop())
-    on_batch(len(windows))
+    """Each batch's results on the host; the first one's programs are compiled before the others."""
+
+    def made(start: int) -> list[Out]:
+        return jax.device_get(run(*shard_batch(*_padded(windows[start : start + size], size))))
+
+    def begun() -> Iterator[list[Out]]:
+        yield made(first)
+        yield from pool.map(made, starts[1:])
+
+    starts, pool = range(first, len(windows), size), ThreadPoolExecutor(threads, "batches")
+    try:
+        for start, outs in zip(starts, begun(), strict=True):
+            yield outs
+            on_batch(min(start + size, len(windows)))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _padded(windows: Windows, size: int) -> tuple[np.ndarray, ...]:

@@ -25,7 +25,7 @@ SMALLEST = {
     "--out OUT/a.json",
     "depth": f"{SHAPE} --out OUT/a.json",
     "encoder_scales": "--model hf:BERT --windows 1 --length 16 --out OUT/a.json",
-    "evaluation_speed": "--batch 1 --length 8 --rounds 1 --out OUT/a.json",
+    "evaluation_speed": "--windows 1 --batch 1 --length 8 --rounds 1 --out OUT/a.json",
     "gpu_code": "--out OUT/a.json",
     "growth": "--axes layers --points 2 --calls 1 --out OUT/growth",
     "half_proof": "hf:LLAMA --windows 1 --window 8 --enlarge 4 --out OUT",
