@@ -44,9 +44,9 @@ def answer(told: Sequence[Told]) -> str:
     counts = Counter(verdict.word for _, _, verdict in told)
     said = [f"{word}: {counts[word]}" for word in (HOLDS, FAILS, UNCLEAR, NOT_RUN) if counts[word]]
     return (
-        f"Claims: {len(told)} ({'; '.join(said)}). Every verdict is one of the regime beside it, and "
-        "can't say what happens with larger models and more text: a paper's may be thousands of "
-        "times as large."
+        f"Claims: {len(told)} ({'; '.join(said)}). Every verdict is one of the regime beside it, "
+        "and can't say what happens with larger models and more text: a paper's may be thousands "
+        "of times as large."
     )
 
 
