@@ -1,4 +1,4 @@
-"""How time and memory grow with layers, width, window, vocabulary and columns.
+"""How time and memory grow with layers, width, window, vocabulary, columns and corpus.
 
     pip install -e '.[plots]'
     python benchmarks/growth.py --out benchmarks/results/growth_cpu
@@ -10,7 +10,8 @@ was imported. "work" is FLOPs, "held" the bytes of what must be held: an evaluat
 one batch's logits, twice where columns are compared; a step's weights, their gradients, two
 moments, and what a layer keeps of each token for the way back. An exponent is the slope of
 logarithms between the last two points: time should grow no faster than work, memory no faster than
-what is held. How both grow with the corpus, `tokenization.py` says. Writes OUT.json, OUT.svg, .png.
+what is held. A corpus, in megabytes, is read, split and tokenized: its work is its bytes, and
+nothing of its size is held. Writes OUT.json, OUT.svg, OUT.png.
 """
 
 import argparse
@@ -21,12 +22,14 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from outcome import keep
+from tokenization import config, whole, write_corpus
 
 SIZES = {"layers": 4, "width": 256, "window": 256, "vocabulary": 4096, "columns": 1}
 AXES = {
@@ -35,8 +38,10 @@ AXES = {
     "window": (128, 256, 512, 1024),
     "vocabulary": (2048, 4096, 8192, 16384),
     "columns": (1, 2, 4, 8),
+    "corpus": (4, 8, 16, 32),
 }
 COLUMNS = ("fp32", "fp16", "fp16:lanes8", "fp16:sequential", "bf16", "bf16:lanes8", "e5m7", "e4m7")
+KINDS = {"columns": ("evaluate",), "corpus": ("tokenize",)}
 BATCH, HEAD = 4, 64
 
 
@@ -93,11 +98,13 @@ def training(model: Any, ids: Any, s: dict[str, int]) -> Callable[[], Any]:
 
     from normlab.training.optimizers import make_optimizer
     from normlab.training.optimizers.adamw import AdamWConfig
+    from normlab.training.parts import parts_in_cache
     from normlab.training.step import learned, make_step
 
     graphdef, params = nnx.split(model)
     optimizer = make_optimizer(AdamWConfig(), 1000, learned(params))
-    step = make_step(graphdef, optimizer, 0, 1000)
+    parts = parts_in_cache(BATCH, s["window"], s["width"])
+    step = make_step(graphdef, optimizer, 0, 1000, parts=parts)
     held = [params, optimizer.init(learned(params))]
 
     def call() -> float:
@@ -119,24 +126,40 @@ def evaluation(model: Any, ids: Any, s: dict[str, int]) -> Callable[[], Any]:
     return lambda: score_columns(model, text, columns, batch=BATCH)
 
 
+def tokenized(megabytes: int) -> dict[str, float]:
+    """A corpus of that size, tokenized in a process of its own."""
+    asked = argparse.Namespace(vocabulary=SIZES["vocabulary"])
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(file := Path(folder) / "corpus.txt", megabytes)
+        _, most, seconds = whole(config(file, asked))
+        size = file.stat().st_size
+    peak = most - whole({})[1]
+    return {"corpus": megabytes, "seconds": seconds, "peak_mib": peak, "work": size, "held_mib": 1}
+
+
 def slope(values: list[float], over: list[float]) -> float:
     """Between the last two points, of logarithms."""
     return round(math.log(values[-1] / values[-2]) / math.log(over[-1] / over[-2]), 2)
+
+
+def computed(what: str, axis: str, value: int, asked: argparse.Namespace) -> dict[str, float]:
+    """One point in a process of its own."""
+    sizes = SIZES | {axis: value}
+    command = [sys.executable, __file__, "--point", what, json.dumps(sizes)]
+    done = subprocess.run(
+        [*command, "--calls", str(asked.calls)], check=True, capture_output=True, text=True,
+        env=os.environ | {"NORMLAB_XLA_CACHE": "off"},
+    )  # fmt: skip
+    flops, held = work(what, sizes)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {axis: value} | found | {"work": flops, "held_mib": round(held / 2**20, 1)}
 
 
 def measured(what: str, axis: str, asked: argparse.Namespace) -> dict[str, Any]:
     """The points of one axis, and their exponents."""
     rows = []
     for value in AXES[axis][: asked.points]:
-        sizes = SIZES | {axis: value}
-        command = [sys.executable, __file__, "--point", what, json.dumps(sizes)]
-        done = subprocess.run(
-            [*command, "--calls", str(asked.calls)], check=True, capture_output=True, text=True,
-            env=os.environ | {"NORMLAB_XLA_CACHE": "off"},
-        )  # fmt: skip
-        flops, held = work(what, sizes)
-        found = json.loads(done.stdout.splitlines()[-1])
-        rows.append({axis: value} | found | {"work": flops, "held_mib": round(held / 2**20, 1)})
+        rows.append(tokenized(value) if axis == "corpus" else computed(what, axis, value, asked))
         print(what, rows[-1], flush=True)
     over = [float(row[axis]) for row in rows]
     names = ("seconds", "work", "peak_mib", "held_mib")
@@ -146,14 +169,15 @@ def measured(what: str, axis: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 def draw(found: list[dict[str, Any]], out: Path) -> None:
     """Time above memory, an axis a panel, each beside what it should not outgrow."""
-    from normlab.plots.style import BLUE, GREY, ORANGE, figure, save
+    from normlab.plots.style import BLUE, GREEN, GREY, ORANGE, figure, save
 
     made, axes = figure(2, len(AXES), (2.2 * len(AXES), 4.4))
     pairs = (("seconds", "work"), ("peak_mib", "held_mib"))
+    looks = {"train": (BLUE, "o"), "evaluate": (ORANGE, "s"), "tokenize": (GREEN, "^")}
     for one in found:
         column = list(AXES).index(one["axis"])
         x = [row[one["axis"]] for row in one["points"]]
-        colour, marker = {"train": (BLUE, "o"), "evaluate": (ORANGE, "s")}[one["what"]]
+        colour, marker = looks[one["what"]]
         for line, (name, beside) in enumerate(pairs):
             panel, y = axes[line, column], [row[name] for row in one["points"]]
             like = [row[beside] * y[-1] / one["points"][-1][beside] for row in one["points"]]
@@ -164,7 +188,8 @@ def draw(found: list[dict[str, Any]], out: Path) -> None:
             panel.set_xlabel(one["axis"])
     axes[0, 0].set_ylabel("seconds a call\n(dotted: as FLOPs)")
     axes[1, 0].set_ylabel("MiB at the peak\n(dotted: as what is held)")
-    axes[0, 0].legend()
+    for one in (axes[0, 0], axes[0, -1]):
+        one.legend()
     save(made, out)
 
 
@@ -183,8 +208,7 @@ def main() -> None:
     found = [
         measured(what, axis, asked)
         for axis in asked.axes
-        for what in ("train", "evaluate")
-        if axis != "columns" or what == "evaluate"
+        for what in KINDS.get(axis, ("train", "evaluate"))
     ]
     result = {"sizes": SIZES | {"batch": BATCH}, "growth": found}
     keep(result, asked.out and asked.out.with_suffix(".json"))

@@ -31,14 +31,15 @@ from normlab.data import DataConfig, load_corpus, load_tokens, shards
 from normlab.progress import console
 
 # Not getrusage's: that is at least what the process that began this one had taken by then.
-PEAK = """
-import json, re, sys
+WHOLE = """
+import json, re, sys, time
 from normlab.data import Batches, DataConfig, load_tokens
+began = time.perf_counter()
 fields = json.loads(sys.argv[1])
 ids = load_tokens(DataConfig(**fields)).split("train") if fields else ()
 if fields: Batches(ids, 2, 16, 0).at(5)
 most = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
-print(json.dumps([len(ids), int(most) / 1024]))
+print(json.dumps([len(ids), int(most) / 1024, time.perf_counter() - began]))
 """
 
 
@@ -136,12 +137,12 @@ def encoder(definition: str) -> Any:
     return _encoders[definition]
 
 
-def peak(fields: dict[str, Any]) -> tuple[int, float]:
-    """Tokens, and MB at the peak of a process of its own; without fields of the imports alone."""
-    command = [sys.executable, "-c", PEAK, json.dumps(fields)]
+def whole(fields: dict[str, Any]) -> tuple[int, float, float]:
+    """Tokens, MB at the peak of a process of its own, seconds; without fields of its imports."""
+    command = [sys.executable, "-c", WHOLE, json.dumps(fields)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    tokens, megabytes = json.loads(done.stdout.splitlines()[-1])
-    return tokens, round(megabytes)
+    tokens, megabytes, seconds = json.loads(done.stdout.splitlines()[-1])
+    return tokens, round(megabytes), seconds
 
 
 def main() -> None:
@@ -152,11 +153,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    result: dict[str, Any] = {"imports_mb": peak({})[1], "memory": []}
+    result: dict[str, Any] = {"imports_mb": whole({})[1], "memory": []}
     for megabytes in asked.memory:
         with tempfile.TemporaryDirectory() as folder:
             write_corpus(file := Path(folder) / "corpus.txt", megabytes)
-            tokens, most = peak(config(file, asked))
+            tokens, most, _ = whole(config(file, asked))
             size = file.stat().st_size
         result["memory"].append({"bytes": size, "train_tokens": tokens, "peak_mb": most})
         print(result["memory"][-1], flush=True)
