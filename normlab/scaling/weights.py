@@ -118,21 +118,19 @@ def spectral_norm(matrix: Float[Array, "i o"]) -> float:
     Power iteration comes from below and would prove no bound; a decomposition is slow on an
     accelerator.
     """
-    m = jnp.asarray(matrix, jnp.float32)
-    top = jnp.max(jnp.abs(m))
-    if not float(top):
-        return 0.0
-    m = m / top  # so that no product overflows
-    log = _log_largest(product(m.T, m) if m.shape[0] > m.shape[1] else product(m, m.T))
-    return float(top) * float(np.exp(0.5 * host(log)))
+    top, log = jax.device_get(_largest(jnp.asarray(matrix, jnp.float32)))
+    return float(top) * float(np.exp(0.5 * np.float64(log)))
 
 
 CLOSE, SQUARINGS = 1e-6, 12
 
 
 @jax.jit
-def _log_largest(gram: Array) -> Array:
-    """The logarithm of the largest eigenvalue of a positive semidefinite matrix, from above."""
+def _largest(m: Float[Array, "i o"]) -> tuple[Array, Array]:
+    """The largest |element|, and the logarithm of the largest eigenvalue of A without it."""
+    top = jnp.max(jnp.abs(m))
+    m = m / jnp.where(top > 0, top, 1)  # so that no product overflows
+    gram = product(m.T, m) if m.shape[0] > m.shape[1] else product(m, m.T)
 
     def goes_on(carry: tuple[Array, Array, Array]) -> Array:
         a, _, power = carry  # ‖a‖ is 1, so that the logarithms' difference is that of the trace
@@ -144,6 +142,6 @@ def _log_largest(gram: Array) -> Array:
         size = jnp.linalg.norm(a)
         return a / size, log + jnp.log(size) * power, power
 
-    norm = jnp.linalg.norm(gram)
+    norm = jnp.linalg.norm(gram)  # of zeros the logarithm is -inf, and their norm 0
     start = (gram / norm, jnp.log(norm), jnp.float32(1.0))
-    return jax.lax.while_loop(goes_on, squared, start)[1]
+    return top, jax.lax.while_loop(goes_on, squared, start)[1]
