@@ -293,11 +293,13 @@ def _batches(
     """Each batch's results on the host; the first one's programs are compiled before the others."""
 
     def made(start: int) -> list[Out]:
-        return jax.device_get(run(*shard_batch(*_padded(windows[start : start + size], size))))
+        return run(*shard_batch(*_padded(windows[start : start + size], size)))
 
     def begun() -> Iterator[list[Out]]:
-        yield made(first)
-        yield from pool.map(made, starts[1:])
+        under_way = made(first)
+        others = pool.map(lambda start: jax.device_get(made(start)), starts[1:])
+        yield jax.device_get(under_way)
+        yield from others
 
     starts, pool = range(first, len(windows), size), ThreadPoolExecutor(threads, "batches")
     try:
