@@ -23,7 +23,6 @@ from normlab.norms import NormConfig
 from normlab.norms.sites import NormAt
 from normlab.results import renamed
 from normlab.results.record import GOOD
-from normlab.runs.checkpoint import Checkpoints
 
 FINAL = (*GOOD, "diverged")
 """States in which a run has ended; "running" is any other."""
@@ -195,6 +194,8 @@ def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
 
 def steps(run: Run) -> list[int]:
     """Steps of the checkpoints that are kept, the earliest first."""
+    from normlab.runs.checkpoint import Checkpoints  # Orbax, which a pretrained model doesn't need
+
     with Checkpoints(run["checkpoints"]) as checkpoints:
         return checkpoints.steps()[::-1]
 
@@ -215,6 +216,8 @@ def load(directory: str | Path, step: int | None = None) -> LanguageModel:
     config, tokenizer = run.read("config.yaml"), load_tokenizer(run["tokenizer"])
     shape = nnx.eval_shape(lambda: build_model(config, tokenizer.vocab_size))
     graphdef, params = nnx.split(shape)
+    from normlab.runs.checkpoint import Checkpoints
+
     with Checkpoints(run["checkpoints"]) as checkpoints:
         step = checkpoints.best() if step is None else step
         if step is None:

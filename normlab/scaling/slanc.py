@@ -1,8 +1,10 @@
 """SLaNC as its paper prints it (Salmani, Trukhanov & Soloveychik 2024, arXiv:2410.10553)."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -68,7 +70,7 @@ class SLaNC:
         """Root mean square of ‖x‖."""
         if rows.matrix is None:
             return float(np.linalg.norm(rows.gamma))
-        return rows.factor * float(jnp.linalg.norm(weights.scaled_rows(rows.gamma, rows.matrix)))
+        return rows.factor * math.sqrt(float(_square(rows.gamma, rows.matrix)))
 
     def head_sizes(self, rows: Rows, linear: Linear, norm: Norm) -> np.ndarray:
         """‖ΓW_h‖_F for each head h."""
@@ -117,9 +119,14 @@ class SLaNC:
 
 
 def _mapped(rows: Rows, matrix: Float[Array, "m d"]) -> Rows:
-    mapped = weights.scaled_rows(rows.gamma, matrix)
     along = float(np.sum(rows.gamma**2 * weights.host(jnp.diag(matrix)))) if rows.direct else 0.0
-    return Rows.flat(float(jnp.sum(mapped * mapped)), matrix.shape[1], along)
+    return Rows.flat(float(_square(rows.gamma, matrix)), matrix.shape[1], along)
+
+
+@jax.jit
+def _square(factors: weights.Vector, matrix: Float[Array, "m d"]) -> Float[Array, ""]:
+    """‖diag(factors) M‖²_F."""
+    return jnp.sum(jnp.square(weights.scaled_rows(factors, matrix)))
 
 
 @scale_rules.register("slanc")

@@ -65,6 +65,7 @@ def product(a: Array | np.ndarray, b: Array | np.ndarray) -> Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.jit
 def scaled_rows(factors: Vector, matrix: Array) -> Array:
     """diag(factors) @ matrix."""
     return jnp.asarray(factors, jnp.float32)[:, None] * matrix
