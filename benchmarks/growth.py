@@ -1,7 +1,6 @@
 """How time and memory grow with layers, width, window, vocabulary, columns and corpus.
 
-    pip install -e '.[plots]'
-    python benchmarks/growth.py --out benchmarks/results/growth_cpu
+    python benchmarks/growth.py --out benchmarks/results/growth_cpu.json
 
 Each point is a process of its own: a training step of one batch, or an evaluation of one batch in
 some columns. One axis grows, the other sizes stay. "seconds" is the median of a few calls after the
@@ -11,7 +10,7 @@ one batch's logits, twice where columns are compared; a step's weights, their gr
 moments, and what a layer keeps of each token for the way back. An exponent is the slope of
 logarithms between the last two points: time should grow no faster than work, memory no faster than
 what is held. A corpus, in megabytes, is read, split and tokenized: its work is its bytes, and
-nothing of its size is held. Writes OUT.json, OUT.svg, OUT.png.
+nothing of its size is held. `docs/results/figures/draw.py` draws it.
 """
 
 import argparse
@@ -167,32 +166,6 @@ def measured(what: str, axis: str, asked: argparse.Namespace) -> dict[str, Any]:
     return {"what": what, "axis": axis, "points": rows, "exponents": exponents}
 
 
-def draw(found: list[dict[str, Any]], out: Path) -> None:
-    """Time above memory, an axis a panel, each beside what it should not outgrow."""
-    from normlab.plots.style import BLUE, GREEN, GREY, ORANGE, figure, save
-
-    made, axes = figure(2, len(AXES), (2.2 * len(AXES), 4.4))
-    pairs = (("seconds", "work"), ("peak_mib", "held_mib"))
-    looks = {"train": (BLUE, "o"), "evaluate": (ORANGE, "s"), "tokenize": (GREEN, "^")}
-    for one in found:
-        column = list(AXES).index(one["axis"])
-        x = [row[one["axis"]] for row in one["points"]]
-        colour, marker = looks[one["what"]]
-        for line, (name, beside) in enumerate(pairs):
-            panel, y = axes[line, column], [row[name] for row in one["points"]]
-            like = [row[beside] * y[-1] / one["points"][-1][beside] for row in one["points"]]
-            panel.loglog(x, y, color=colour, marker=marker, label=one["what"])
-            panel.loglog(x, like, color=GREY, linestyle=":")
-            panel.set_xticks(x, [str(v) for v in x], minor=False)
-            panel.minorticks_off()
-            panel.set_xlabel(one["axis"])
-    axes[0, 0].set_ylabel("seconds a call\n(dotted: as FLOPs)")
-    axes[1, 0].set_ylabel("MiB at the peak\n(dotted: as what is held)")
-    for one in (axes[0, 0], axes[0, -1]):
-        one.legend()
-    save(made, out)
-
-
 def main() -> None:
     """Measure, print, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -200,7 +173,7 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--points", type=int, default=4)
     parser.add_argument("--calls", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="without a suffix")
+    parser.add_argument("--out", type=Path, help="a JSON file")
     asked = parser.parse_args()
     if asked.point:
         print(json.dumps(point(asked.point[0], json.loads(asked.point[1]), asked.calls)))
@@ -211,9 +184,7 @@ def main() -> None:
         for what in KINDS.get(axis, ("train", "evaluate"))
     ]
     result = {"sizes": SIZES | {"batch": BATCH}, "growth": found}
-    keep(result, asked.out and asked.out.with_suffix(".json"))
-    if asked.out:
-        draw(found, asked.out)
+    keep(result, asked.out)
 
 
 if __name__ == "__main__":

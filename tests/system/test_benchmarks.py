@@ -27,7 +27,7 @@ SMALLEST = {
     "encoder_scales": "--model hf:BERT --windows 1 --length 16 --out OUT/a.json",
     "evaluation_speed": "--windows 1 --batch 1 --length 8 --rounds 1 --out OUT/a.json",
     "gpu_code": "--out OUT/a.json",
-    "growth": "--axes layers --points 2 --calls 1 --out OUT/growth",
+    "growth": "--axes layers --points 2 --calls 1 --out OUT/a.json",
     "half_proof": "hf:LLAMA --windows 1 --window 8 --enlarge 4 --out OUT",
     "kernels": "--only flax_rmsnorm --d 16 --out OUT",
     "large_model": "--layers 1 --window 8 --divide 32 --stream --out OUT/a.json",

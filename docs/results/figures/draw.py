@@ -173,9 +173,37 @@ def speed() -> Any:
     return captioned(made, *ax.get_legend_handles_labels(), title)
 
 
+def growth() -> Any:
+    """Time above memory, an axis a panel, each beside what it should not outgrow."""
+    file = HERE.parent.parent.parent / "benchmarks" / "results" / "growth_cpu.json"
+    found = json.loads(file.read_text(encoding="utf-8"))["growth"]
+    axes = list(dict.fromkeys(one["axis"] for one in found))
+    kinds = list(dict.fromkeys(one["what"] for one in found))
+    made, panels = figure(2, len(axes), (2 * len(axes), 4.4))
+    for one in found:
+        x = [row[one["axis"]] for row in one["points"]]
+        colour, marker = look(kinds.index(one["what"]))
+        for line, (name, beside) in enumerate((("seconds", "work"), ("peak_mib", "held_mib"))):
+            panel, y = panels[line, axes.index(one["axis"])], [row[name] for row in one["points"]]
+            like = [row[beside] * y[-1] / one["points"][-1][beside] for row in one["points"]]
+            panel.loglog(x, y, color=colour, marker=marker, label=one["what"])
+            panel.loglog(x, like, color="grey", ls=":")
+            panel.set_xticks(x, [str(v) for v in x], fontsize=7)
+            panel.set_xlabel(one["axis"] + " (MB)" * (one["axis"] == "corpus"))
+            panel.minorticks_off()
+            ends = [y for drawn in panel.lines[::2] for y in drawn.get_ydata()]
+            ends = [min(ends), max(ends)]
+            panel.set_yticks(ends, [f"{v:.2g}" if v < 10 else f"{v:.0f}" for v in ends])
+    panels[0, 0].set_ylabel("seconds\n(dotted: as the work)")
+    panels[1, 0].set_ylabel("MiB at the peak\n(dotted: as what is held)")
+    drawn = {h.get_label(): h for p in panels[0] for h in p.lines[::2]}
+    return captioned(made, list(drawn.values()), list(drawn), "Time and memory by size")
+
+
 DRAWN = {
     "ten-models": ten_models, "catalogue": catalogue, "word-level": word_level, "unseen": unseen,
     "arithmetic": arithmetic, "transforms": transforms, "speed": speed,
+    "growth": growth,
 }  # fmt: skip
 
 if __name__ == "__main__":
