@@ -146,6 +146,12 @@ class FloatFormat:
         return self == _named("fp32")
 
 
+    @property
+    def is_half(self) -> bool:
+        """True of fp16 without options, which processors convert to."""
+        return self == _named("fp16")
+
+
 def _named(name: str) -> FloatFormat:
     if name in FORMATS:
         exponent, mantissa, finite = FORMATS[name]
@@ -211,6 +217,8 @@ def rounded(x: Array, to: FloatFormat, place: Place = 0) -> Array:
     """
     if to.is_float32 or to.is_float64:
         return x
+    if to.is_half:
+        return _half(x)
     noise = _noise(x, to, place)
     r = _normal(x, to, noise)
     if to.subnormals == "flush":
@@ -224,6 +232,8 @@ def rounded_sum(a: Array, b: Array, to: FloatFormat, place: Place = 0) -> Array:
     """Round(a + b) for a and b that are values of the format already: what one adder does."""
     if to.mantissa >= 23:
         return rounded(a + b, to, place)
+    if to.is_half:
+        return _half(a + b)
     total = a + b if to.held_in_float32 else sticky(*two_sum(a, b))
     r = _normal(total, to, _noise(total, to, place))
     tiny = jnp.abs(total) < to.smallest_normal
@@ -239,6 +249,17 @@ def rounded_pair(total: Array, rest: Array, to: FloatFormat, place: Place = 0) -
     if to.mantissa == 23:  # of an infinite total the rest is NaN
         return rounded(jnp.where(jnp.isfinite(total), total + rest, total), to, place)
     return rounded(round_to_odd(total, rest), to, place)
+
+
+def _half(x: Array) -> Array:
+    """X converted to a half and back: two instructions on most CPUs.
+
+    XLA would drop such a pair, and on some CPUs contract a product with the sum that follows. It
+    cannot see through the choice between them, which changes no value.
+    """
+    half = lax.bitcast_convert_type(x.astype(jnp.float16), jnp.uint16)
+    half = jnp.where(jnp.isnan(x), jnp.uint16(0x7E00), half)
+    return lax.bitcast_convert_type(half, jnp.float16).astype(jnp.float32)
 
 
 def _bounded(r: Array, to: FloatFormat) -> Array:
