@@ -3,7 +3,7 @@
     python benchmarks/large_model.py --layers 32                 # Llama-2-7b's shape: an 80 GB GPU
     python benchmarks/large_model.py --layers 2 --window 512     # a small machine: full width
     python benchmarks/large_model.py --layers 4 --window 512     # the difference is two blocks
-    python benchmarks/large_model.py --stream --windows 2        # all 32 blocks (not run yet)
+    python benchmarks/large_model.py --stream --windows 2 --window 512    # all, on a small machine
 
 Random float16 weights in a Hugging Face directory of that shape, a file a block, written by a
 process of its own and read by `normlab.pretrained`. Then windows of random tokens are scored in

@@ -33,6 +33,8 @@ OTHER_WORDS = {
     "window": ("seq_len", "seq_length", "block_size", "context_length", "sequence_length"),
     "model.layers": ("num_layers", "n_layer", "n_layers", "num_hidden_layers", "depth"),
     "model.width": ("hidden_size", "d_model", "n_embd", "dim", "embed_dim"),
+    "mesh.data": ("devices", "num_devices", "data_parallel"),
+    "mesh.model": ("tensor_parallel", "model_parallel"),
     "model.heads": ("num_heads", "n_head", "n_heads", "num_attention_heads"),
 }
 """Fields, and what other programs call them."""
@@ -145,10 +147,11 @@ def explain(error: BaseException) -> str:
         first = (str(error).strip().splitlines() or [""])[0]
         return f"{place}: {type(error).__name__}: {first}"
     said = str(cause or error).strip()
+    if said.startswith("Cannot merge DictConfig with ListConfig"):
+        return "a list was given for a group of fields: expected GROUP.FIELD=VALUE of each"
     if said.startswith("Ambiguous value"):  # Hydra's three ways out, the likeliest first
         argument = said.split("'")[1]
-        name, _, values = argument.partition("=")
-        return f"{argument}: several values are a sweep: add -m; a list is {name}=[{values}]"
+        return f"{argument}: several values are a sweep: add -m; a list stands in brackets"
     if isinstance(error, OverrideParseException):
         name, _, value = error.override.partition("=")
         quoted = shlex.quote(f'{name}="{value.replace(chr(34), "")}"')

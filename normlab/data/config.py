@@ -138,7 +138,8 @@ class DataConfig(TextConfig):
         require(
             self.tokenizer == "bpe" or self.vocab_size == DataConfig.vocab_size,
             f"data.vocab_size = {self.vocab_size} means nothing to data.tokenizer="
-            f"{self.tokenizer}, whose vocabulary {VOCABULARIES.get(self.tokenizer, FIXED)}",
+            f"{self.tokenizer}, whose vocabulary {VOCABULARIES.get(self.tokenizer, FIXED)}: leave "
+            "it out",
         )
 
     @property

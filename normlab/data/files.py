@@ -104,7 +104,7 @@ def documents(file: Path, column: str | None = None) -> Iterator[str]:
         raise CorpusDamagedError(
             f"{file}: not UTF-8 ({error.reason}); expected a text that is saved as UTF-8"
         ) from None
-    except (CorpusDamagedError, UnknownNameError):
+    except (CorpusDamagedError, UnknownNameError, UnnamedColumnError):
         raise
     except (ValueError, EOFError, OSError, lzma.LZMAError, csv.Error) as error:
         raise CorpusDamagedError(f"{file} can't be read: {error}") from error
@@ -197,6 +197,10 @@ READERS: dict[str, Callable[[Path, str | None], Iterator[str]]] = {
 """By ending: a file, and the column that was asked for, to documents."""
 
 
+class UnnamedColumnError(ValueError):
+    """Several columns hold text, and none was named."""
+
+
 def column_of(rows: Iterable[Mapping[str, Any]], asked: str | None, where: str) -> Iterator[Any]:
     """One column of rows, chosen by the first of them."""
     chosen = None
@@ -212,12 +216,12 @@ def column_name(names: Sequence[str], strings: Sequence[str], asked: str | None,
 
     Raises:
         UnknownNameError: no such column, or none was named and none holds text.
-        ValueError: several hold text, and none was named.
+        UnnamedColumnError: several hold text.
     """
     if asked is None and (TEXT in names or len(strings) == 1):
         return TEXT if TEXT in names else strings[0]
     if asked is None and len(strings) > 1:
-        raise ValueError(
+        raise UnnamedColumnError(
             f"{where} has several columns of text: expected data.column=NAME, one of "
             f"{', '.join(sorted(strings))}"
         )

@@ -66,10 +66,12 @@ class Tokenizer(ABC):
         hash: SHA-256 of all that defines it. Two tokenizers of one hash encode alike.
         definition: what `file` holds in the folder of a saved one.
         note: what was changed of its definition as it was read, for a record; empty: nothing.
+        has_unknown: one token stands for all that its vocabulary lacks.
     """
 
     kind: ClassVar[str]
     file: ClassVar[str]
+    has_unknown: ClassVar[bool] = False
     definition: str
     name: str
     vocab_size: int
@@ -149,6 +151,7 @@ class WordTokenizer(Tokenizer):
         words: the vocabulary; the place is the id. Begins with `<unk>`, `<eos>`.
     """
 
+    has_unknown = True
     kind = "word"
     file = "words.txt"
     bos = None
@@ -232,6 +235,7 @@ class CharTokenizer(Tokenizer):
         characters: the vocabulary in the order of code points; the first is token 1.
     """
 
+    has_unknown = True
     kind = "char"
     file = "characters.txt"
     bos = None

@@ -145,7 +145,6 @@ class FloatFormat:
         """True where rounding to it changes nothing."""
         return self == _named("fp32")
 
-
     @property
     def is_half(self) -> bool:
         """True of fp16 without options, which processors convert to."""

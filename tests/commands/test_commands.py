@@ -134,7 +134,9 @@ def test_every_norm_that_can_be_trained_can_be_asked_for():
         ("--steps", "--steps: fields are written without dashes: steps=VALUE"),
         ("--eval-every=5", "without dashes: eval_every=VALUE"),
         ("--norm=dyt", "without dashes: norm=VALUE"),
-        ("steps=1,2", "steps=1,2: several values are a sweep: add -m; a list is steps=[1,2]"),
+        ("devices=4", "unknown key 'devices'. Did you mean 'mesh.data'?"),
+        ("mesh=[4,1]", "a list was given for a group of fields: expected GROUP.FIELD=VALUE"),
+        ("steps=1,2", "steps=1,2: several values are a sweep: add -m; a list stands in brackets"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_or_two(capsys, monkeypatch, argument, message):

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
 from normlab.config import require
 from normlab.data.tokenizer import Tokenizer, WordTokenizer
 from normlab.evaluation.protocols.texts import (
@@ -136,7 +138,10 @@ def _protocol(
 
 def _stream(text: str, tokenizer: Tokenizer) -> Stream:
     encoding = tokenizer.encode(text)
-    return Stream(encoding.ids, words_by_token(text, encoding), bytes_by_token(text, encoding))
+    sizes = bytes_by_token(text, encoding)
+    if tokenizer.has_unknown and tokenizer.decode(encoding.ids).split() != text.split():
+        sizes = np.zeros_like(sizes)  # bits of what was not told are not known
+    return Stream(encoding.ids, words_by_token(text, encoding), sizes)
 
 
 @_protocol("window", 512)

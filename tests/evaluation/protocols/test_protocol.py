@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from normlab.data import DataConfig, Encoding, WordTokenizer, load_corpus
+from normlab.data.tokenizer import CharTokenizer
 from normlab.evaluation.protocols import protocols
 from normlab.evaluation.protocols.texts import detokenized, joined_rows, pages
 
@@ -17,6 +18,8 @@ WIKI = "".join(
 
 class Characters:
     """A tokenizer of which each character is a token."""
+
+    has_unknown = False
 
     def __init__(self, bos=None):
         self.name, self.vocab_size, self.bos, self.hash = "characters", 256, bos, f"chars{bos}"
@@ -135,6 +138,13 @@ def test_word_scores_all_words_but_the_first_and_needs_a_word_tokenizer():
     assert windows.targets[windows.scored].tolist() == ids[1:].tolist()
     with pytest.raises(ValueError, match=r"characters makes subwords.*protocol=window"):
         cut("word", 16)
+
+
+@pytest.mark.parametrize(("made", "name"), [(WordTokenizer, "word"), (CharTokenizer, "window")])
+def test_no_bytes_are_counted_of_a_text_that_is_not_all_told(made, name):
+    tokenizer, protocol = made.train("some words\n"), protocols[name]
+    assert protocol.windows("words some\n some", tokenizer, 16).bytes.sum() > 0
+    assert protocol.windows("words some\n ¿others?", tokenizer, 16).bytes.sum() == 0
 
 
 @pytest.mark.system
