@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-MOST_TOLD = 80
+MOST_TOLD = 50
 """Names that an error lists; of more, as of the sites of a deep model, it lists the first."""
 
 

@@ -68,7 +68,7 @@ def explained() -> Iterator[None]:
         print(as_typed(f"error: {explain(error)}{where}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        print("interrupted; the same command goes on from what is stored", file=sys.stderr)
         sys.exit(130)
 
 
