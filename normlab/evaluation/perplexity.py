@@ -207,8 +207,8 @@ def _threads(models: Sequence[TokenModel]) -> int:
     PyTorch's hooks take one at a time, several devices each in the same order, and a model whose
     layers are read from disk would be read twice.
     """
-    alone = all(isinstance(m, Transformer) and m.read_block is None for m in models)
-    return 2 if alone and layout()[0].empty else 1
+    here = all(isinstance(m, Transformer) and m.read_block is None for m in models)
+    return 2 if here and layout()[0].empty and jax.process_count() == 1 else 1
 
 
 def _pass(model: TokenModel, column: Scaled) -> Callable[..., Passed]:
@@ -297,9 +297,15 @@ def _batches(
 
     def begun() -> Iterator[list[Out]]:
         under_way = made(first)
-        others = pool.map(lambda start: jax.device_get(made(start)), starts[1:])
+        if threads > 1:
+            others = pool.map(lambda start: jax.device_get(made(start)), starts[1:])
+            yield jax.device_get(under_way)
+            yield from others
+            return
+        for start in starts[1:]:  # in this thread, whose mesh no other one knows
+            done, under_way = under_way, made(start)
+            yield jax.device_get(done)
         yield jax.device_get(under_way)
-        yield from others
 
     starts, pool = range(first, len(windows), size), ThreadPoolExecutor(threads, "batches")
     try:
