@@ -93,16 +93,16 @@ def commands(claims: Sequence[str], out: Path, to: Path | None = None) -> list[s
     ]
 
 
-def _tell(told: Sequence[Told], commands: Sequence[str], to: Path | None) -> None:
+def _tell(told: Sequence[Told], made_by: Sequence[str], to: Path | None) -> None:
     """Write the page; or print it, on a terminal its table and what was measured."""
     if to is not None:
-        to.write_text(page(told, commands), encoding="utf-8")
+        to.write_text(page(told, made_by), encoding="utf-8")
         print(f"written to {to}")
     elif console.is_terminal:
         console.print(ruled(answer(told), lines(told), 2), soft_wrap=False)
         console.print(f"{measured(told)}\n", Text(LEGEND, "dim"))
     else:
-        print(page(told, commands))
+        print(page(told, made_by))
 
 
 def names() -> list[str]:

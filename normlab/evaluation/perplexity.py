@@ -191,7 +191,7 @@ def score_columns(
     passes = list(map(_pass, models, columns))
     run = announced(partial(_side_by_side, passes))
     told = on_batch or (lambda done: None)
-    batches = _all_batches(run, windows, size, _threads(models), told, unfinished)
+    batches = _all_batches(run, windows, size, _two_at_once(models), told, unfinished)
     found = [_scores([outs[i] for outs in batches], windows, size) for i in range(len(columns))]
     norms = {norm.site.name: norm for norm in all_norms(model)}
     for scores in found:
@@ -201,14 +201,14 @@ def score_columns(
     return found
 
 
-def _threads(models: Sequence[TokenModel]) -> int:
-    """How many batches are under way at once. XLA runs the most of a small one on one core.
+def _two_at_once(models: Sequence[TokenModel]) -> bool:
+    """Whether two threads take the batches. XLA runs the most of a small one on one core.
 
     PyTorch's hooks take one at a time, several devices each in the same order, and a model whose
     layers are read from disk would be read twice.
     """
     here = all(isinstance(m, Transformer) and m.read_block is None for m in models)
-    return 2 if here and layout()[0].empty and jax.process_count() == 1 else 1
+    return here and layout()[0].empty and jax.process_count() == 1
 
 
 def _pass(model: TokenModel, column: Scaled) -> Callable[..., Passed]:
@@ -267,14 +267,14 @@ def _all_batches(
     run: Callable[..., list[Out]],
     windows: Windows,
     size: int,
-    threads: int,
+    two: bool,
     on_batch: Callable[[int], None],
     unfinished: PartialResults | None,
 ) -> list[list[Out]]:
     """Each batch's results: those that were kept, then those made now, among them the last one."""
     kept = [] if unfinished is None else list(unfinished.done)
     made: list[list[Out]] = []
-    for outs in _batches(run, windows, size, threads, on_batch, len(kept) * size):
+    for outs in _batches(run, windows, size, two, on_batch, len(kept) * size):
         if made and unfinished is not None:
             unfinished.add(made[-1])
         made.append(outs)
@@ -286,34 +286,40 @@ def _batches(
     run: Callable[..., list[Out]],
     windows: Windows,
     size: int,
-    threads: int,
+    two: bool,
     on_batch: Callable[[int], None],
     first: int,
 ) -> Iterator[list[Out]]:
-    """Each batch's results on the host; the first one's programs are compiled before the others."""
+    """Each batch's results on the host."""
 
     def made(start: int) -> list[Out]:
         return run(*shard_batch(*_padded(windows[start : start + size], size)))
 
-    def begun() -> Iterator[list[Out]]:
-        under_way = made(first)
-        if threads > 1:
-            others = pool.map(lambda start: jax.device_get(made(start)), starts[1:])
-            yield jax.device_get(under_way)
-            yield from others
-            return
-        for start in starts[1:]:  # in this thread, whose mesh no other one knows
-            done, under_way = under_way, made(start)
-            yield jax.device_get(done)
-        yield jax.device_get(under_way)
+    starts = range(first, len(windows), size)
+    fetched = (_in_threads if two else _one_ahead)(made, starts)
+    for start, outs in zip(starts, fetched, strict=True):
+        yield outs
+        on_batch(min(start + size, len(windows)))
 
-    starts, pool = range(first, len(windows), size), ThreadPoolExecutor(threads, "batches")
+
+def _in_threads(made: Callable[[int], list[Out]], starts: Sequence[int]) -> Iterator[list[Out]]:
+    """Two batches at once; the first one is handed over, and compiled, before the others."""
+    under_way, pool = made(starts[0]), ThreadPoolExecutor(2, "batches")
     try:
-        for start, outs in zip(starts, begun(), strict=True):
-            yield outs
-            on_batch(min(start + size, len(windows)))
+        others = pool.map(lambda start: jax.device_get(made(start)), starts[1:])
+        yield jax.device_get(under_way)
+        yield from others
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _one_ahead(made: Callable[[int], list[Out]], starts: Sequence[int]) -> Iterator[list[Out]]:
+    """One after another, all in this thread, whose mesh no other one knows."""
+    under_way = made(starts[0])
+    for start in starts[1:]:
+        done, under_way = under_way, made(start)
+        yield jax.device_get(done)
+    yield jax.device_get(under_way)
 
 
 def _padded(windows: Windows, size: int) -> tuple[np.ndarray, ...]:
