@@ -3,25 +3,19 @@
 Sites are chosen on validation text and confirmed on the text that is asked for.
 """
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from normlab.config import field, require
 from normlab.evaluation.config import REFERENCE, EvaluateConfig
 from normlab.evaluation.evaluator import Evaluator
 from normlab.evaluation.job import of_model, with_numbers
-from normlab.evaluation.perplexity import Scaled, Scores, score_columns
-from normlab.evaluation.protocols import Windows
+from normlab.evaluation.search import Search
 from normlab.evaluation.store import RecordStore
 from normlab.evaluation.targets import targets
 from normlab.evaluation.texts import Texts
-from normlab.norms.sites import with_statistic
 from normlab.pretrained.families import families
-from normlab.progress import Progress, console
-from normlab.results.column import Column
+from normlab.progress import console
 from normlab.results.plan import Plan, Rise
 from normlab.results.record import OK
 from normlab.transforms import AUTO, NOTHING
@@ -66,87 +60,68 @@ class PlanConfig(EvaluateConfig):
         )
 
 
-class Search:
-    """The damage that a column does to one model, by which sites are kept in float32.
-
-    Args:
-        evaluator: of the model.
-        column: what is planned for.
-        windows: that sites are chosen on.
-        progress: told after each pass.
-    """
-
-    def __init__(self, evaluator: Evaluator, column: Column, windows: Windows, progress: Progress):
-        self.sites = with_statistic(evaluator.lm.model)
-        self._evaluator, self._windows, self._progress = evaluator, windows, progress
-        self._narrow, self.passes = evaluator.scaled(column), 0
-        self._exact = self._scores(evaluator.scaled(Column()))
-
-    def _scores(self, scaled: Scaled) -> Scores:
-        found = self._evaluator
-        return score_columns(found.lm.model, self._windows, [scaled], batch=found.batch)[0]
-
-    def __call__(self, kept: Collection[str]) -> Rise:
-        """With these sites in float32."""
-        told, exact = {site: site in kept for site in self.sites}, self._exact
-        found = self._scores(self._narrow._replace(keep_fp32=told))
-        self.passes += 1
-        self._progress.update(min(self.passes, len(self.sites)), f"pass {self.passes}")
-        apart = np.abs(found.token_nll - exact.token_nll)[self._windows.scored]
-        share = found.perplexity / exact.perplexity - 1
-        both = share, apart.mean(dtype=np.float64)
-        return Rise(*(float(x) if math.isfinite(x) else math.inf for x in both))
-
-
 Measure = Callable[[Collection[str]], Rise]
 """How far a pass is from float32 with some sites kept in it."""
 
 
 def fewest(
-    sites: Sequence[str], search: Measure, alone: Measure, budget: float
+    sites: Sequence[str],
+    search: Measure,
+    each_alone: Callable[[], dict[str, Rise]],
+    budget: float,
 ) -> tuple[list[str], dict[str, Rise]]:
     """The sites to keep, and how far each leads away by itself; no site where none need stay.
 
     Greedy: sites in the order of what each does where it alone is narrow; the fewest of the worst
     that hold the budget; of those, groups and then single ones are given back where that holds.
+    What sites do alone is added up: a choice that is over the budget by that is not measured.
 
     Args:
         sites: all of them.
         search: on the text that decides.
-        alone: on text enough to tell single sites apart.
+        each_alone: how far each site leads away where it alone is narrow.
         budget: how far perplexity may be from that of float32, as a share of it.
     """
     if search(()).within(budget):
         return [], {}
     if not search(sites).within(budget):  # what breaks is no norm
         return list(sites), {}
-    harm = {site: alone([s for s in sites if s != site]) for site in sites}
+    harm = each_alone()
+
+    def holds(kept: Collection[str]) -> bool:
+        added = sum(harm[site].share for site in sites if site not in kept)
+        return abs(added) <= budget and search(kept).within(budget)
+
     order = sorted(sites, key=lambda site: harm[site].tokens, reverse=True)
-    worst = order[: _smallest(search, order, budget)]
-    kept = _given_back(search, worst, worst, budget)
+    worst = order[: _smallest(holds, order)]
+    kept = _given_back(holds, worst, worst)
     return [site for site in sites if site in kept], harm
 
 
-def _smallest(search: Measure, order: Sequence[str], budget: float) -> int:
+Holds = Callable[[Collection[str]], bool]
+"""Whether the budget is held with some sites kept."""
+
+
+def _smallest(holds: Holds, order: Sequence[str]) -> int:
     """How many of the first hold the budget, by halving; all of them do, none doesn't."""
     low, high = 0, len(order)
     while high - low > 1:
         middle = (low + high) // 2
-        if search(order[:middle]).within(budget):
+        if holds(order[:middle]):
             high = middle
         else:
             low = middle
     return high
 
 
-def _given_back(search: Measure, group: Sequence[str], kept: list[str], budget: float) -> list[str]:
+def _given_back(holds: Holds, group: Sequence[str], kept: list[str]) -> list[str]:
     """The kept sites without those of a group that can be narrow after all."""
     fewer = [site for site in kept if site not in group]
-    if search(fewer).within(budget):
+    if holds(fewer):
         return fewer
     half = len(group) // 2
     for part in (group[half:], group[:half]) if half else ():  # the least harmful first
-        kept = _given_back(search, part, kept, budget)
+        kept = _given_back(holds, part, kept)
     return kept
 
 
@@ -154,38 +129,34 @@ def plans(config: PlanConfig) -> list[Plan]:
     """A plan for each model, transform and narrow column that applies to it."""
     config = replace(config, transform=with_numbers(config).transform)
     found, texts, store = [], Texts(), RecordStore(config)
+    on_valid = replace(config, split="valid", max_windows=config.search_windows)
     for target in targets(config):
-        evaluator = Evaluator(config, target, texts)
+        evaluator, valid = (Evaluator(c, target, texts) for c in (config, on_valid))
         if evaluator.status != OK:
             console.print(f"{target.name}: {evaluator.status}")
             continue
         for column in config.columns:
             if str(column) != REFERENCE and evaluator.applies(column):
-                found.append(_plan(evaluator, config, column, store))
+                found.append(_plan(evaluator, Search(valid, column), config.budget, store))
     return found
 
 
-def _plan(evaluator: Evaluator, config: PlanConfig, column: Column, store: RecordStore) -> Plan:
-    name, sites = evaluator.target.name, with_statistic(evaluator.lm.model)
-    on_valid = replace(config, split="valid", max_windows=config.search_windows)
-    valid = replace(evaluator, config=on_valid)
-    few = valid.windows[: max(1, config.search_windows // 4)]
-    with Progress(f"{name} {column}: plan", len(sites)) as progress:
-        search, alone = (Search(valid, column, w, progress) for w in (valid.windows, few))
-        kept, harm = fewest(sites, search, alone, config.budget)
-        chosen = search(kept)
+def _plan(evaluator: Evaluator, search: Search, budget: float, store: RecordStore) -> Plan:
+    column = search.column
+    kept, harm = fewest(search.sites, search, search.each_alone, budget)
+    chosen = search(kept)
     asked = [REFERENCE, str(column), str(replace(column, keep_fp32=tuple(kept)))]
     confirmed = of_model(evaluator, store, list(dict.fromkeys(asked)))
     return Plan(
-        model=name,
+        model=evaluator.target.name,
         column=str(column),
         modules=_modules(evaluator.lm.facts.get("family"), kept),
-        budget=config.budget,
-        sites=sites,
+        budget=budget,
+        sites=search.sites,
         keep_fp32=kept,
         alone=harm,
         search=chosen,
-        passes=search.passes + alone.passes,
+        passes=search.passes,
         exact=confirmed[asked[0]],
         before=confirmed[asked[1]],
         after=confirmed[asked[2]],

@@ -15,7 +15,8 @@ from normlab.evaluation.memory import check_fits
 from normlab.evaluation.protocols import Protocol, protocols
 from normlab.model import ModelConfig
 from normlab.model.language_model import LanguageModel
-from normlab.norms import NormConfig
+from normlab.norms import NormConfig, all_norms
+from normlab.norms.sites import matching
 from normlab.parallel.distributed import HostsConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.registry import choice
@@ -226,6 +227,8 @@ def _pretrained(spec: str, config: EvaluateConfig) -> EvalTarget:
             "as smollm2-135m (an encoder's norms can be looked at through normlab.pretrained.load)"
         )
     config.mesh.check_sizes(found.configs.model.divided_sizes)
+    for column in config.columns:  # a site that no norm has is refused before weights are read
+        matching(column.keep_fp32, [norm.site.name for norm in all_norms(found.shape)])
     longest = found.configs.model.max_length
     data, load = _asked(PRETRAINED_DATA, config), partial(found.load, config.stream)
     target = EvalTarget(found.name, OK, data, longest, load, found.tokenizer)

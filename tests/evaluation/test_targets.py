@@ -16,6 +16,7 @@ from normlab.evaluation.texts import Texts
 from normlab.model import ModelConfig
 from normlab.parallel.mesh import MeshConfig
 from normlab.runs.run import Run
+from tests.support.small_checkpoints import CONFIGS, tensors, write_folder
 from tests.support.unscored import made_run, untrained
 
 CARD = "tokenizer/tokenizer_card.json"
@@ -91,6 +92,13 @@ def test_an_encoder_has_no_perplexity_and_is_refused_before_it_is_loaded(run, mo
         targets(config(run=str(run.directory)))
     (row,) = targets(config(runs=str(run.directory.parent)))
     assert (row.status, row.tokenizer) == ("an encoder, which has no perplexity", None)
+
+
+def test_a_site_that_a_pretrained_model_lacks_is_refused_by_its_config(tmp_path):
+    spec = write_folder(tmp_path / "m", CONFIGS["llama"], tensors("llama"))
+    with pytest.raises(ValueError, match="'norm_finale'. Did you mean 'norm_final'"):
+        targets(config(pretrained=spec, precision=("fp16/norm_finale",)))
+    assert targets(config(pretrained=spec, precision=("fp16/blocks.*.norm_in",)))
 
 
 def test_a_word_level_model_is_read_by_the_word_protocol(tmp_path):
