@@ -34,11 +34,8 @@ class Search:
         self._known = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def __call__(self, kept: Collection[str]) -> Rise:
-        """With these sites in float32, on all windows; what was found is printed."""
-        rise = self._found(kept, len(self._evaluator.windows))
-        far = f"{rise.share:+.3%}" if math.isfinite(rise.share) else "not finite"
-        console.print(f"{self.title}: {len(kept)} of {len(self.sites)} norms in float32: {far}")
-        return rise
+        """With these sites in float32, on all windows."""
+        return self._found(kept, len(self._evaluator.windows))
 
     def each_alone(self) -> dict[str, Rise]:
         """Of each site, where it alone is narrow, on the first quarter of the windows."""
@@ -54,10 +51,13 @@ class Search:
         key = f"{self._evaluator.key(asked)} {windows}"
         self.passes += 1
         if key not in self._known:
-            self._known[key] = self._measured(kept, windows)
+            self._known[key] = rise = self._measured(kept, windows)
             half = self._path.with_suffix(".half")
             half.write_text(json.dumps(self._known))
             half.replace(self._path)
+            if windows == len(self._evaluator.windows):
+                far = f"{rise.share:+.3%}" if math.isfinite(rise.share) else "not finite"
+                console.print(f"{self.title}: {len(kept)} of {len(self.sites)} in float32: {far}")
         return Rise(*self._known[key])
 
     def _measured(self, kept: Collection[str], windows: int) -> Rise:

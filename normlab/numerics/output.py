@@ -12,9 +12,22 @@ from normlab.numerics.formats import FORMATS, as_format, round_to, stage_format
 from normlab.numerics.refusal import DoesNotFit
 from normlab.registry import UnknownNameError, unknown
 
-_CODES = ("int8", "fp8_e4m3", "fp8_e5m2")
+CODES = ("int8", "fp8_e5m2", "fp8_e4m3")
+"""Of 8 bits, those first whose values the next ones hold, too."""
 _PARTS = r"(?P<per>tensor|row|block(?P<size>[1-9]\d*))"
-_WRITTEN = re.compile(rf"(?P<code>{'|'.join(_CODES)})\.{_PARTS}")
+_WRITTEN = re.compile(rf"(?P<code>{'|'.join(CODES)})\.{_PARTS}")
+
+
+def largest(code: str) -> float:
+    """The largest number of 8 bits."""
+    return 127.0 if code == "int8" else as_format(code).max
+
+
+def nearest(x: Array, code: str) -> Array:
+    """The nearest number of 8 bits; the largest one for what is beyond it."""
+    if code == "int8":
+        return jnp.clip(jnp.round(x), -127.0, 127.0)
+    return round_to(x, f"{code}.saturate")
 
 
 @dataclass(frozen=True)
@@ -35,12 +48,22 @@ class Output:
         try:
             stage_format(self.text)
         except UnknownNameError:
-            scaled = (f"{code}.{part}" for code in _CODES for part in ("tensor", "row", "blockN"))
+            scaled = (f"{code}.{part}" for code in CODES for part in ("tensor", "row", "blockN"))
             raise unknown("output", self.text, [*FORMATS, *scaled]) from None
 
     @property
     def _scaled(self) -> "re.Match[str] | None":
         return _WRITTEN.fullmatch(self.text)
+
+    def parts(self, d: int) -> int | None:
+        """Elements of a row of width d that share a scale; None where there is no scale."""
+        written = self._scaled
+        return written and int(written["size"] or d)
+
+    @property
+    def by_row(self) -> "Output":
+        """The same of a call with one row: a tensor is that row."""
+        return Output(self.text.replace(".tensor", ".row"))
 
     @property
     def format(self) -> str | None:
@@ -58,12 +81,7 @@ class Output:
         parts = y.reshape(*y.shape[:-1], -1, size) if size else y
         over = None if written["per"] == "tensor" else -1
         top = jnp.max(jnp.abs(parts), axis=over, keepdims=True)
-        most = 127.0 if written["code"] == "int8" else as_format(written["code"]).max
-        scale = top * (1.0 / most)
+        scale = top * (1.0 / largest(written["code"]))
         scale = jnp.where(scale == 0, 1.0, scale)
-        codes = divided(parts, scale)
-        if written["code"] == "int8":
-            codes = jnp.clip(jnp.round(codes), -most, most)
-        else:
-            codes = round_to(codes, f"{written['code']}.saturate")
+        codes = nearest(divided(parts, scale), written["code"])
         return sloped(no_contract(codes * scale).reshape(y.shape), y)

@@ -9,7 +9,7 @@ import numpy as np
 from normlab.numerics import Mean
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.root import GUESSED
-from normlab.probe.interval import interval
+from normlab.probe.interval import inside, interval
 from normlab.probe.kernel import Seen
 from normlab.probe.observe import Observed
 from normlab.probe.rows import READ
@@ -43,7 +43,8 @@ def beginnings(observed: Observed, seen: Seen, ends: list[Tail], d: int) -> list
     row, and each tail, of those in `ends`, says which numbers the row's outputs allow.
     """
     x = held_input(observed, seen.x)
-    columns = np.argsort(x == 0, axis=-1, kind="stable")[:, : READ + 2]
+    scaled = ends[0].parts(d) is not None  # by a scale the places of a block belong together
+    columns = np.argsort(x == 0, axis=-1, kind="stable")[:, : d if scaled else READ + 2]
     x, weight, y = (np.take_along_axis(part, columns, -1) for part in (x, seen.weight, seen.y))
     allowed = {
         (tail, divides): interval(x, weight, y, tail, divides)
@@ -52,8 +53,7 @@ def beginnings(observed: Observed, seen: Seen, ends: list[Tail], d: int) -> list
     best, kept = 0, list[Explained]()
     for made, fronts in numbers(averages(x, observed, seen.eps, d), seen.eps):
         for tail in ends:
-            low, high = allowed[tail, fronts[0][0][1].divides]
-            good = ((low <= made) & (made <= high)).sum(-1)
+            good = inside(made, allowed[tail, fronts[0][0][1].divides]).sum(-1)
             if good.max() > best:
                 best, kept = int(good.max()), []
             for row in np.flatnonzero(good == best):

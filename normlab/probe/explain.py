@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normlab.numerics import Datapath, Mean
-from normlab.probe.interval import interval
+from normlab.probe.interval import inside, interval
 from normlab.probe.kernel import Seen
 from normlab.probe.merges import Learned
 from normlab.probe.observe import Observed, same
@@ -87,18 +87,18 @@ class Rows:
     def explained(self, a: Arithmetic) -> np.ndarray:
         """Whether the number lies where the row's outputs allow it: [n].
 
-        Where each arithmetic has a row of its own to normalize, whether it predicts the outputs.
+        Where each arithmetic has a row of its own to normalize, or outputs have 8 bits and a scale,
+        whether it predicts the outputs.
         """
-        if a.tail.way in (FUSED, APART) or (self.observed.center and self._at_once(a)):
+        scaled = a.tail.parts(self.seen.x.shape[-1]) is not None
+        if scaled or a.tail.way in (FUSED, APART) or (self.observed.center and self._at_once(a)):
             told = np.isfinite(self.seen.y).all(-1)
             return np.asarray(same(self.predicted(a), self.seen.y).all(-1) | ~told)
         key = self._key(a) if self.observed.center else None, a.tail, a.front.divides
         if key not in self._limits:
             z = self.statistic(a)[0]
             self._limits[key] = interval(z, self.seen.weight, self.seen.y, a.tail, a.front.divides)
-        low, high = self._limits[key]
-        number = self.numbers(a)[:, 0]
-        return (low <= number) & (number <= high)
+        return inside(self.numbers(a)[:, 0], self._limits[key])
 
     def _at_once(self, a: Arithmetic) -> bool:
         return a.sum.variance is not None or isinstance(a.sum, Learned)

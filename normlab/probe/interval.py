@@ -1,4 +1,7 @@
-"""Which 1/rms explains a row: an output grows with it, so that the row's outputs enclose it."""
+"""Which 1/rms explains a row: an output grows with it, so that the row's outputs enclose it.
+
+Of 8 bits the largest of each part does, which is its scale; a code may not.
+"""
 
 import numpy as np
 
@@ -14,7 +17,7 @@ def interval(
     """The least and the largest float32 ≥ 0 by which rows z become y, [n] each; lo > hi: none.
 
     Found by bisection over the bits: every stage behind it rounds, and so is monotone. Rows with an
-    output that is no number tell nothing here.
+    output that is no number tell nothing here: −∞ to ∞.
 
     Args:
         z: rows [n, d].
@@ -23,13 +26,20 @@ def interval(
         tail: the stages behind the product.
         divides: the number divides the row.
     """
-    sign = np.sign(z) * np.sign(weight)
-    told = (sign != 0) & np.isfinite(y).all(-1, keepdims=True)
-    want = y * sign
+    sign, parts = np.sign(z) * np.sign(weight), tail.parts(z.shape[-1])
+
+    def growing(y: np.ndarray) -> np.ndarray:
+        if parts is None:
+            return y * sign
+        beyond = np.where(np.isnan(y), np.inf, np.abs(y))  # an infinity makes NaN of its part
+        return beyond.reshape(len(y), -1, parts).max(-1)
+
+    told = (growing(sign) != 0) & np.isfinite(y).all(-1, keepdims=True)
+    want = growing(y)
 
     def made(bits: np.ndarray) -> np.ndarray:
         scalar = bits.astype(np.int32).view(np.float32)[:, None]
-        return leaving(z, scalar, weight, tail, divides) * sign
+        return growing(leaving(z, scalar, weight, tail, divides))
 
     def enough(bits: np.ndarray) -> np.ndarray:
         got = made(bits)
@@ -43,7 +53,14 @@ def interval(
     ends = least, beyond - 1
     none = (least > LARGEST) | (beyond == 0)
     low, high = (np.clip(e, 0, LARGEST).astype(np.int32).view(np.float32) for e in ends)
+    low = np.where(told.any(-1), low, -np.float32(np.inf))
     return np.where(none, np.float32(1), low), np.where(none, np.float32(0), high)
+
+
+def inside(number: np.ndarray, limits: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Where a number lies in the interval; NaN where any does."""
+    number = np.where(np.isnan(number), -np.float32(np.inf), number)
+    return (limits[0] <= number) & (number <= limits[1])
 
 
 def first(true: object, n: int) -> np.ndarray:

@@ -6,7 +6,6 @@ from normlab.numerics import Mean, Root
 from normlab.numerics.eps import EpsForm
 from normlab.probe.finding import Finding
 from normlab.probe.kernel import Seen
-from normlab.probe.observe import ROWS
 from normlab.probe.stages import APART, FUSED, JOINED
 
 WORDS = {
@@ -95,12 +94,12 @@ def notes(found: Finding) -> list[str]:
         f"  norm: {'LayerNorm (the mean is taken off)' if seen.center else 'RMSNorm'}, "
         f"weight {'1 + w' if seen.one_plus else 'γ'}",
         f"  subnormal numbers: {came} at the input, {left} at the output",
-        f"  a row's result {DEPENDS + seen.batch if seen.batch else BATCH}",
+        f"  a row's result {DEPENDS.format(seen.together) + seen.batch if seen.batch else BATCH}",
         f"  rows tried: {found.rows}",
     ]
 
 
-DEPENDS = f"depends on the batch (all else is of batches of {ROWS}): "
+DEPENDS = "depends on the batch (all else is of batches of {}): "
 BATCH = "was the same alone, in other batches, in another order, beside a larger row"
 
 

@@ -13,7 +13,7 @@ from normlab.probe.explain import Arithmetic, Rows
 from normlab.probe.finding import Finding, finding
 from normlab.probe.kernel import Function, Kernel, Seen
 from normlab.probe.merges import VARIANCES, Learned
-from normlab.probe.observe import ROWS, observe
+from normlab.probe.observe import observe
 from normlab.probe.refine import asked, refined
 from normlab.probe.rows import Design
 from normlab.probe.stages import (
@@ -61,8 +61,7 @@ class Search:
     def __init__(self, kernel: Kernel, rng: np.random.Generator):
         self.kernel, self.rng = kernel, rng
         self.observed = observe(kernel, Design(kernel.d, rng))
-        if self.observed.batch:
-            kernel.batch = ROWS
+        kernel.batch = self.observed.together
         self.design = Design(kernel.d, rng, self.observed.center)
 
     def run(self) -> Finding:

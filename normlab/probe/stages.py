@@ -17,6 +17,7 @@ from jax import Array
 from normlab.numerics import Accumulator, Datapath, Mean, Root, round_to
 from normlab.numerics.eps import EpsForm
 from normlab.numerics.exact import divided, fma, no_contract
+from normlab.numerics.output import Output
 from normlab.numerics.root import GUESSED
 
 NARROW = ("fp16", "bf16")
@@ -137,6 +138,15 @@ class Tail(NamedTuple):
         del stages["way"]
         return Datapath(sum=WRITTEN, **stages)
 
+    @property
+    def by_row(self) -> "Tail":
+        """The same of a call with one row, as a kernel with a scale for a tensor is called."""
+        return self._replace(output=self.output and Output(self.output).by_row.text)
+
+    def parts(self, d: int) -> int | None:
+        """Elements of a row that leave with a scale of their own; None where there is none."""
+        return None if self.output is None else Output(self.output).parts(d)
+
 
 def orders(d: int) -> list[str]:
     """Every order that adds d terms in another way than those before it."""
@@ -218,7 +228,7 @@ def fronts(d: int) -> list[Front]:
 def tails(outputs: Sequence[str | None]) -> list[Tail]:
     """Every tail that ends in one of these formats."""
     every = product(FORMATS, FORMATS, (False, True), outputs)
-    found = [Tail(*said) for said in every if said[3] or not said[2]]
+    found = [Tail(*said) for said in every if not said[2] or said[3] in NARROW]
     return found + [Tail(None, None, False, output, JOINED) for output in outputs]
 
 
@@ -331,7 +341,7 @@ def leaving(
 def _leaving(
     z: Numbers, scalar: Numbers, weight: Numbers, middle: Numbers, tail: Tail, divides: bool
 ) -> Array:
-    acc = Accumulator(tail.path)
+    acc = Accumulator(tail.by_row.path)
     match tail.way:
         case "joined":
             joined = divided(weight, scalar) if divides else no_contract(weight * scalar)

@@ -49,7 +49,7 @@ Meet = Callable[..., np.ndarray]
 def learned(search: "Search", a: Arithmetic) -> Learned | None:
     """The tree of the adder that this arithmetic has; None where nothing shows it."""
     d = search.kernel.d
-    if d > MOST:
+    if d > MOST or a.tail.parts(d) is not None:
         return None
     if search.observed.center:
         meet = partial(left_over, search)

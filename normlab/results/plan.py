@@ -113,9 +113,10 @@ def _share(record: Record) -> float:
 def report(plans: Sequence[Plan]) -> str:
     """The answer for each column in a line, the table, what a runtime is told, what it covers."""
     parts = ["\n".join(answer(plan) for plan in plans), grid([HEAD, *map(_row, plans)])]
-    for plan in plans:
-        if plan.keep_fp32 and plan.chosen:
-            parts.append(_lists(plan))
+    told = [plan for plan in plans if plan.keep_fp32 and plan.chosen]
+    parts += map(_lists, told)
+    if any(plan.modules for plan in told):
+        parts.append(RUNTIMES)
     return "\n\n".join([*parts, _legend(plans[0])])
 
 
@@ -164,7 +165,7 @@ def _lists(plan: Plan) -> str:
     ]
     if plan.modules:
         kept += ["Hugging Face modules (ends of their names): " + _listed(plan.modules)]
-        kept += ["ONNX nodes (patterns): " + _listed(plan.nodes), RUNTIMES]
+        kept += ["ONNX nodes (patterns): " + _listed(plan.nodes)]
     return "\n\n".join(kept)
 
 
@@ -174,6 +175,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 RUNTIMES = """\
+### In a runtime
+
 Nodes have these names with `torch.onnx.export(…, dynamo=False)`; its newer exporter keeps the \
 module in a node's metadata, `pkg.torch.onnx.name_scopes`.
 

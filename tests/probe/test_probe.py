@@ -8,13 +8,14 @@ import pytest
 
 from normlab.numerics import Datapath, Mean, Precision, Root, exact
 from normlab.numerics.eps import EpsForm
+from normlab.numerics.output import Output
 from normlab.probe import probe
 from normlab.probe.adapters import load
 from normlab.probe.explain import Arithmetic
-from normlab.probe.interval import interval
+from normlab.probe.interval import inside, interval
 from normlab.probe.kernel import Kernel
 from normlab.probe.merges import described, fma
-from normlab.probe.observe import same
+from normlab.probe.observe import outputs, same
 from normlab.probe.report import report
 from normlab.probe.rows import Design
 from normlab.probe.search import Search
@@ -35,7 +36,7 @@ from normlab.probe.stages import (
 from normlab.probe.tree import learned
 from tests.support import datapath_reference as reference
 from tests.support.numerics_reference import summed
-from tests.support.planted_kernels import Planted, planted
+from tests.support.planted_kernels import Planted, eight_bits, planted
 
 D = 48
 PLANTED = 60
@@ -72,6 +73,13 @@ def test_the_interval_encloses_what_made_the_row():
             beyond = np.nextafter(end, np.float32(way))[:, None]
             assert same_end.all()
             assert (np.asarray(leaving(x, beyond, weight, tail, divides)) != y).any(-1).all()
+
+
+def test_a_row_that_is_no_number_allows_every_number():
+    """A Newton step that overflows makes −∞ of 1/rms."""
+    x, y = np.ones((4, D), np.float32), np.full((4, D), np.nan, np.float32)
+    limits = interval(x, x, y, Tail(None, None, False, None), False)
+    assert inside(np.float32([-np.inf, np.nan, 1, np.inf]), limits).all()
 
 
 def test_tails_that_are_searched_as_one_make_the_same_rows():
@@ -199,9 +207,20 @@ def test_a_tree_is_described_by_its_chains():
     )
 
 
+@pytest.mark.parametrize("text", [*eight_bits(D), "fp16", "bf16", "fp32"])
+def test_what_holds_the_outputs_is_seen(text):
+    """Rows of other sizes, so that a tensor's scale isn't a row's; bf16's all fit into fp16."""
+    floats = {"fp32": (None,), "fp16": ("fp16", None), "bf16": ("fp16", "bf16", None)}
+    rng = np.random.default_rng(10)
+    y = np.float32(rng.normal(size=(32, D)) * rng.uniform(0.5, 2, (32, 1)))
+    assert outputs(np.asarray(Output(text)(y))) == floats.get(text, (text,))
+
+
 @pytest.mark.system
-def test_a_planted_datapath_is_found():
-    kernel = planted(11, D)
+@pytest.mark.parametrize("seed", [11, 15])
+def test_a_planted_datapath_is_found(seed):
+    """One in bfloat16, and one in 8 bits with a scale for a whole call."""
+    kernel = planted(seed, D)
     found = probe(kernel, D, kernel.dtype)
     assert found.exact
     assert kernel.among(found)

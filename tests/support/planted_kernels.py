@@ -6,6 +6,7 @@ import numpy as np
 
 from normlab.numerics import Datapath
 from normlab.numerics.eps import EpsForm
+from normlab.numerics.output import CODES
 from normlab.probe import stages
 from tests.support import datapath_reference as reference
 
@@ -30,6 +31,11 @@ class Planted(NamedTuple):
         return (self.path, self.way) in [(a.path, a.tail.way) for a in found.left]
 
 
+def eight_bits(d):
+    """Every output with a scale, blocks of two sizes among them."""
+    return [f"{code}.{part}" for code in CODES for part in ("tensor", "row", f"block{d // 3}")]
+
+
 def planted(seed, d):
     """One of the probe's space, every stage drawn apart; no root that is XLA's own."""
     rng = np.random.default_rng(seed)
@@ -46,6 +52,7 @@ def planted(seed, d):
     roots = [root for root in stages.roots() if root.kind != "rsqrt"]
     kind = draw(list({root.kind: None for root in roots}))
     output = draw(stages.NARROW) if dtype == "fp32" and rng.random() < 0.2 else dtype
+    output = draw(eight_bits(d)) if rng.random() < 0.15 else output
     output = None if output == "fp32" else output
     tails = stages.tails([output])
     way = stages.JOINED if rng.random() < 0.15 else ""
