@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from normlab.model import Context
 from normlab.model import attention as module
-from normlab.model.attention import BLOCKS, QUERIES, rotate, scaled_attention, spans
+from normlab.model.attention import BLOCKS, QUERIES, rotate, scaled_attention, soft_cap, spans
 from tests.conftest import tiny_model
 from tests.support.passes import QUICK
 from tests.support.transformer_reference import Reference
@@ -56,18 +56,22 @@ def test_the_formula_at_once_and_in_blocks_of_queries(options, monkeypatch):
             np.testing.assert_allclose(way[layer], expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("cap", [None, 0.5])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_its_own_gradient_is_the_one_that_jax_derives(dtype):
+def test_its_own_gradient_is_the_one_that_jax_derives(dtype, cap):
     draw = np.random.default_rng(0).standard_normal
     given = [jnp.asarray(draw((2, LENGTH, h, 8)), dtype) for h in (4, 2, 2, 4)]  # grouped heads
     age = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
     mask = ((age >= 0) & (age < 5))[None, None]
 
-    def derived(*qkv):
-        return jax.nn.dot_product_attention(*qkv, mask=mask, scale=0.3, implementation="xla")
+    def derived(q, k, v):
+        k, v = (jnp.repeat(t, 2, axis=2) for t in (k, v))
+        products = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask, soft_cap(products * 0.3, cap), -jnp.inf)
+        return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores).astype(dtype), v)
 
     def both(*given):
-        ways = derived, lambda *qkv: scaled_attention(*qkv, mask, 0.3)
+        ways = derived, lambda *qkv: scaled_attention(*qkv, mask, 0.3, cap)
         found = [jax.vjp(way, *given[:3]) for way in ways]
         return [(out, *back(given[3])) for out, back in found]
 
