@@ -236,8 +236,19 @@ def nothing_summed(norm: Norm) -> ValueError:
 
 
 def all_norms(model: nnx.Module) -> list[Norm]:
-    """Every norm of a model."""
-    return [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
+    """Every norm of a model, in the order of `nnx.iter_graph`, which takes ten times as long."""
+    found = dict[int, Norm]()
+
+    def walk(node: object) -> None:
+        named = sorted(vars(node).items())
+        for part in node if isinstance(node, nnx.List) else (part for _, part in named):
+            if isinstance(part, nnx.Pytree):
+                walk(part)
+        if isinstance(node, Norm):
+            found.setdefault(id(node), node)
+
+    walk(model)
+    return list(found.values())
 
 
 def penalties(model: nnx.Module) -> list[Float[Array, ""]]:

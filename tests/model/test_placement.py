@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from normlab.model import Context, PlacementConfig, placements
 from normlab.model.placement import SITES, SUBLAYERS, At, Placement, ResidualConfig
-from normlab.norms import all_norms
+from normlab.norms import Norm, all_norms
 from normlab.registry import UnknownNameError
 from tests.conftest import tiny_model
 
@@ -64,6 +65,8 @@ def test_every_site_of_a_row_has_a_norm_and_no_other(name):
     model = tiny_model(placement=name)
     assert sorted(norm.site.name for norm in all_norms(model)) == sorted(expected)
     assert {norm.config for norm in all_norms(model)} == {model.norm}
+    of_graph = [node for _, node in nnx.iter_graph(model) if isinstance(node, Norm)]
+    assert list(map(id, all_norms(model))) == list(map(id, of_graph))
     assert {site.rsplit(".", 1)[-1] for site in expected} == config.sites(2) <= set(SITES)
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 
 from normlab.config import require
+from normlab.data.encodings import encoded
 from normlab.data.tokenizer import Tokenizer, WordTokenizer
 from normlab.evaluation.protocols.texts import (
     bytes_by_token,
@@ -137,7 +138,7 @@ def _protocol(
 
 
 def _stream(text: str, tokenizer: Tokenizer) -> Stream:
-    encoding = tokenizer.encode(text)
+    encoding = encoded(text, tokenizer)
     sizes = bytes_by_token(text, encoding)
     if tokenizer.has_unknown and tokenizer.decode(encoding.ids).split() != text.split():
         sizes = np.zeros_like(sizes)  # bits of what was not told are not known
