@@ -13,7 +13,7 @@ is one IEEE operation, rounded to nearest. A contraction would be an `fma`, flus
 
 Of the evaluation of Llama-2-7b's shape, a batch as `python -m evaluate` has it: GB of the weights,
 and of what XLA plans to hold beside them. The same of a training step at GPT-2's 124M parameters,
-12 texts of 1,024 tokens; attention is XLA's, as cuDNN's is not compiled without a GPU.
+12 texts of 1,024 tokens; attention is ours, as cuDNN's is not compiled without a GPU.
 """
 
 import argparse
