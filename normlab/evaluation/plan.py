@@ -156,7 +156,6 @@ def _plan(evaluator: Evaluator, search: Search, budget: float, store: RecordStor
         keep_fp32=kept,
         alone=harm,
         search=chosen,
-        passes=search.passes,
         exact=confirmed[asked[0]],
         before=confirmed[asked[1]],
         after=confirmed[asked[2]],

@@ -28,7 +28,6 @@ class Search:
     def __init__(self, evaluator: Evaluator, column: Column):
         self.sites = with_statistic(evaluator.lm.model)
         self.title = f"{evaluator.target.name} {column}"
-        self.passes = 0
         self.column, self._evaluator = column, evaluator
         self._path = Path(evaluator.config.out) / "search.json"
         self._known = json.loads(self._path.read_text()) if self._path.exists() else {}
@@ -49,7 +48,6 @@ class Search:
     def _found(self, kept: Collection[str], windows: int) -> Rise:
         asked = replace(self.column, keep_fp32=tuple(s for s in self.sites if s in kept))
         key = f"{self._evaluator.key(asked)} {windows}"
-        self.passes += 1
         if key not in self._known:
             self._known[key] = rise = self._measured(kept, windows)
             half = self._path.with_suffix(".half")

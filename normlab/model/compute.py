@@ -87,7 +87,7 @@ class ComputeConfig:
         return _ONEDNN if self.products == "onednn" else {}
 
     def attention_kernel(self, dtype: jnp.dtype, head_size: int) -> Literal["xla", "cudnn"]:
-        """Which implementation of `jax.nn.dot_product_attention` queries of this dtype get.
+        """Whether queries of this dtype get cuDNN's kernel, or products that XLA compiles.
 
         cuDNN's fused attention takes half precision and heads of at most 128 elements, a multiple
         of 8 (its limit on GPUs before Hopper).

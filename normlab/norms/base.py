@@ -236,7 +236,7 @@ def nothing_summed(norm: Norm) -> ValueError:
 
 
 def all_norms(model: nnx.Module) -> list[Norm]:
-    """Every norm of a model, in the order of `nnx.iter_graph`, which takes ten times as long."""
+    """Every norm of a model, in the order of `nnx.iter_graph`, which takes far longer."""
     found = dict[int, Norm]()
 
     def walk(node: object) -> None:

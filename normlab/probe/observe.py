@@ -6,7 +6,7 @@ from itertools import product
 import jax.numpy as jnp
 import numpy as np
 
-from normlab.numerics.output import CODES, largest, nearest
+from normlab.numerics.output import CODES, Output, largest, nearest
 from normlab.probe.kernel import DTYPES, Kernel
 from normlab.probe.rows import Design
 from normlab.probe.stages import NARROW
@@ -116,7 +116,7 @@ def _flush(kernel: Kernel, one_plus: bool, held: tuple[str | None, ...]) -> tupl
     left = kernel(x, np.full(kernel.d, 1.0 - one_plus, np.float32), 1e-5)[0]
     told = {True: "kept", False: "flushed"}
     whole = np.isfinite(left).all() and left[1] != 0  # no sum overflowed
-    whole &= (held[0] or "").partition(".")[0] not in CODES
+    whole &= held[0] is None or Output(held[0]).format is not None  # no code of 8 bits
     return told[bool(came != 0)], told[bool(left[0] != 0)] if whole else "unknown"
 
 

@@ -41,7 +41,6 @@ class Plan:
         keep_fp32: those that stay.
         alone: by site how far it alone leads away; empty where nothing had to be searched.
         search: with the kept sites, on the text that they were chosen on.
-        passes: over that text.
         exact, before, after: records of fp32, of the column as it is and with the kept sites, on
             the text that was asked for.
     """
@@ -54,7 +53,6 @@ class Plan:
     keep_fp32: list[str]
     alone: dict[str, Rise]
     search: Rise
-    passes: int
     exact: Record
     before: Record
     after: Record
