@@ -22,8 +22,8 @@ from normlab.model.residual import MakeNorm
 from normlab.norms import Norm
 
 QUERIES = 256
-"""So many share one product with their keys. On a CPU 128 are about as fast, 512 take 1.0 to 1.8 times
-as long (windows of 512 and 2,048, heads of SmolLM2-135M, Gemma-3-270M and Llama-2-7b)."""
+"""So many share one product with their keys. On a CPU 128 are about as fast, 512 take 1.0 to 1.8
+times as long (windows of 512 and 2,048, heads of SmolLM2-135M, Gemma-3-270M, Llama-2-7b)."""
 
 BLOCKS = 8
 """Into more than so many blocks queries aren't divided, as each is compiled by itself."""

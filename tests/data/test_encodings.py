@@ -1,4 +1,4 @@
-"""Long texts as tokens on disk: made once, never wrong."""
+"""Long texts as tokens on disk: made once, replaced where damaged."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from normlab.data.tokenizer import ByteTokenizer
 TEXT = "A text of – some – length. " * (1 + LEAST // 20)
 
 
-def test_a_long_text_is_tokenized_once_and_a_damaged_file_made_anew(tmp_path, monkeypatch):
+def test_a_long_text_is_tokenized_once_and_a_damaged_file_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("NORMLAB_CACHE", str(tmp_path / "cache"))
     tokenizer, made = ByteTokenizer(), []
     encode = tokenizer.encode
