@@ -81,12 +81,26 @@ def _loaded(config: TextConfig) -> dict[str, Any]:
         if folder.is_dir():
             rows = datasets.load_dataset(*_folder(folder, config), streaming=config.streaming)
         else:
-            rows = datasets.load_dataset(
-                config.name, config.config, revision=config.revision, streaming=config.streaming
-            )
+            rows = _named(config)
         return dict(rows)
     except Exception as error:  # whatever stops it, the text can't be had
         raise CorpusUnavailableError(_ways(config, error)) from error
+
+
+def _named(config: TextConfig) -> Any:
+    """From the hub if it answers in seconds, else from what an earlier `load_dataset` kept."""
+    import datasets
+
+    offline, reason = datasets.config.HF_HUB_OFFLINE, wikitext.unanswered(str(config.name))
+    datasets.config.HF_HUB_OFFLINE = offline or reason is not None
+    try:
+        return datasets.load_dataset(
+            config.name, config.config, revision=config.revision, streaming=config.streaming
+        )
+    except ConnectionError as error:
+        raise ConnectionError(reason or str(error)) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
 
 
 def _folder(folder: Path, config: TextConfig) -> list[str]:

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,7 +214,8 @@ def _in_datasets_cache(name: str) -> Reader | None:
 def _on_hub(name: str) -> Reader | None:
     from huggingface_hub import snapshot_download
 
-    _ask_hub()
+    if reason := unanswered(HUB):
+        raise CorpusUnavailableError(reason)
     try:
         # Of no stated revision, or the cache wouldn't know it as the newest when offline.
         snapshot_download(HUB, repo_type="dataset", allow_patterns=f"{CONFIGS[name]}/*")
@@ -223,21 +224,21 @@ def _on_hub(name: str) -> Reader | None:
     return _in_hub_cache(name)
 
 
-def _ask_hub() -> None:
-    """Return if the hub knows the data set; else `CorpusUnavailableError` within seconds.
+@cache
+def unanswered(repo: str) -> str | None:
+    """Why the hub can't be asked for a data set, within seconds; None if it has it.
 
     `load_dataset` on its own asks a dead hub six times, for more than 20 s. A socket's timeout
     doesn't bound the name look-up, so the question is asked in a thread that may be left behind.
+    It is asked once: a sweep's later runs don't wait for it again.
     """
-    if _refused:
-        raise CorpusUnavailableError(_refused[0])
     answer: list[object] = []
 
     def ask() -> None:
         from huggingface_hub import HfApi
 
         try:
-            answer.append(HfApi().dataset_info(HUB, timeout=HUB_PATIENCE))
+            answer.append(HfApi().dataset_info(repo, timeout=HUB_PATIENCE))
         except Exception as error:  # unreachable, offline mode, a proxy's page, no such host, ...
             answer.append(error)
 
@@ -245,15 +246,8 @@ def _ask_hub() -> None:
     thread.start()
     thread.join(HUB_PATIENCE)
     if not answer:
-        _refused.append(f"no answer in {HUB_PATIENCE:g} s")
-    elif isinstance(answer[0], Exception):
-        _refused.append(f"no answer ({_short(answer[0])})")
-    if _refused:
-        raise CorpusUnavailableError(_refused[0])
-
-
-_refused: list[str] = []
-"""Why the hub could not be asked; a sweep's later runs don't wait for it again."""
+        return f"no answer in {HUB_PATIENCE:g} s"
+    return f"no answer ({_short(answer[0])})" if isinstance(answer[0], Exception) else None
 
 
 def _short(error: object) -> str:

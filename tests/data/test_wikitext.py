@@ -45,8 +45,10 @@ def publish_parquet(folder: Path, rows: dict[str, list[str]]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def ask_the_hub_anew(monkeypatch):
-    monkeypatch.setattr(wikitext, "_refused", [])
+def ask_the_hub_again():
+    wikitext.unanswered.cache_clear()
+    yield
+    wikitext.unanswered.cache_clear()
 
 
 @pytest.fixture
