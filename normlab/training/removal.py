@@ -25,7 +25,7 @@ from normlab.training.config import TrainConfig
 from normlab.training.optimizers import make_optimizer
 from normlab.training.parts import parts_of
 from normlab.training.start import resolved
-from normlab.training.step import learned, make_step, make_validate
+from normlab.training.step import learned, make_step, make_validate, validation_loss
 from normlab.training.trainer import validation_windows
 from normlab.transforms import DoesNotApply, apply
 from normlab.transforms.remove import average_factors, freeze, removable
@@ -211,10 +211,5 @@ class Tuner:
 
     def perplexity(self) -> float:
         """Of the validation windows."""
-        inputs, targets = self.valid
-        total, size = 0.0, self.run.batch
-        for i in range(0, len(inputs), size):
-            texts = shard_batch(inputs[i : i + size], targets[i : i + size])
-            total += float(self._validate(self.params, *texts))
-        mean = total / targets.size
+        mean = validation_loss(self._validate, self.params, self.valid, self.run.batch)
         return math.inf if mean > 700 else math.exp(mean)

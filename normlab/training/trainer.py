@@ -41,7 +41,13 @@ from normlab.training.metrics import MetricsLog
 from normlab.training.optimizers import groups, make_optimizer
 from normlab.training.parts import parts_of
 from normlab.training.stacked import Layers
-from normlab.training.step import PROGRAMS, learned, make_step, make_validate
+from normlab.training.step import (
+    PROGRAMS,
+    learned,
+    make_step,
+    make_validate,
+    validation_loss,
+)
 from normlab.training.stop import StopRequest
 from normlab.training.tracking import check_installed, tracked
 
@@ -339,13 +345,7 @@ class Trainer:
 
     def _validate(self, checkpoints: Checkpoints, step: int) -> None:
         """Mean loss over the validation windows, logged, and a checkpoint that bears it."""
-        inputs, targets = self.valid
-        total = 0.0
-        for i in range(0, len(inputs), self.config.batch):
-            rows = slice(i, i + self.config.batch)
-            texts = shard_batch(inputs[rows], targets[rows])
-            total += float(self.validate_batch(self.params, *texts))
-        loss = total / targets.size
+        loss = validation_loss(self.validate_batch, self.params, self.valid, self.config.batch)
         if not math.isfinite(loss):
             raise Diverged(step, f"validation loss {loss}")
         self.log.write(step, valid_loss=loss, valid_perplexity=math.exp(min(loss, 700.0)))
